@@ -1,0 +1,20 @@
+#include "base/log.h"
+
+#include <memory>
+#include <string>
+
+#include "spdlog/sinks/stdout_color_sinks.h"
+
+namespace epic {
+
+void InitLog(std::string_view process, std::string_view level) {
+  auto logger = std::make_shared<spdlog::logger>(
+      std::string(process), std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger->set_pattern("%H:%M:%S.%e %^%L%$ %n: %v");
+  spdlog::level::level_enum parsed = spdlog::level::from_str(std::string(level));
+  logger->set_level(parsed == spdlog::level::off ? spdlog::level::info : parsed);
+  logger->flush_on(spdlog::level::info);
+  spdlog::set_default_logger(std::move(logger));
+}
+
+}  // namespace epic

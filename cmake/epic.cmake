@@ -1,0 +1,27 @@
+# epic_library(name SRCS … HDRS … DEPS …): one concept, as target epic_<name>. Without SRCS it is header-only.
+function(epic_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;HDRS;DEPS" ${ARGN})
+  if(ARG_SRCS)
+    add_library(epic_${name} STATIC ${ARG_SRCS} ${ARG_HDRS})
+    target_include_directories(epic_${name} PUBLIC ${CMAKE_SOURCE_DIR})
+    target_link_libraries(epic_${name} PUBLIC ${ARG_DEPS})
+  else()
+    add_library(epic_${name} INTERFACE)
+    target_include_directories(epic_${name} INTERFACE ${CMAKE_SOURCE_DIR})
+    target_link_libraries(epic_${name} INTERFACE ${ARG_DEPS})
+  endif()
+endfunction()
+
+# epic_test(name SRCS … DEPS … [LABELS …]): one GoogleTest program, run by ctest from the repository's root.
+# Label `threads` marks the tests that the thread sanitizer should see.
+function(epic_test name)
+  if(NOT EPIC_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/test)
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES LABELS "unit;${ARG_LABELS}" TIMEOUT 600)
+endfunction()
