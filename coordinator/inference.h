@@ -1,0 +1,85 @@
+// Inference: what the frontends (HTTP, gRPC) ask of the coordinator's core.
+//
+//   ASSIGN_OR_RETURN(auto stream, inference.Submit(std::move(request)));
+//   stream->SetListener([=] { executor.Post([=] { Pull(stream); }); });
+//
+// All methods may be called from any thread, and none blocks on a worker.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "coordinator/request.h"
+
+namespace epic::coordinator {
+
+// What a cursor reads: journal tokens from a position on, and the end if there is one.
+struct Slice {
+  std::vector<JournalToken> tokens;
+  FinishReason finish = FinishReason::kNone;  // set only with the journal's last token delivered
+  absl::Status error;                         // with kError
+};
+
+// A client's view of a request's journal. A stream keeps its journal alive; destroying the last
+// stream of an unfinished request cancels it (the client is gone).
+class RequestStream {
+ public:
+  virtual ~RequestStream() = default;
+  // Called after the journal has grown or ended, and once at once. Runs on the core's thread: hand
+  // over, never work there. Replaces the listener before; empty: none.
+  virtual void SetListener(std::function<void()> listener) = 0;
+  // The tokens of `choice` from position `from` on.
+  virtual Slice Read(int choice, int from) const = 0;
+  // Tokens of the prompt that came from the prefix cache; 0 until known.
+  virtual int cached_tokens() const = 0;
+  // Of prompt tokens 1 .. n-1, if asked for; empty until the prompt is computed.
+  virtual std::vector<JournalToken> prompt_logprobs() const = 0;
+};
+
+struct ModelInfo {
+  std::vector<std::string> names;  // served names, the first is canonical
+  int max_model_len = 0;           // 0 until a worker is ready
+  int vocab_size = 0;
+  std::string system_fingerprint;
+};
+
+struct RankStatus {
+  int rank = 0;
+  std::string state;  // loading, ready, draining, lost
+  std::string description;
+  std::string profile;
+  int64_t loaded_bytes = 0;
+  int64_t total_bytes = 0;
+  int running = 0;
+  int waiting = 0;
+  int kv_pages_used = 0;
+  int kv_page_count = 0;
+  int64_t steps = 0;
+  int64_t preemptions = 0;
+  absl::Duration last_step_age = absl::ZeroDuration();
+};
+
+struct Status {
+  bool ready = false;
+  std::string reason;  // why not
+  int requests_running = 0;
+  int requests_waiting = 0;
+  std::vector<RankStatus> ranks;
+};
+
+class Inference {
+ public:
+  virtual ~Inference() = default;
+  // ResourceExhausted: the queue is full (429). Unavailable: not ready or draining (503).
+  virtual absl::StatusOr<std::shared_ptr<RequestStream>> Submit(Request request) = 0;
+  // NotFound if no such request is running.
+  virtual absl::Status Cancel(const std::string& request_id) = 0;
+  virtual ModelInfo model() const = 0;
+  virtual Status status() const = 0;
+};
+
+}  // namespace epic::coordinator

@@ -1,0 +1,33 @@
+// The paged, compressed KV cache as kernels see it: one slab of pages per layer.
+//
+// A record is what one token leaves in one layer: [latent | rope key], each part padded to 16 bytes,
+// stored as BF16. A page (slot) is 64 records of consecutive tokens of one sequence; page id p names
+// the p-th page in every layer's slab. The bytes are the same on every device and wire.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace epic::kernels {
+
+inline constexpr int kPageTokens = 64;
+
+struct KvLayout {
+  int latent_dim = 0;  // kv_lora_rank
+  int rope_dim = 0;    // qk_rope_head_dim
+
+  static constexpr int64_t Padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+  int64_t rope_offset_bytes() const { return Padded(latent_dim * 2); }
+  int64_t record_bytes() const { return rope_offset_bytes() + Padded(rope_dim * 2); }
+  int64_t page_bytes() const { return kPageTokens * record_bytes(); }
+};
+
+// Owned by worker/kv (pool); valid while the pool lives. Page ids below page_count are valid.
+struct KvView {
+  KvLayout layout;
+  std::span<std::byte* const> slabs;  // [layers], each page_count · layout.page_bytes(), 64-aligned
+  int page_count = 0;
+};
+
+}  // namespace epic::kernels

@@ -1,0 +1,29 @@
+// StepPlan: all that one step over a batch needs to know, as flat arrays. Built once by the
+// scheduler, read by every layer. Rows of one sequence stand together, positions ascending.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace epic::kernels {
+
+struct SequenceRows {
+  int32_t first_row = 0;       // of the plan's rows
+  int32_t row_count = 0;       // > 0
+  int32_t first_position = 0;  // position of first_row; records 0 .. first_position-1 are in the cache
+  int32_t first_page = 0;      // where this sequence's page table starts in StepPlan::pages;
+                               // it covers positions 0 .. first_position+row_count-1
+};
+
+struct StepPlan {
+  std::vector<int32_t> token_ids;     // [rows]
+  std::vector<int32_t> positions;     // [rows]
+  std::vector<int32_t> row_sequence;  // [rows] index into `sequences`
+  std::vector<SequenceRows> sequences;
+  std::vector<int32_t> pages;       // page tables, one after another
+  std::vector<int32_t> logit_rows;  // rows whose logits are wanted, ascending
+
+  int rows() const { return static_cast<int>(token_ids.size()); }
+};
+
+}  // namespace epic::kernels

@@ -1,0 +1,63 @@
+// Number types and views of matrices. Views own nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace epic::kernels {
+
+enum class DType : uint8_t { kF32, kF16, kBF16, kF8E4M3, kI32, kU8 };
+
+constexpr int64_t DTypeBytes(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kI32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return 2;
+    case DType::kF8E4M3:
+    case DType::kU8:
+      return 1;
+  }
+  return 0;
+}
+
+// The upper half of an IEEE float32.
+struct BF16 {
+  uint16_t bits;
+};
+
+// Rows of an activation in backend memory: [rows, cols], row-major, dense, 64-byte aligned base.
+struct Tensor {
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  void* data = nullptr;
+
+  template <typename T>
+  T* As() const {
+    return static_cast<T*>(data);
+  }
+  template <typename T>
+  T* Row(int64_t row) const {
+    return static_cast<T*>(data) + row * cols;
+  }
+  int64_t bytes() const { return rows * cols * DTypeBytes(dtype); }
+};
+
+// A weight as the checkpoint stores it: [rows, cols] row-major, y = x·Wᵀ (rows outputs, cols
+// inputs). A vector has rows == 1. The bytes may be unaligned and are only read while loading.
+// kF8E4M3 comes with scales [ceil(rows/128), ceil(cols/128)] float32 (unaligned too):
+// W[i,j] = e4m3(data[i,j]) · scales[i/128, j/128].
+struct SourceMatrix {
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  const void* data = nullptr;
+  const void* scales = nullptr;
+};
+
+inline constexpr int kScaleBlock = 128;
+
+}  // namespace epic::kernels
