@@ -25,8 +25,8 @@ struct Voidify {
 
 }  // namespace epic::internal
 
-#define CHECK(condition)                    \
-  (condition) ? (void)0                     \
+#define CHECK(condition)                      \
+  (condition) ? (void)0                       \
               : ::epic::internal::Voidify() & \
                     ::epic::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 #define EPIC_CHECK_OP(a, op, b) CHECK((a)op(b)) << " (" << (a) << " against " << (b) << ") "
@@ -36,8 +36,8 @@ struct Voidify {
 #define CHECK_LE(a, b) EPIC_CHECK_OP(a, <=, b)
 #define CHECK_GT(a, b) EPIC_CHECK_OP(a, >, b)
 #define CHECK_GE(a, b) EPIC_CHECK_OP(a, >=, b)
-#define CHECK_OK(expression)                                      \
-  do {                                                            \
-    const auto& epic_check_ok = (expression);                     \
-    CHECK(epic_check_ok.ok()) << " " << epic_check_ok;            \
+#define CHECK_OK(expression)                           \
+  do {                                                 \
+    const auto& epic_check_ok = (expression);          \
+    CHECK(epic_check_ok.ok()) << " " << epic_check_ok; \
   } while (false)

@@ -15,7 +15,8 @@ namespace {
 class WallClock : public Clock {
  public:
   absl::Time Now() const override {
-    // An adjusted host clock must not turn time back within a process, so only its origin is wall time.
+    // An adjusted host clock must not turn time back within a process, so only its origin is wall
+    // time.
     return origin_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_origin_);
   }
 

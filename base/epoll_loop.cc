@@ -78,12 +78,13 @@ void EpollLoop::Run() {
 void EpollLoop::RunOnce(absl::Duration wait) {
   wait = std::min(wait, UntilNextTimer());
   // Rounded up, so that a timer is due when its wait ends.
-  const int64_t wait_ms = wait == absl::InfiniteDuration()
-                              ? -1
-                              : absl::ToInt64Milliseconds(wait + absl::Milliseconds(1) - absl::Nanoseconds(1));
+  const int64_t wait_ms =
+      wait == absl::InfiniteDuration()
+          ? -1
+          : absl::ToInt64Milliseconds(wait + absl::Milliseconds(1) - absl::Nanoseconds(1));
   epoll_event events[64];
-  const int count = epoll_wait(epoll_fd_, events, 64,
-                               static_cast<int>(std::min<int64_t>(wait_ms, 1 << 30)));
+  const int count =
+      epoll_wait(epoll_fd_, events, 64, static_cast<int>(std::min<int64_t>(wait_ms, 1 << 30)));
   for (int i = 0; i < count; ++i) {
     auto found = watched_.find(events[i].data.fd);
     if (found == watched_.end()) continue;  // unwatched by an earlier event of this round

@@ -35,7 +35,10 @@ TEST(EpollLoop, RunsTimersInOrderAndNotTheCancelled) {
   EpollLoop loop(RealClock());
   std::vector<int> order;
   const absl::Time now = RealClock().Now();
-  loop.At(now + absl::Milliseconds(4), [&] { order.push_back(2); loop.Stop(); });
+  loop.At(now + absl::Milliseconds(4), [&] {
+    order.push_back(2);
+    loop.Stop();
+  });
   loop.At(now + absl::Milliseconds(2), [&] { order.push_back(1); });
   TimerId cancelled = loop.At(now + absl::Milliseconds(3), [&] { order.push_back(99); });
   loop.Cancel(cancelled);

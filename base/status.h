@@ -9,10 +9,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define RETURN_IF_ERROR(expression)                            \
-  do {                                                         \
-    absl::Status epic_status = (expression);                   \
-    if (!epic_status.ok()) return epic_status;                 \
+#define RETURN_IF_ERROR(expression)            \
+  do {                                         \
+    absl::Status epic_status = (expression);   \
+    if (!epic_status.ok()) return epic_status; \
   } while (false)
 
 #define EPIC_CONCAT_INNER(a, b) a##b

@@ -1,13 +1,15 @@
 // Backend: the operations that a device offers to model/. Each is one sub-layer on a whole batch;
 // they run in order on a stream (at once on a CPU), and the graph never asks which.
 //
-// Row purity (docs/architecture.md): what an operation writes for a row depends only on that row's inputs, on
-// the weights and on profile(), never on the other rows, their number, or the thread count.
+// Row purity (docs/architecture.md): what an operation writes for a row depends only on that row's
+// inputs, on the weights and on profile(), never on the other rows, their number, or the thread
+// count.
 //
-// Roundings: the residual is FP32. Normed rows, q, latent, rope part, attention output, SiLU product
-// and expert output are rounded once to BF16. Norms, softmax and gate are FP32.
+// Roundings: the residual is FP32. Normed rows, q, latent, rope part, attention output, SiLU
+// product and expert output are rounded once to BF16. Norms, softmax and gate are FP32.
 //
-// One Backend serves one thread at a time. Shapes are the caller's duty: a wrong one is a bug (abort).
+// One Backend serves one thread at a time. Shapes are the caller's duty: a wrong one is a bug
+// (abort).
 #pragma once
 
 #include <cstdint>
@@ -72,14 +74,14 @@ class Attention {
 
 struct AttentionSource {
   AttentionShape shape;
-  std::span<const float> input_norm;      // [hidden]
-  SourceMatrix q_a;                       // [q_rank, hidden] if q_rank > 0
-  std::span<const float> q_a_norm;        // [q_rank] if q_rank > 0
-  SourceMatrix q;                         // q_b [heads·(nope+rope), q_rank], or q_proj with cols hidden
-  SourceMatrix kv_a;                      // [kv_rank + rope, hidden]
-  std::span<const float> kv_a_norm;       // [kv_rank]
-  SourceMatrix kv_b;                      // [heads·(nope+v), kv_rank]
-  SourceMatrix o;                         // [hidden, heads·v]
+  std::span<const float> input_norm;  // [hidden]
+  SourceMatrix q_a;                   // [q_rank, hidden] if q_rank > 0
+  std::span<const float> q_a_norm;    // [q_rank] if q_rank > 0
+  SourceMatrix q;                    // q_b [heads·(nope+rope), q_rank], or q_proj with cols hidden
+  SourceMatrix kv_a;                 // [kv_rank + rope, hidden]
+  std::span<const float> kv_a_norm;  // [kv_rank]
+  SourceMatrix kv_b;                 // [heads·(nope+v), kv_rank]
+  SourceMatrix o;                    // [hidden, heads·v]
 };
 
 // Rotary frequencies, shared by all layers. cos and sin are multiplied by `magnitude`.
@@ -156,8 +158,8 @@ class Backend {
                            int layer, Tensor residual, Tensor query) = 0;
   // output BF16 [T, heads·kv_rank]: Σ softmax(scale·query·record)·latent over the records 0 ..
   // position of the row's sequence, as stored. Key blocks of 64, splits of 512, merged in order.
-  virtual void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv,
-                      int layer, Tensor query, Tensor output) = 0;
+  virtual void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
+                      Tensor query, Tensor output) = 0;
   // residual += o_proj(concat of W_UV·output per head).
   virtual void AttentionOut(const Attention& attention, Tensor output, Tensor residual) = 0;
 

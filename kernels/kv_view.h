@@ -1,8 +1,8 @@
 // The paged, compressed KV cache as kernels see it: one slab of pages per layer.
 //
-// A record is what one token leaves in one layer: [latent | rope key], each part padded to 16 bytes,
-// stored as BF16. A page (slot) is 64 records of consecutive tokens of one sequence; page id p names
-// the p-th page in every layer's slab. The bytes are the same on every device and wire.
+// A record is what one token leaves in one layer: [latent | rope key], each part padded to 16
+// bytes, stored as BF16. A page (slot) is 64 records of consecutive tokens of one sequence; page id
+// p names the p-th page in every layer's slab. The bytes are the same on every device and wire.
 #pragma once
 
 #include <cstddef>

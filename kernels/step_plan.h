@@ -8,11 +8,12 @@
 namespace epic::kernels {
 
 struct SequenceRows {
-  int32_t first_row = 0;       // of the plan's rows
-  int32_t row_count = 0;       // > 0
-  int32_t first_position = 0;  // position of first_row; records 0 .. first_position-1 are in the cache
-  int32_t first_page = 0;      // where this sequence's page table starts in StepPlan::pages;
-                               // it covers positions 0 .. first_position+row_count-1
+  int32_t first_row = 0;  // of the plan's rows
+  int32_t row_count = 0;  // > 0
+  int32_t first_position =
+      0;                   // position of first_row; records 0 .. first_position-1 are in the cache
+  int32_t first_page = 0;  // where this sequence's page table starts in StepPlan::pages;
+                           // it covers positions 0 .. first_position+row_count-1
 };
 
 struct StepPlan {

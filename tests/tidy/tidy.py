@@ -1,0 +1,162 @@
+"""Holds the sources against the rules of docs/architecture.md: `python tests/tidy/tidy.py [ROOT]`.
+
+Each check takes a path relative to the root and the file's text, and yields what is wrong with it.
+"""
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+# Which folders a folder may include, itself apart. Tests, tools and the command line may include all.
+ARROWS = {
+    "base": set(),
+    "proto": set(),
+    "kernels": set(),
+    "model": {"kernels", "base"},
+    "text": {"base"},
+    "cluster": {"proto", "base"},
+    "worker": {"model", "text", "cluster", "kernels", "proto", "base"},
+    "coordinator": {"text", "cluster", "proto", "base", "model"},
+}
+FOLDERS = set(ARROWS) | {"cli", "tests", "tools"}
+# Of model/, the coordinator may know the configuration alone.
+COORDINATOR_MODEL_HEADERS = {"model/config.h"}
+
+# What only base/ and the main.cc files may name: the outer world comes in through base/env.h.
+WORLD = [
+    (re.compile(r"\babsl::(Now|SleepFor)\b|\bstd::chrono::\w*clock\b|\bclock_gettime\b|\bgettimeofday\b|\btime\(nullptr\)"), "reads a clock"),
+    (re.compile(r"\bstd::this_thread::(sleep_\w+)|\b(u|nano)?sleep\("), "sleeps"),
+    (re.compile(r"\bstd::(j?thread|async)\b(?!::hardware_concurrency|::id)|\bpthread_create\b"), "makes a thread"),
+    (re.compile(r"\bstd::random_device\b|\bstd::mt19937\w*|\bs?rand\(\)|\bgetrandom\b"), "draws random numbers"),
+]
+# kernels/ builds alone, so the threads of its operations are its own.
+WORLD_EXCEPTIONS = {"kernels/cpu/thread_pool.cc", "kernels/cpu/thread_pool.h"}
+
+GRPC_INCLUDE = re.compile(r'#include [<"](grpcpp/|grpc/|proto/epic/v1/\w+\.grpc\.pb\.h)')
+BOOST_INCLUDE = re.compile(r"#include <boost/")
+# Where gRPC and Boost may be seen: the edges, never the core.
+EDGES = re.compile(r"^(cli/|tests/|cluster/grpc/|coordinator/frontend/|coordinator/service/)|/main\.cc$")
+
+LINE_LENGTH_MAX = 100
+FUNCTION_LINES_MAX = 70
+# Longer on purpose, each with its length: it may shrink, never grow.
+LONG_FUNCTIONS: dict[str, int] = {}
+
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.M)
+STRINGS_AND_COMMENTS = re.compile(r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.S)
+
+
+def code_of(text: str) -> str:
+    """The text without comments and string contents; lines stay where they are."""
+    return STRINGS_AND_COMMENTS.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+
+
+def is_test(path: str) -> bool:
+    return path.startswith("tests/") or re.search(r"_(test|benchmark|fuzz)\.cc$|_test_util\.(h|cc)$|/testing/", path) is not None
+
+
+def check_arrows(path: str, text: str):
+    folder = path.split("/")[0]
+    if folder not in ARROWS:
+        return
+    for included in INCLUDE.findall(text):
+        target = included.split("/")[0]
+        if target not in FOLDERS:
+            continue
+        if target in ("tests", "tools"):
+            yield f"includes {included}: nothing may include {target}/"
+        elif target != folder and target not in ARROWS[folder] and not (is_test(path) and target == "base"):
+            yield f"includes {included}: {folder}/ may include {sorted(ARROWS[folder]) or 'nothing of EPIC'}"
+        elif folder == "coordinator" and target == "model" and included not in COORDINATOR_MODEL_HEADERS:
+            yield f"includes {included}: of model/, coordinator/ may include {sorted(COORDINATOR_MODEL_HEADERS)}"
+
+
+def check_world(path: str, text: str):
+    if path.startswith(("base/", "cli/", "tools/")) or path.endswith("/main.cc") or is_test(path) or path in WORLD_EXCEPTIONS:
+        return
+    for number, line in enumerate(code_of(text).split("\n"), 1):
+        for pattern, what in WORLD:
+            if pattern.search(line):
+                yield f"line {number} {what}: take it from base/env.h"
+
+
+def check_edges(path: str, text: str):
+    if EDGES.search(path) or is_test(path):
+        return
+    if GRPC_INCLUDE.search(text):
+        yield "includes gRPC: core code may not"
+    if BOOST_INCLUDE.search(text):
+        yield "includes Boost: core code may not"
+
+
+def check_lines(path: str, text: str):
+    if path.endswith(".h") and "#pragma once" not in text:
+        yield "has no #pragma once"
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > LINE_LENGTH_MAX and "http" not in line and 'R"' not in line:
+            yield f"line {number} has {len(line)} characters, at most {LINE_LENGTH_MAX}"
+        if line.rstrip() != line:
+            yield f"line {number} ends in a space"
+        if re.search(r"\b(TODO|FIXME|XXX)\b", line):
+            yield f"line {number} is unfinished"
+
+
+def functions_of(text: str):
+    """(name, first line, lines) of each function body, found by its braces."""
+    stack: list[tuple[str | None, int]] = []
+    head, number = "", 1
+    for c in code_of(text):
+        if c == "\n":
+            number += 1
+        if c == "{":
+            name = None
+            signature = head.strip()
+            match = re.search(r"([\w:~]+|operator\S+)\s*\([^;]*\)[^;{}=]*(:[^;]*)?$", signature)
+            inside_function = any(n for n, _ in stack)
+            if match and not inside_function and not re.match(r"(if|for|while|switch|namespace|struct|class|enum)\b", signature):
+                name = match[1]
+            stack.append((name, number))
+            head = ""
+        elif c == "}":
+            if stack:
+                name, first = stack.pop()
+                if name:
+                    yield name, first, number - first + 1
+            head = ""
+        elif c == ";":
+            head = ""
+        else:
+            head += c
+
+
+def check_functions(path: str, text: str):
+    if is_test(path):
+        return
+    for name, first, lines in functions_of(text):
+        allowed = LONG_FUNCTIONS.get(f"{path}:{name}", FUNCTION_LINES_MAX)
+        if lines > allowed:
+            yield f"line {first}: {name} has {lines} lines, at most {allowed}"
+
+
+CHECKS = [check_arrows, check_world, check_edges, check_lines, check_functions]
+
+
+def problems(root: Path) -> list[str]:
+    listed = subprocess.run(["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard"],
+                            check=True, capture_output=True, text=True).stdout.split("\n")
+    out = []
+    for path in sorted(set(listed)):
+        if not path.endswith((".h", ".cc", ".cu", ".cuh")) or not (root / path).exists():
+            continue
+        text = (root / path).read_text(encoding="utf-8")
+        for check in CHECKS:
+            out += [f"{path}: {problem}" for problem in check(path, text)]
+    return out
+
+
+if __name__ == "__main__":
+    found = problems(Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve())
+    print("\n".join(found))
+    sys.exit(1 if found else 0)
