@@ -1,0 +1,43 @@
+#include "cli/generate_client.h"
+
+#include <grpcpp/grpcpp.h>
+
+namespace epic::cli {
+
+void AddGenerateOptions(CLI::App& command, GenerateOptions& options) {
+  command.add_option("--server", options.server, "gRPC address of the coordinator")
+      ->capture_default_str();
+  command.add_option("--model", options.model, "Model name; the served one if not given");
+  command.add_option("--temperature", options.temperature, "0 is greedy");
+  command.add_option("--top-p", options.top_p, "Keep the likeliest tokens up to this probability");
+  command.add_option("--seed", options.seed, "The same seed gives the same answer");
+  command.add_option("--max-tokens", options.max_tokens, "Generate at most this many tokens");
+}
+
+v1::GenerateRequest NewRequest(const GenerateOptions& options) {
+  v1::GenerateRequest request;
+  request.set_model(options.model);
+  if (options.temperature) request.mutable_sampling()->set_temperature(*options.temperature);
+  if (options.top_p) request.mutable_sampling()->set_top_p(*options.top_p);
+  if (options.seed) request.mutable_sampling()->set_seed(*options.seed);
+  if (options.max_tokens) request.set_max_tokens(*options.max_tokens);
+  return request;
+}
+
+GenerateClient::GenerateClient(const std::string& server)
+    : stub_(v1::Inference::NewStub(
+          grpc::CreateChannel(server, grpc::InsecureChannelCredentials()))) {}
+
+absl::Status GenerateClient::Generate(
+    const v1::GenerateRequest& request,
+    const std::function<void(const v1::GenerateResponse&)>& on_response) {
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader =
+      stub_->Generate(&context, request);
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) on_response(response);
+  const grpc::Status status = reader->Finish();
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+}  // namespace epic::cli
