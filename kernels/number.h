@@ -1,0 +1,87 @@
+// Conversions between number types, exact or rounded to nearest even. NaN stays NaN.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/tensor.h"
+
+namespace epic::kernels {
+
+inline float ToFloat(BF16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
+
+inline BF16 ToBF16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+inline float RoundToBF16(float value) { return ToFloat(ToBF16(value)); }
+
+// IEEE binary16.
+inline float HalfToFloat(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu;
+  const uint32_t mantissa = half & 0x3ffu;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) {
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  }
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+// E4M3 "fn": no infinities, NaN is 0x7f and 0xff, the largest value 448.
+inline bool IsE4M3NaN(uint8_t code) { return (code & 0x7fu) == 0x7fu; }
+
+inline float E4M3ToFloat(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
+  const uint32_t exponent = (code >> 3) & 0xfu;
+  const uint32_t mantissa = code & 7u;
+  if (IsE4M3NaN(code)) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (exponent != 0) {
+    return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+  }
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-9f;
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+template <typename T>
+T LoadUnaligned(const void* address, int64_t index) {
+  T value;
+  std::memcpy(&value, static_cast<const char*>(address) + index * int64_t{sizeof(T)}, sizeof(T));
+  return value;
+}
+
+// The scale of W[row, col]; only for kF8E4M3.
+inline float SourceScale(const SourceMatrix& source, int64_t row, int64_t col) {
+  const int64_t blocks = (source.cols + kScaleBlock - 1) / kScaleBlock;
+  return LoadUnaligned<float>(source.scales, row / kScaleBlock * blocks + col / kScaleBlock);
+}
+
+// out[0 .. count) ← W[row, col_begin ..], dequantised to FP32.
+inline void ReadSource(const SourceMatrix& source, int64_t row, int64_t col_begin, int64_t count,
+                       float* out) {
+  const int64_t base = row * source.cols + col_begin;
+  for (int64_t i = 0; i < count; ++i) {
+    switch (source.dtype) {
+      case DType::kF32:
+        out[i] = LoadUnaligned<float>(source.data, base + i);
+        break;
+      case DType::kF16:
+        out[i] = HalfToFloat(LoadUnaligned<uint16_t>(source.data, base + i));
+        break;
+      case DType::kBF16:
+        out[i] = ToFloat(LoadUnaligned<BF16>(source.data, base + i));
+        break;
+      default:
+        out[i] = E4M3ToFloat(LoadUnaligned<uint8_t>(source.data, base + i)) *
+                 SourceScale(source, row, col_begin + i);
+    }
+  }
+}
+
+}  // namespace epic::kernels

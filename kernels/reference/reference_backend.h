@@ -1,0 +1,21 @@
+// The oracle: every operation as plain loops in the order that the numeric profile fixes.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace epic::kernels {
+
+struct ReferenceOptions {
+  // true: the profile and the bits of the CPU backend's family `fma`.
+  // false: FP32 throughout: weights dequantised to FP32, activations and KV records not rounded.
+  // Tensors and pages then still hold the rounded values; their FP32 twins are kept beside, found
+  // by a row's content (a step long) or a record's address.
+  bool round_to_bf16 = true;
+};
+
+// Runs on the calling thread. Needs a CPU with AVX2 and FMA.
+std::unique_ptr<Backend> MakeReferenceBackend(const ReferenceOptions& options);
+
+}  // namespace epic::kernels

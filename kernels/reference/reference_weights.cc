@@ -1,0 +1,93 @@
+#include "kernels/reference/reference_weights.h"
+
+#include <algorithm>
+
+#include "kernels/math.h"
+#include "kernels/number.h"
+
+namespace epic::kernels {
+namespace {
+
+ReferenceMatrix Empty(int64_t rows, int64_t cols) {
+  ReferenceMatrix matrix;
+  matrix.rows = rows;
+  matrix.cols = cols;
+  matrix.packed_bytes = rows * cols * int64_t{sizeof(float)};
+  matrix.transposed.resize(rows * cols);
+  return matrix;
+}
+
+void AddProducts(const ReferenceMatrix& w, const float* x, int64_t k_begin, int64_t k_end,
+                 float* out) {
+  for (int64_t k = k_begin; k < k_end; ++k) {
+    const float* column = w.transposed.data() + k * w.rows;
+    for (int64_t n = 0; n < w.rows; ++n) out[n] = Fma(x[k], column[n], out[n]);
+  }
+}
+
+}  // namespace
+
+void ReferenceMatrix::Multiply(const float* x, float* out) const {
+  std::fill_n(out, rows, 0.0f);
+  if (scales.empty()) {
+    AddProducts(*this, x, 0, cols, out);
+    return;
+  }
+  const int64_t blocks = (cols + kScaleBlock - 1) / kScaleBlock;
+  std::vector<float> partial(rows);
+  for (int64_t b = 0; b < blocks; ++b) {
+    std::fill(partial.begin(), partial.end(), 0.0f);
+    AddProducts(*this, x, b * kScaleBlock, std::min(cols, (b + 1) * kScaleBlock), partial.data());
+    for (int64_t n = 0; n < rows; ++n) {
+      out[n] = Fma(partial[n], scales[n / kScaleBlock * blocks + b], out[n]);
+    }
+  }
+}
+
+ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source) {
+  ReferenceMatrix matrix = Empty(source.rows, source.cols);
+  std::vector<float> row(source.cols);
+  for (int64_t n = 0; n < source.rows; ++n) {
+    ReadSource(source, n, 0, source.cols, row.data());
+    for (int64_t k = 0; k < source.cols; ++k) matrix.transposed[k * source.rows + n] = row[k];
+  }
+  return matrix;
+}
+
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, bool rounded) {
+  ReferenceMatrix matrix = MakeReferenceF32Matrix(source);
+  if (!rounded) return matrix;
+  if (source.dtype != DType::kF8E4M3) {
+    for (float& value : matrix.transposed) value = RoundToBF16(value);
+    return matrix;
+  }
+  // The family keeps E4M3 as binary16 bits 2⁻⁸ too small and makes up for it in the scale.
+  for (int64_t n = 0; n < source.rows; ++n) {
+    for (int64_t k = 0; k < source.cols; ++k) {
+      matrix.transposed[k * source.rows + n] =
+          E4M3ToFloat(LoadUnaligned<uint8_t>(source.data, n * source.cols + k)) * 0x1p-8f;
+    }
+  }
+  for (int64_t n = 0; n < source.rows; n += kScaleBlock) {
+    for (int64_t k = 0; k < source.cols; k += kScaleBlock) {
+      matrix.scales.push_back(SourceScale(source, n, k) * 0x1p8f);
+    }
+  }
+  return matrix;
+}
+
+ReferenceMatrix SliceKvB(const SourceMatrix& kv_b, int64_t row, int64_t count, bool transpose,
+                         bool rounded) {
+  ReferenceMatrix matrix = transpose ? Empty(kv_b.cols, count) : Empty(count, kv_b.cols);
+  std::vector<float> values(kv_b.cols);
+  for (int64_t n = 0; n < count; ++n) {
+    ReadSource(kv_b, row + n, 0, kv_b.cols, values.data());
+    for (int64_t k = 0; k < kv_b.cols; ++k) {
+      const int64_t at = transpose ? n * kv_b.cols + k : k * count + n;
+      matrix.transposed[at] = rounded ? RoundToBF16(values[k]) : values[k];
+    }
+  }
+  return matrix;
+}
+
+}  // namespace epic::kernels

@@ -1,0 +1,51 @@
+// Weights of the reference backend: FP32 values, transposed so that the inner loop runs over
+// outputs (each output still sums K ascending in one accumulator).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/gate_choice.h"
+
+namespace epic::kernels {
+
+struct ReferenceMatrix : Matrix {
+  std::vector<float> transposed;  // [cols, rows]
+  std::vector<float> scales;      // [ceil(rows/128), ceil(cols/128)]; empty: the values are final
+
+  // out[rows] ← W·x. Adds scaled partial sums per 128 of K where there are scales.
+  void Multiply(const float* x, float* out) const;
+};
+
+// With `rounded`, values are as the CPU keeps them (BF16, or FP8 and its scales); else FP32.
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, bool rounded);
+// Exact FP32 copy of `source` whatever the mode: for the router.
+ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source);
+// Rows [row, row + count) of kv_b, dequantised and (if rounded) rounded to BF16; transposed:
+// outputs are kv_b's columns.
+ReferenceMatrix SliceKvB(const SourceMatrix& kv_b, int64_t row, int64_t count, bool transpose,
+                         bool rounded);
+
+struct ReferenceMlp : Mlp {
+  ReferenceMatrix gate, up, down;
+};
+
+struct ReferenceAttention : Attention {
+  std::vector<float> input_norm, q_a_norm, kv_a_norm;
+  ReferenceMatrix q_a, q, kv_a, o;
+  std::vector<ReferenceMatrix> w_uk;  // per head: [kv_rank, nope]
+  std::vector<ReferenceMatrix> w_uv;  // per head: [v, kv_rank]
+};
+
+struct ReferenceGate : Gate {
+  ReferenceGate(const GateShape& gate_shape, std::span<const float> bias)
+      : chooser(gate_shape, bias) {
+    shape = gate_shape;
+  }
+  GateChooser chooser;
+  ReferenceMatrix weight;
+};
+
+}  // namespace epic::kernels

@@ -1,0 +1,19 @@
+// Cosines and sines of a step's rows, computed in double and rounded once to FP32.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/step_plan.h"
+
+namespace epic::kernels {
+
+struct RopeTable {
+  int pairs = 0;           // rope_dim / 2
+  std::vector<float> cos;  // [rows, pairs], times the magnitude
+  std::vector<float> sin;
+
+  void Fill(const StepPlan& plan, const Rope& rope);
+};
+
+}  // namespace epic::kernels
