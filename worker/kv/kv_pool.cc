@@ -1,0 +1,29 @@
+#include "worker/kv/kv_pool.h"
+
+#include <cstring>
+
+#include "base/check.h"
+
+namespace epic::worker {
+
+KvPool::KvPool(kernels::Backend& backend, const kernels::KvLayout& layout, int layers,
+               int page_count)
+    : layout_(layout), page_count_(page_count) {
+  CHECK_GT(page_count, 0);
+  for (int layer = 0; layer < layers; ++layer) {
+    memory_.push_back(backend.Allocate(layout.page_bytes() * page_count));
+    slabs_.push_back(memory_.back()->data());
+  }
+}
+
+kernels::KvView KvPool::view() const {
+  return {.layout = layout_, .slabs = slabs_, .page_count = page_count_};
+}
+
+void KvPool::ZeroPage(int32_t page) {
+  CHECK(page >= 0 && page < page_count_) << page << " of " << page_count_;
+  const int64_t bytes = layout_.page_bytes();
+  for (std::byte* slab : slabs_) std::memset(slab + page * bytes, 0, bytes);
+}
+
+}  // namespace epic::worker
