@@ -5,16 +5,16 @@
 // template_kwargs).
 //
 // What a client says stays text. Every string within messages, tools and template_kwargs (keys too)
-// that spells an added token, or could form one together with its neighbours, is framed by two
-// guard characters, absent from the request, before the template runs. The guards stand around
-// "</think>", not within it, so that the template's own `'</think>' in content` and
-// `content.split('</think>')` still work; split, strip, trim, startswith, endswith and replace look
-// through them. Afterwards a framed occurrence is encoded as plain text with the text around it,
-// an unframed one, printed by the template, is its token, and the guards are gone. Known limit: a
-// template that cuts strings by index or joins them by name (`'<|' + message.name + '|>'`) sees the
-// guards in them; it can print wrong text but no token that the client chose.
-// message.role and .type are the exception: names such as "user" pass unguarded, as templates may
-// build markers from them.
+// that spells an added token, or could form one together with its neighbours, is framed by guards
+// (the noncharacters U+FDD0 and U+FDD1; a client's own become U+FFFD) before the template runs. The
+// guards stand around "</think>", not within it, so that the template's own `'</think>' in content`
+// and `content.split('</think>')` still work; split, strip, trim, startswith, endswith and replace
+// look through them. Afterwards a framed occurrence is encoded as plain text with the text around
+// it, an unframed one, printed by the template, is its token, and the guards are gone. Known limit:
+// a template that cuts strings by index or joins them by name (`'<|' + message.name + '|>'`) sees
+// the guards in them; it can print wrong text but no token that the client chose. message.role and
+// .type are the exception: names such as "user" pass unguarded, as templates may build markers from
+// them.
 #pragma once
 
 #include <cstdint>

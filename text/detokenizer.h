@@ -1,6 +1,6 @@
 // IncrementalDetokenizer: the text of a token stream, token by token, never half a character.
 //
-//   IncrementalDetokenizer detokenizer(tokenizer, /*skip_special=*/true);
+//   IncrementalDetokenizer detokenizer(*tokenizer, /*skip_special=*/true);
 //   for (int32_t token : stream) Send(detokenizer.Push(token));
 //   Send(detokenizer.Flush());
 //
@@ -8,17 +8,17 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "text/tokenizer.h"
 
 namespace epic::text {
 
-// One stream, one thread.
+// One stream, one thread. The tokenizer must outlive it.
 class IncrementalDetokenizer {
  public:
-  IncrementalDetokenizer(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special);
+  IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special)
+      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
 
   // What the token completes: valid UTF-8, often "". At most 3 bytes are held back.
   std::string Push(int32_t token);
@@ -26,7 +26,7 @@ class IncrementalDetokenizer {
   std::string Flush();
 
  private:
-  std::shared_ptr<const Tokenizer> tokenizer_;
+  const Tokenizer* tokenizer_;
   bool skip_special_;
   bool at_start_ = true;
   std::string held_;  // the start of a character

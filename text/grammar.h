@@ -32,7 +32,8 @@ class GrammarMatcher {
   GrammarMatcher& operator=(const GrammarMatcher&) = delete;
 
   // Sets bit t % 32 of mask[t / 32] iff token t may come next. `mask` has
-  // GrammarVocabulary::mask_words() words. When nothing but the end may come, that is the end token.
+  // GrammarVocabulary::mask_words() words. When nothing but the end may come, that is the end
+  // token.
   absl::Status ComputeMask(absl::Span<uint32_t> mask);
   // Takes one token. InvalidArgument, and the state unchanged, if the grammar does not allow it.
   absl::Status Consume(int32_t token);

@@ -1,12 +1,12 @@
 // ReasoningParser: splits the tokens of an answer into reasoning and content, while they stream.
 //
-//   ReasoningParser parser(tokenizer, prompt_ids, /*skip_special=*/true);
+//   ReasoningParser parser(*tokenizer, prompt_ids, /*skip_special=*/true);
 //   for (int32_t token : stream) Send(parser.Push(token));
 //   Send(parser.Finish());
 //
 // The markers are the tokens <think> and </think>. Reasoning is open from the start if the prompt's
-// last marker is <think> (R1's template prints it); or the model opens it by <think> before any text
-// but white space. It ends at </think>, or with the stream if the model never closes it. Later
+// last marker is <think> (R1's template prints it); or the model opens it by <think> before any
+// text but white space. It ends at </think>, or with the stream if the model never closes it. Later
 // markers, and all text of a tokenizer without these tokens, are content.
 //
 // Newlines next to the markers belong to neither side: those after <think>, those before </think>
@@ -15,9 +15,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "absl/types/span.h"
 #include "text/detokenizer.h"
@@ -25,7 +25,7 @@
 
 namespace epic::text {
 
-// One stream, one thread.
+// One stream, one thread. The tokenizer must outlive it.
 class ReasoningParser {
  public:
   struct Piece {
@@ -34,7 +34,7 @@ class ReasoningParser {
     int reasoning_tokens = 0;  // tokens of this piece between the markers, which do not count
   };
 
-  ReasoningParser(std::shared_ptr<const Tokenizer> tokenizer, absl::Span<const int32_t> prompt_ids,
+  ReasoningParser(const Tokenizer& tokenizer, absl::Span<const int32_t> prompt_ids,
                   bool skip_special);
 
   Piece Push(int32_t token);
@@ -47,9 +47,8 @@ class ReasoningParser {
  private:
   enum class State { kUndecided, kReasoning, kContent };
 
-  void Add(const std::string& text, Piece* piece);
-  void AddReasoning(const std::string& text, Piece* piece);
-  void AddContent(const std::string& text, Piece* piece);
+  void Add(std::string text, Piece* piece);
+  void AddReasoning(std::string_view text, Piece* piece);
 
   std::optional<int32_t> open_id_, close_id_;
   IncrementalDetokenizer detokenizer_;

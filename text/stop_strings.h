@@ -6,8 +6,9 @@
 //   if (stop.matched()) Cancel();
 //   Send(stop.Flush());                  // the stream ended without a match: the held part
 //
-// The match that starts first wins, the longer of two that start together only if it was completed
-// by the same Push. The stop string itself is not sent; who wants it appends *matched().
+// The first string to be complete ends the stream; of those that one Push completes, the one that
+// starts first, and of two that start together the longer. The stop string itself is not sent; who
+// wants it appends *matched().
 #pragma once
 
 #include <optional>
@@ -29,6 +30,9 @@ class StopStrings {
   const std::optional<std::string>& matched() const { return matched_; }
 
  private:
+  // Length of the longest end of held_ that starts a stop string.
+  size_t HeldBytes() const;
+
   std::vector<std::string> stops_;
   std::string held_;
   std::optional<std::string> matched_;

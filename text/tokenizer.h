@@ -81,16 +81,15 @@ class Tokenizer {
  private:
   static constexpr uint8_t kExists = 1, kAdded = 2, kSpecial = 4;
 
-  Tokenizer() = default;
-  absl::Status ReadTables();
+  explicit Tokenizer(EpicTextTokenizer* handle);
   bool HasFlag(int32_t id, uint8_t flag) const {
     return id >= 0 && id < vocab_size() && (flags_[id] & flag) != 0;
   }
 
   EpicTextTokenizer* handle_ = nullptr;  // owned
-  std::string bytes_;                    // of all tokens, one after another
-  std::vector<uint32_t> offsets_;        // [vocab_size + 1] into bytes_
-  std::vector<uint8_t> flags_;           // [vocab_size]
+  const char* bytes_;                    // of all tokens, one after another; the handle's, as are:
+  const uint32_t* offsets_;              // [vocab_size + 1] into bytes_
+  absl::Span<const uint8_t> flags_;      // [vocab_size]
   std::optional<int32_t> bos_id_, eos_id_;
   std::string bos_token_, eos_token_;
   bool strips_leading_space_ = false;

@@ -15,7 +15,4 @@ size_t AppendValidUtf8(std::string_view bytes, bool final, std::string* out);
 // The whole of `bytes`, read lossily.
 std::string LossyUtf8(std::string_view bytes);
 
-// The largest end <= `position` at which `text` (valid UTF-8) is not cut inside a character.
-size_t CharacterBoundary(std::string_view text, size_t position);
-
 }  // namespace epic::text

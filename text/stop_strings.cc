@@ -1,0 +1,47 @@
+#include "text/stop_strings.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace epic::text {
+
+StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
+  std::erase(stops_, "");
+}
+
+std::string StopStrings::Push(std::string_view text) {
+  if (matched_) return {};
+  held_ += text;
+  size_t match_start = std::string::npos;
+  for (const std::string& stop : stops_) {
+    const size_t start = held_.find(stop);
+    const bool is_longer = start == match_start && matched_ && stop.size() > matched_->size();
+    if (start == std::string::npos || (start >= match_start && !is_longer)) continue;
+    match_start = start;
+    matched_ = stop;
+  }
+  if (matched_) {
+    std::string sent = held_.substr(0, match_start);
+    held_.clear();
+    return sent;
+  }
+  std::string sent = held_.substr(0, held_.size() - HeldBytes());
+  held_.erase(0, sent.size());
+  return sent;
+}
+
+size_t StopStrings::HeldBytes() const {
+  size_t longest = 0;
+  for (const std::string& stop : stops_) {
+    size_t length = std::min(stop.size() - 1, held_.size());
+    while (length > longest && !held_.ends_with(std::string_view(stop).substr(0, length))) {
+      --length;
+    }
+    longest = std::max(longest, length);
+  }
+  return longest;
+}
+
+std::string StopStrings::Flush() { return std::exchange(held_, ""); }
+
+}  // namespace epic::text
