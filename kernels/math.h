@@ -14,8 +14,8 @@ namespace epic::kernels {
 inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 namespace exp_constants {
-inline constexpr float kLowest = -87.33654f;   // below: 0
-inline constexpr float kHighest = 88.37626f;   // above: as at this value, 2.4e38
+inline constexpr float kLowest = -87.33654f;  // below: 0
+inline constexpr float kHighest = 88.37626f;  // above: as at this value, 2.4e38
 inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kRounder = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer
 inline constexpr float kLn2High = 0.693359375f;
@@ -88,12 +88,11 @@ inline double LogDouble(double x) {
   const double s = f / (2.0 + f);
   const double z = s * s;
   const double w = z * z;
-  const double even =
-      w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-  const double odd =
-      z * (6.666666666666735130e-01 +
-           w * (2.857142874366239149e-01 +
-                w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+  const double even = w * (3.999999999940941908e-01 +
+                           w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+  const double odd = z * (6.666666666666735130e-01 +
+                          w * (2.857142874366239149e-01 +
+                               w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
   const double half_square = 0.5 * f * f;
   const auto n = static_cast<double>(k);
   return n * 6.93147180369123816490e-01 -
@@ -120,17 +119,17 @@ inline SinCos SinCosDouble(double x) {
               (-1.66666666666666324348e-01 +
                z * (8.33333333332248946124e-03 +
                     z * (-1.98412698298579493134e-04 +
-                         z * (2.75573137070700676789e-06 +
-                              z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
+                         z * (2.75573137070700676789e-06 + z * (-2.50507602534068634195e-08 +
+                                                                z * 1.58969099521155010221e-10)))));
   const double cos =
-      1.0 - (0.5 * z -
-             z * z *
-                 (4.16666666666666019037e-02 +
-                  z * (-1.38888888888741095749e-03 +
-                       z * (2.48015872894767294178e-05 +
-                            z * (-2.75573143513906633035e-07 +
-                                 z * (2.08757232129817482790e-09 +
-                                      z * -1.13596475577881948265e-11))))));
+      1.0 -
+      (0.5 * z -
+       z * z *
+           (4.16666666666666019037e-02 +
+            z * (-1.38888888888741095749e-03 +
+                 z * (2.48015872894767294178e-05 +
+                      z * (-2.75573143513906633035e-07 +
+                           z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))))));
   switch (static_cast<int64_t>(n) & 3) {
     case 0:
       return {sin, cos};

@@ -66,21 +66,25 @@ inline float SourceScale(const SourceMatrix& source, int64_t row, int64_t col) {
 inline void ReadSource(const SourceMatrix& source, int64_t row, int64_t col_begin, int64_t count,
                        float* out) {
   const int64_t base = row * source.cols + col_begin;
-  for (int64_t i = 0; i < count; ++i) {
-    switch (source.dtype) {
-      case DType::kF32:
-        out[i] = LoadUnaligned<float>(source.data, base + i);
-        break;
-      case DType::kF16:
+  switch (source.dtype) {
+    case DType::kF32:
+      std::memcpy(out, static_cast<const char*>(source.data) + 4 * base, 4 * count);
+      return;
+    case DType::kF16:
+      for (int64_t i = 0; i < count; ++i) {
         out[i] = HalfToFloat(LoadUnaligned<uint16_t>(source.data, base + i));
-        break;
-      case DType::kBF16:
+      }
+      return;
+    case DType::kBF16:
+      for (int64_t i = 0; i < count; ++i) {
         out[i] = ToFloat(LoadUnaligned<BF16>(source.data, base + i));
-        break;
-      default:
+      }
+      return;
+    default:
+      for (int64_t i = 0; i < count; ++i) {
         out[i] = E4M3ToFloat(LoadUnaligned<uint8_t>(source.data, base + i)) *
                  SourceScale(source, row, col_begin + i);
-    }
+      }
   }
 }
 

@@ -112,8 +112,7 @@ class ReferenceBackend : public Backend {
     mlp->down = MakeReferenceMatrix(down, rounded_);
     mlp->hidden = gate.cols;
     mlp->intermediate = gate.rows;
-    mlp->packed_bytes =
-        mlp->gate.packed_bytes + mlp->up.packed_bytes + mlp->down.packed_bytes;
+    mlp->packed_bytes = mlp->gate.packed_bytes + mlp->up.packed_bytes + mlp->down.packed_bytes;
     return mlp;
   }
 
@@ -305,14 +304,12 @@ class ReferenceBackend : public Backend {
 
   static int64_t RecordOffset(const KvLayout& layout, size_t i) {
     const auto latent = static_cast<size_t>(layout.latent_dim);
-    return static_cast<int64_t>(i < latent ? 2 * i
-                                           : layout.rope_offset_bytes() + 2 * (i - latent));
+    return static_cast<int64_t>(i < latent ? 2 * i : layout.rope_offset_bytes() + 2 * (i - latent));
   }
 
   static std::byte* Record(const StepPlan& plan, const KvView& kv, int layer, int sequence,
                            int position) {
-    const int32_t page =
-        plan.pages[plan.sequences[sequence].first_page + position / kPageTokens];
+    const int32_t page = plan.pages[plan.sequences[sequence].first_page + position / kPageTokens];
     return kv.slabs[layer] + page * kv.layout.page_bytes() +
            position % kPageTokens * kv.layout.record_bytes();
   }
@@ -322,8 +319,7 @@ class ReferenceBackend : public Backend {
     const auto twin = records_.find(from);
     for (size_t i = 0; i < record.size(); ++i) {
       const BF16 stored = LoadUnaligned<BF16>(from + RecordOffset(layout, i), 0);
-      const bool current =
-          twin != records_.end() && ToBF16(twin->second[i]).bits == stored.bits;
+      const bool current = twin != records_.end() && ToBF16(twin->second[i]).bits == stored.bits;
       record[i] = current ? twin->second[i] : ToFloat(stored);
     }
     return record;
@@ -356,8 +352,8 @@ class ReferenceBackend : public Backend {
     Row scores;
     float maximum = split.maximum;
     for (int position = begin; position < end; ++position) {
-      records.push_back(ReadRecord(
-          kv.layout, Record(plan, kv, layer, plan.row_sequence[t], position)));
+      records.push_back(
+          ReadRecord(kv.layout, Record(plan, kv, layer, plan.row_sequence[t], position)));
       float score = 0;
       for (size_t i = 0; i < records.back().size(); ++i) {
         score = Fma(q[i], records.back()[i], score);

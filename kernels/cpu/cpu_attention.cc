@@ -1,0 +1,283 @@
+#include "kernels/cpu/cpu_attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "kernels/math.h"
+
+namespace epic::kernels {
+namespace {
+
+constexpr int kSplitTokens = 512;
+constexpr int kSplitPages = kSplitTokens / kPageTokens;
+// Partial results that may be kept at once to spread one tile's splits over threads.
+constexpr int64_t kPartialBytesMax = int64_t{256} << 20;
+
+void Rotate(const RopeTable& table, int64_t row, bool interleaved, const float* x, float* y) {
+  const int pairs = table.pairs;
+  const float* cos = table.cos.data() + row * pairs;
+  const float* sin = table.sin.data() + row * pairs;
+  for (int i = 0; i < pairs; ++i) {
+    const int first = interleaved ? 2 * i : i;
+    const int second = interleaved ? 2 * i + 1 : i + pairs;
+    const float x1 = x[first];
+    const float x2 = x[second];
+    y[first] = Fma(x1, cos[i], -(x2 * sin[i]));
+    y[second] = Fma(x2, cos[i], x1 * sin[i]);
+  }
+}
+
+int SplitCount(int keys) { return (keys + kSplitTokens - 1) / kSplitTokens; }
+
+}  // namespace
+
+struct AttentionRunner::Tile {
+  AttentionTile lanes;
+  BF16* out[AttentionTile::kLanesMax] = {};
+  const int32_t* pages = nullptr;  // the sequence's page table
+  int keys = 0;                    // that the last row sees
+};
+
+struct AttentionRunner::Keys {
+  const std::byte* slab;
+  int64_t page_bytes;
+  int latent_dim;
+};
+
+const float* AttentionRunner::ProjectQuery(const CpuAttention& attention, int64_t rows,
+                                           const BF16* normed, float* kv_a) {
+  const AttentionShape& shape = attention.shape;
+  const int64_t q_columns = attention.q.n;
+  const int64_t kv_columns = attention.kv_a.n;
+  auto* q = q_.Get<float>(rows * q_columns);
+  const bool low_rank = shape.q_rank > 0;
+  auto* first = low_rank ? q_low_.Get<float>(rows * shape.q_rank) : q;
+  const PackedWeight& first_weight = low_rank ? attention.q_a : attention.q;
+  const GemmJob jobs[] = {{normed, shape.hidden, rows, attention.kv_a},
+                          {normed, shape.hidden, rows, first_weight}};
+  const auto store = [](float* to, int64_t columns) {
+    return [to, columns](const GemmBlock& block) {
+      for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+        std::memcpy(to + t * columns + block.n_begin, block.Row(t), 4 * block.columns());
+      }
+    };
+  };
+  const auto store_kv = store(kv_a, kv_columns);
+  const auto store_first = store(first, first_weight.n);
+  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+    block.job == 0 ? store_kv(block) : store_first(block);
+  });
+  if (!low_rank) return q;
+
+  auto* low_normed = q_low_normed_.Get<BF16>(rows * shape.q_rank);
+  gemms_.ForEach(rows, 8 * shape.q_rank, [&](int64_t t, int) {
+    ops_.rms_norm(first + t * shape.q_rank, attention.q_a_norm.data(), shape.q_rank,
+                  shape.inner_norm_eps, low_normed + t * shape.q_rank);
+  });
+  const GemmJob job{low_normed, shape.q_rank, rows, attention.q};
+  gemms_.Run(family_, {&job, 1}, store(q, q_columns));
+  return q;
+}
+
+// The row's KV record, its q_nope in BF16 and the rope part of its query.
+void AttentionRunner::WriteRow(const CpuAttention& attention, const StepPlan& plan,
+                               const RopeTable& rope, const KvView& kv, int layer, int64_t row,
+                               const float* q, const float* kv_a, BF16* nope, BF16* query) const {
+  const AttentionShape& shape = attention.shape;
+  const SequenceRows& sequence = plan.sequences[plan.row_sequence[row]];
+  const int position = plan.positions[row];
+  const int64_t page = plan.pages[sequence.first_page + position / kPageTokens];
+  std::byte* record = kv.slabs[layer] + page * kv.layout.page_bytes() +
+                      position % kPageTokens * kv.layout.record_bytes();
+  std::memset(record, 0, kv.layout.record_bytes());
+  ops_.rms_norm(kv_a, attention.kv_a_norm.data(), shape.kv_rank, shape.inner_norm_eps,
+                reinterpret_cast<BF16*>(record));
+  std::vector<float> rotated(shape.rope_dim);
+  Rotate(rope, row, shape.rope_interleaved, kv_a + shape.kv_rank, rotated.data());
+  ops_.to_bf16(rotated.data(), shape.rope_dim,
+               reinterpret_cast<BF16*>(record + kv.layout.rope_offset_bytes()));
+  for (int h = 0; h < shape.heads; ++h) {
+    const float* head = q + h * int64_t{shape.nope_dim + shape.rope_dim};
+    ops_.to_bf16(head, shape.nope_dim, nope + h * int64_t{shape.nope_dim});
+    Rotate(rope, row, shape.rope_interleaved, head + shape.nope_dim, rotated.data());
+    ops_.to_bf16(rotated.data(), shape.rope_dim,
+                 query + h * int64_t{shape.kv_rank + shape.rope_dim} + shape.kv_rank);
+  }
+}
+
+void AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
+                         const KvView& kv, int layer, Tensor residual, Tensor query) {
+  const AttentionShape& shape = attention.shape;
+  const int64_t rows = plan.rows();
+  auto* normed = normed_.Get<BF16>(rows * shape.hidden);
+  gemms_.ForEach(rows, 8 * shape.hidden, [&](int64_t t, int) {
+    ops_.rms_norm(residual.Row<float>(t), attention.input_norm.data(), shape.hidden, shape.norm_eps,
+                  normed + t * shape.hidden);
+  });
+  auto* kv_a = kv_a_.Get<float>(rows * attention.kv_a.n);
+  const float* q = ProjectQuery(attention, rows, normed, kv_a);
+  const int64_t nope_columns = int64_t{shape.heads} * shape.nope_dim;
+  auto* nope = nope_.Get<BF16>(rows * nope_columns);
+  gemms_.ForEach(rows, 8 * attention.q.n, [&](int64_t t, int) {
+    WriteRow(attention, plan, rope, kv, layer, t, q + t * attention.q.n,
+             kv_a + t * attention.kv_a.n, nope + t * nope_columns, query.Row<BF16>(t));
+  });
+
+  std::vector<GemmJob> jobs;
+  for (int h = 0; h < shape.heads; ++h) {
+    jobs.push_back({nope + h * int64_t{shape.nope_dim}, nope_columns, rows, attention.w_uk[h]});
+  }
+  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+    const int64_t column = block.job * int64_t{shape.kv_rank + shape.rope_dim} + block.n_begin;
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      ops_.to_bf16(block.Row(t), block.columns(), query.Row<BF16>(t) + column);
+    }
+  });
+}
+
+std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const AttentionShape& shape,
+                                                              const StepPlan& plan,
+                                                              const KvView& kv, Tensor query,
+                                                              Tensor output, int lanes_max) const {
+  const int width = shape.kv_rank + shape.rope_dim;
+  std::vector<Tile> tiles;
+  for (const SequenceRows& sequence : plan.sequences) {
+    const int64_t lanes = int64_t{sequence.row_count} * shape.heads;
+    for (int64_t begin = 0; begin < lanes; begin += lanes_max) {
+      Tile& tile = tiles.emplace_back();
+      tile.lanes.lanes = static_cast<int>(std::min<int64_t>(lanes_max, lanes - begin));
+      tile.lanes.latent_dim = shape.kv_rank;
+      tile.lanes.rope_dim = shape.rope_dim;
+      tile.lanes.record_bytes = kv.layout.record_bytes();
+      tile.lanes.rope_offset_bytes = kv.layout.rope_offset_bytes();
+      tile.lanes.scale = shape.softmax_scale;
+      tile.pages = plan.pages.data() + sequence.first_page;
+      for (int i = 0; i < tile.lanes.lanes; ++i) {
+        const int64_t row = sequence.first_row + (begin + i) / shape.heads;
+        const int64_t head = (begin + i) % shape.heads;
+        tile.lanes.queries[i] = query.Row<BF16>(row) + head * width;
+        tile.out[i] = output.Row<BF16>(row) + head * shape.kv_rank;
+        tile.lanes.positions[i] = plan.positions[row];
+        tile.keys = std::max(tile.keys, plan.positions[row] + 1);
+      }
+    }
+  }
+  return tiles;
+}
+
+void AttentionRunner::RunSplit(const Tile& tile, const Keys& keys, int split, std::byte* scratch,
+                               float* partial) const {
+  const int begin = split * kSplitTokens;
+  const int end = std::min(tile.keys, begin + kSplitTokens);
+  const std::byte* pages[kSplitPages] = {};
+  for (int i = 0; begin + i * kPageTokens < end; ++i) {
+    pages[i] = keys.slab + tile.pages[split * kSplitPages + i] * keys.page_bytes;
+  }
+  ops_.attention_split(tile.lanes, pages, begin, end, scratch, partial);
+}
+
+void AttentionRunner::RunTile(const Tile& tile, const Keys& keys, std::byte* scratch, float* total,
+                              float* partial) const {
+  ops_.attention_load(tile.lanes, scratch);
+  RunSplit(tile, keys, 0, scratch, total);
+  for (int split = 1; split < SplitCount(tile.keys); ++split) {
+    RunSplit(tile, keys, split, scratch, partial);
+    ops_.attention_merge(tile.lanes, split * kSplitTokens, partial, total);
+  }
+  ops_.attention_finish(tile.lanes, total, tile.out);
+}
+
+void AttentionRunner::RunTiles(const std::vector<Tile>& tiles, const Keys& keys, int width) {
+  const int64_t partial_bytes = 4 * AttentionPartialFloats(keys.latent_dim);
+  std::atomic<size_t> next = 0;
+  const auto body = [&](int thread) {
+    auto* total = scratch_[thread].Get<std::byte>(2 * partial_bytes + AttentionScratchBytes(width));
+    std::byte* partial = total + partial_bytes;
+    for (size_t i = next.fetch_add(1); i < tiles.size(); i = next.fetch_add(1)) {
+      RunTile(tiles[i], keys, partial + partial_bytes, reinterpret_cast<float*>(total),
+              reinterpret_cast<float*>(partial));
+    }
+  };
+  const bool small = tiles.size() == 1 || (tiles.size() <= 4 && tiles.front().keys < 16);
+  if (small) return body(0);
+  pool_.Run(body);
+}
+
+void AttentionRunner::RunSplits(const std::vector<Tile>& tiles, const Keys& keys, int width) {
+  struct Task {
+    size_t tile;
+    int split;
+  };
+  std::vector<Task> tasks;
+  std::vector<size_t> first_task;
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    first_task.push_back(tasks.size());
+    for (int split = 0; split < SplitCount(tiles[i].keys); ++split) tasks.push_back({i, split});
+  }
+  const int64_t partial_floats = AttentionPartialFloats(keys.latent_dim);
+  auto* partials = partials_.Get<float>(static_cast<int64_t>(tasks.size()) * partial_floats);
+  std::atomic<size_t> next = 0;
+  pool_.Run([&](int thread) {
+    auto* scratch = scratch_[thread].Get<std::byte>(AttentionScratchBytes(width));
+    for (size_t i = next.fetch_add(1); i < tasks.size(); i = next.fetch_add(1)) {
+      const Tile& tile = tiles[tasks[i].tile];
+      ops_.attention_load(tile.lanes, scratch);
+      RunSplit(tile, keys, tasks[i].split, scratch,
+               partials + static_cast<int64_t>(i) * partial_floats);
+    }
+  });
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    float* total = partials + static_cast<int64_t>(first_task[i]) * partial_floats;
+    for (int split = 1; split < SplitCount(tiles[i].keys); ++split) {
+      ops_.attention_merge(tiles[i].lanes, split * kSplitTokens, total + split * partial_floats,
+                           total);
+    }
+    ops_.attention_finish(tiles[i].lanes, total, tiles[i].out);
+  }
+}
+
+void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv,
+                             int layer, Tensor query, Tensor output) {
+  const AttentionShape& shape = attention.shape;
+  const int threads = pool_.threads();
+  const int64_t lanes = int64_t{plan.rows()} * shape.heads;
+  // Few lanes: narrower tiles give every thread one.
+  const bool narrow = lanes < int64_t{2} * threads * AttentionTile::kLanesMax;
+  const std::vector<Tile> tiles =
+      MakeTiles(shape, plan, kv, query, output, narrow ? kLanes : AttentionTile::kLanesMax);
+  const Keys keys{kv.slabs[layer], kv.layout.page_bytes(), shape.kv_rank};
+  int64_t splits = 0;
+  for (const Tile& tile : tiles) splits += SplitCount(tile.keys);
+  const bool few = static_cast<int64_t>(tiles.size()) < int64_t{2} * threads;
+  const bool spread = threads > 1 && few && splits > static_cast<int64_t>(tiles.size()) &&
+                      splits * 4 * AttentionPartialFloats(shape.kv_rank) <= kPartialBytesMax;
+  const int width = shape.kv_rank + shape.rope_dim;
+  spread ? RunSplits(tiles, keys, width) : RunTiles(tiles, keys, width);
+}
+
+void AttentionRunner::Out(const CpuAttention& attention, Tensor output, Tensor residual) {
+  const AttentionShape& shape = attention.shape;
+  const int64_t rows = output.rows;
+  const int64_t columns = int64_t{shape.heads} * shape.v_dim;
+  auto* values = values_.Get<BF16>(rows * columns);
+  std::vector<GemmJob> jobs;
+  for (int h = 0; h < shape.heads; ++h) {
+    jobs.push_back(
+        {output.As<BF16>() + h * int64_t{shape.kv_rank}, output.cols, rows, attention.w_uv[h]});
+  }
+  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+    const int64_t column = block.job * int64_t{shape.v_dim} + block.n_begin;
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      ops_.to_bf16(block.Row(t), block.columns(), values + t * columns + column);
+    }
+  });
+  const GemmJob job{values, columns, rows, attention.o};
+  gemms_.Run(family_, {&job, 1}, [&](const GemmBlock& block) {
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      ops_.add(block.Row(t), block.columns(), residual.Row<float>(t) + block.n_begin);
+    }
+  });
+}
+
+}  // namespace epic::kernels

@@ -1,0 +1,52 @@
+// Absorbed MLA on the CPU: the three sub-layers of attention.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu_weights.h"
+#include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/vector_ops.h"
+#include "kernels/rope_table.h"
+
+namespace epic::kernels {
+
+class AttentionRunner {
+ public:
+  AttentionRunner(const GemmFamily& family, const VectorOps& ops, ThreadPool& pool,
+                  GemmRunner& gemms)
+      : family_(family), ops_(ops), pool_(pool), gemms_(gemms), scratch_(pool.threads()) {}
+
+  void In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
+          const KvView& kv, int layer, Tensor residual, Tensor query);
+  void Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv, int layer,
+              Tensor query, Tensor output);
+  void Out(const CpuAttention& attention, Tensor output, Tensor residual);
+
+ private:
+  struct Tile;
+  struct Keys;
+
+  const float* ProjectQuery(const CpuAttention& attention, int64_t rows, const BF16* normed,
+                            float* kv_a);
+  void WriteRow(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
+                const KvView& kv, int layer, int64_t row, const float* q, const float* kv_a,
+                BF16* nope, BF16* query) const;
+  std::vector<Tile> MakeTiles(const AttentionShape& shape, const StepPlan& plan, const KvView& kv,
+                              Tensor query, Tensor output, int lanes_max) const;
+  void RunSplit(const Tile& tile, const Keys& keys, int split, std::byte* scratch,
+                float* partial) const;
+  void RunTile(const Tile& tile, const Keys& keys, std::byte* scratch, float* total,
+               float* partial) const;
+  void RunTiles(const std::vector<Tile>& tiles, const Keys& keys, int width);
+  void RunSplits(const std::vector<Tile>& tiles, const Keys& keys, int width);
+
+  const GemmFamily& family_;
+  const VectorOps& ops_;
+  ThreadPool& pool_;
+  GemmRunner& gemms_;
+  std::vector<ReusableMemory> scratch_;  // [threads]
+  ReusableMemory normed_, q_low_, q_low_normed_, q_, kv_a_, nope_, values_, partials_;
+};
+
+}  // namespace epic::kernels

@@ -1,0 +1,275 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "kernels/cpu/cpu_attention.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/cpu_weights.h"
+#include "kernels/cpu/fma_gemm.h"
+#include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/vector_ops.h"
+#include "kernels/flush_denormals.h"
+#include "kernels/number.h"
+#include "kernels/rope_table.h"
+
+namespace epic::kernels {
+namespace {
+
+class CpuBackend : public Backend {
+ public:
+  // `family` null: fma.
+  CpuBackend(const CpuFeatures& features, const VectorOps& ops, const GemmFamily* family,
+             int threads, bool pin)
+      : cpu_name_(features.name),
+        ops_(ops),
+        fma_(ops),
+        family_(family != nullptr ? *family : fma_),
+        pool_(threads, pin),
+        loader_(family_, fma_, pool_),
+        gemms_(pool_),
+        attention_(family_, ops_, pool_, gemms_) {}
+
+  std::string profile() const override {
+    return std::string("epic-numerics-1/") + family_.name() +
+           "/w:checkpoint,a:bf16,kv:bf16/absorbed/split512";
+  }
+
+  std::string description() const override {
+    return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", " +
+           std::to_string(pool_.threads()) + (pool_.threads() == 1 ? " thread" : " threads");
+  }
+
+  std::unique_ptr<Memory> Allocate(int64_t bytes) override {
+    return std::make_unique<HugeMemory>(bytes);
+  }
+  std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) override {
+    return loader_.Load(source);
+  }
+  std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
+                               const SourceMatrix& down) override {
+    return loader_.LoadMlp(gate, up, down);
+  }
+  std::unique_ptr<Attention> LoadAttention(const AttentionSource& source) override {
+    return loader_.LoadAttention(source);
+  }
+  std::unique_ptr<Gate> LoadGate(const GateShape& shape, const SourceMatrix& weight,
+                                 std::span<const float> correction_bias) override {
+    return loader_.LoadGate(shape, weight, correction_bias);
+  }
+
+  void BeginStep(const StepPlan& plan, const Rope& rope) override { rope_.Fill(plan, rope); }
+
+  void Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) override {
+    for (int t = 0; t < plan.rows(); ++t) {
+      ReadSource(table, plan.token_ids[t], 0, table.cols, residual.Row<float>(t));
+    }
+  }
+
+  void AttentionIn(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
+                   Tensor residual, Tensor query) override {
+    const ScopedFlushDenormals flush;
+    attention_.In(static_cast<const CpuAttention&>(attention), plan, rope_, kv, layer, residual,
+                  query);
+  }
+  void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
+              Tensor query, Tensor output) override {
+    const ScopedFlushDenormals flush;
+    attention_.Attend(static_cast<const CpuAttention&>(attention), plan, kv, layer, query, output);
+  }
+  void AttentionOut(const Attention& attention, Tensor output, Tensor residual) override {
+    const ScopedFlushDenormals flush;
+    attention_.Out(static_cast<const CpuAttention&>(attention), output, residual);
+  }
+
+  void Norm(std::span<const float> weight, float eps, Tensor residual, Tensor rows) override {
+    const ScopedFlushDenormals flush;
+    gemms_.ForEach(residual.rows, 8 * residual.cols, [&](int64_t t, int) {
+      ops_.rms_norm(residual.Row<float>(t), weight.data(), residual.cols, eps, rows.Row<BF16>(t));
+    });
+  }
+
+  void ChooseExperts(const Gate& base, const GateResult& result) override;
+  void Experts(std::span<const Mlp* const> experts, Tensor rows, std::span<const ExpertRow> pairs,
+               Tensor out) override;
+  void ApplyMlp(const Mlp& base, Tensor rows, Tensor out) override;
+  void Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) override;
+  void Head(std::span<const float> norm, float eps, const Matrix& head, const StepPlan& plan,
+            Tensor residual, Tensor logits) override;
+
+ private:
+  // Rows of one MLP: x [rows, hidden] dense; product [rows, intermediate] is scratch.
+  struct MlpRows {
+    const CpuMlp* mlp;
+    const BF16* x;
+    int64_t rows;
+    BF16* product;
+  };
+  void GateAndUp(std::span<const MlpRows> work);
+  template <typename Destination>
+  void Down(std::span<const MlpRows> work, const Destination& destination);
+
+  const std::string cpu_name_;
+  const VectorOps& ops_;
+  const FmaGemmFamily fma_;
+  const GemmFamily& family_;
+  ThreadPool pool_;
+  WeightLoader loader_;
+  GemmRunner gemms_;
+  AttentionRunner attention_;
+  RopeTable rope_;
+  ReusableMemory logits_, gathered_, product_, head_rows_;
+};
+
+void CpuBackend::ChooseExperts(const Gate& base, const GateResult& result) {
+  const ScopedFlushDenormals flush;
+  const auto& gate = static_cast<const CpuGate&>(base);
+  const int64_t rows = result.rows.rows;
+  const int64_t experts = gate.shape.experts;
+  auto* logits = logits_.Get<float>(rows * experts);
+  const GemmJob job{result.rows.As<BF16>(), result.rows.cols, rows, gate.weight};
+  gemms_.Run(fma_, {&job, 1}, [&](const GemmBlock& block) {
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      std::memcpy(logits + t * experts + block.n_begin, block.Row(t), 4 * block.columns());
+    }
+  });
+  gemms_.ForEach(rows, 64 * experts, [&](int64_t t, int) {
+    const bool sound = gate.chooser.Choose(logits + t * experts, result.experts.Row<int32_t>(t),
+                                           result.weights.Row<float>(t));
+    *result.faults.Row<uint8_t>(t) = sound ? 0 : 1;
+  });
+}
+
+void CpuBackend::GateAndUp(std::span<const MlpRows> work) {
+  std::vector<GemmJob> jobs;
+  for (const MlpRows& w : work) {
+    jobs.push_back({w.x, w.mlp->hidden, w.rows, w.mlp->gate, w.mlp->up});
+  }
+  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+    const MlpRows& w = work[block.job];
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      ops_.silu_multiply(block.Row(t), block.SecondRow(t), block.columns(),
+                         w.product + t * w.mlp->intermediate + block.n_begin);
+    }
+  });
+}
+
+// destination(job, row) is where that row of the result starts.
+template <typename Destination>
+void CpuBackend::Down(std::span<const MlpRows> work, const Destination& destination) {
+  std::vector<GemmJob> jobs;
+  for (const MlpRows& w : work) {
+    jobs.push_back({w.product, w.mlp->intermediate, w.rows, w.mlp->down});
+  }
+  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      ops_.to_bf16(block.Row(t), block.columns(), destination(block.job, t) + block.n_begin);
+    }
+  });
+}
+
+void CpuBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
+                         std::span<const ExpertRow> pairs, Tensor out) {
+  if (pairs.empty()) return;
+  const ScopedFlushDenormals flush;
+  std::vector<int32_t> order(pairs.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return pairs[a].expert < pairs[b].expert; });
+
+  const int64_t hidden = rows.cols;
+  auto* gathered = gathered_.Get<BF16>(static_cast<int64_t>(pairs.size()) * hidden);
+  gemms_.ForEach(static_cast<int64_t>(pairs.size()), 2 * hidden, [&](int64_t i, int) {
+    std::memcpy(gathered + i * hidden, rows.Row<BF16>(pairs[order[i]].row), 2 * hidden);
+  });
+  std::vector<MlpRows> work;
+  std::vector<size_t> first;  // of each job, in `order`
+  int64_t product_values = 0;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const int32_t expert = pairs[order[i]].expert;
+    if (i == 0 || expert != pairs[order[i - 1]].expert) {
+      const auto* mlp = static_cast<const CpuMlp*>(experts[expert]);
+      work.push_back({mlp, gathered + static_cast<int64_t>(i) * hidden, 0, nullptr});
+      first.push_back(i);
+    }
+    ++work.back().rows;
+    product_values += work.back().mlp->intermediate;
+  }
+  auto* product = product_.Get<BF16>(product_values);
+  for (MlpRows& w : work) {
+    w.product = product;
+    product += w.rows * w.mlp->intermediate;
+  }
+  GateAndUp(work);
+  Down(work, [&](int job, int64_t row) { return out.Row<BF16>(order[first[job] + row]); });
+}
+
+void CpuBackend::ApplyMlp(const Mlp& base, Tensor rows, Tensor out) {
+  if (rows.rows == 0) return;
+  const ScopedFlushDenormals flush;
+  const auto& mlp = static_cast<const CpuMlp&>(base);
+  const MlpRows work{&mlp, rows.As<BF16>(), rows.rows,
+                     product_.Get<BF16>(rows.rows * mlp.intermediate)};
+  GateAndUp({&work, 1});
+  Down({&work, 1}, [&](int, int64_t row) { return out.Row<BF16>(row); });
+}
+
+void CpuBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) {
+  const ScopedFlushDenormals flush;
+  const int64_t hidden = residual.cols;
+  gemms_.ForEach(residual.rows, 2 * hidden * (weights.cols + 4), [&](int64_t t, int) {
+    std::vector<float> sum(hidden);
+    if (shared.data != nullptr) ops_.widen(shared.Row<BF16>(t), hidden, sum.data());
+    for (int64_t j = 0; j < weights.cols; ++j) {
+      ops_.add_scaled(weights.Row<float>(t)[j], expert_rows.Row<BF16>(t * weights.cols + j), hidden,
+                      sum.data());
+    }
+    ops_.add(sum.data(), hidden, residual.Row<float>(t));
+  });
+}
+
+void CpuBackend::Head(std::span<const float> norm, float eps, const Matrix& head,
+                      const StepPlan& plan, Tensor residual, Tensor logits) {
+  const auto count = static_cast<int64_t>(plan.logit_rows.size());
+  if (count == 0) return;
+  const ScopedFlushDenormals flush;
+  const int64_t hidden = residual.cols;
+  auto* rows = head_rows_.Get<BF16>(count * hidden);
+  gemms_.ForEach(count, 8 * hidden, [&](int64_t i, int) {
+    ops_.rms_norm(residual.Row<float>(plan.logit_rows[i]), norm.data(), hidden, eps,
+                  rows + i * hidden);
+  });
+  const GemmJob job{rows, hidden, count, static_cast<const CpuMatrix&>(head).weight};
+  gemms_.Run(family_, {&job, 1}, [&](const GemmBlock& block) {
+    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      std::memcpy(logits.Row<float>(t) + block.n_begin, block.Row(t), 4 * block.columns());
+    }
+  });
+}
+
+}  // namespace
+
+CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
+  CpuBackendResult result;
+  const CpuFeatures features = DetectCpuFeatures();
+  if (!features.avx2) {
+    result.error = "this CPU (" + features.name + ") lacks AVX2, FMA or F16C, which EPIC needs";
+    return result;
+  }
+  if (options.vectors == CpuVectors::kAvx512 && !features.avx512) {
+    result.error = "this CPU (" + features.name + ") lacks AVX-512 F, BW, DQ or VL";
+    return result;
+  }
+  if (options.family == CpuFamily::kAmxBf16) {
+    result.error = "family amx-bf16 is not built in";
+    return result;
+  }
+  const bool wide = features.avx512 && options.vectors != CpuVectors::kAvx2;
+  const VectorOps& ops = wide ? Avx512VectorOps() : Avx2VectorOps();
+  const int threads = options.threads > 0 ? options.threads : ThreadPool::AvailableCores();
+  result.backend = std::make_unique<CpuBackend>(features, ops, nullptr, threads, options.pin);
+  return result;
+}
+
+}  // namespace epic::kernels

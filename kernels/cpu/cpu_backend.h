@@ -1,0 +1,34 @@
+// The CPU backend: x86-64 with AVX2 at least, AVX-512 and AMX where they are.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/backend.h"
+
+namespace epic::kernels {
+
+enum class CpuFamily : uint8_t { kAuto, kFma, kAmxBf16 };
+// The widest vectors to use. It changes no bit.
+enum class CpuVectors : uint8_t { kAuto, kAvx2, kAvx512 };
+
+struct CpuOptions {
+  // kAuto: amx-bf16 where it works, else fma. Decided by CPUID and XGETBV (and, for AMX, the
+  // system's permission and one self-tested product), never by timing.
+  CpuFamily family = CpuFamily::kAuto;
+  CpuVectors vectors = CpuVectors::kAuto;
+  int threads = 0;   // 0: the cores that this process may use
+  bool pin = false;  // each compute thread to its core
+};
+
+struct CpuBackendResult {
+  std::unique_ptr<Backend> backend;  // null if `error` is set
+  std::string error;                 // what this CPU lacks
+  std::string note;                  // why a better family is not used; may be empty
+};
+
+// Never runs an instruction that the CPU or the system lacks.
+CpuBackendResult MakeCpuBackend(const CpuOptions& options);
+
+}  // namespace epic::kernels

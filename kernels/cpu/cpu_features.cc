@@ -1,0 +1,64 @@
+#include "kernels/cpu/cpu_features.h"
+
+#include <cpuid.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace epic::kernels {
+namespace {
+
+struct Registers {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers Cpuid(unsigned leaf, unsigned subleaf) {
+  Registers r;
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+bool Bit(unsigned word, int bit) { return (word >> bit & 1u) != 0; }
+
+uint64_t SavedState() {
+  unsigned low = 0;
+  unsigned high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t{high} << 32 | low;
+}
+
+std::string BrandString() {
+  if (__get_cpuid_max(0x80000000u, nullptr) < 0x80000004u) return "unknown CPU";
+  char text[49] = {};
+  for (unsigned i = 0; i < 3; ++i) {
+    const Registers r = Cpuid(0x80000002u + i, 0);
+    std::memcpy(text + 16 * i, &r, 16);
+  }
+  std::string name = text;
+  const size_t begin = name.find_first_not_of(' ');
+  const size_t end = name.find_last_not_of(' ');
+  return begin == std::string::npos ? "unknown CPU" : name.substr(begin, end - begin + 1);
+}
+
+}  // namespace
+
+CpuFeatures DetectCpuFeatures() {
+  CpuFeatures features;
+  features.name = BrandString();
+  const Registers base = Cpuid(1, 0);
+  constexpr int kOsXsave = 27;
+  if (!Bit(base.ecx, kOsXsave)) return features;
+  const uint64_t state = SavedState();
+  const Registers extended = Cpuid(7, 0);
+  const bool ymm = (state & 0x6) == 0x6;
+  const bool zmm = (state & 0xe6) == 0xe6;
+  const bool tiles = (state & 0x60000) == 0x60000;
+  features.avx2 =
+      ymm && Bit(base.ecx, 28) && Bit(base.ecx, 12) && Bit(base.ecx, 29) && Bit(extended.ebx, 5);
+  features.avx512 = features.avx2 && zmm && Bit(extended.ebx, 16) && Bit(extended.ebx, 17) &&
+                    Bit(extended.ebx, 30) && Bit(extended.ebx, 31);
+  features.amx_bf16 = features.avx512 && tiles && Bit(extended.edx, 22) && Bit(extended.edx, 24);
+  return features;
+}
+
+}  // namespace epic::kernels

@@ -1,0 +1,135 @@
+#include "kernels/cpu/cpu_weights.h"
+
+#include "kernels/number.h"
+
+namespace epic::kernels {
+namespace {
+
+// kv_b taken apart and rounded to BF16: W_UKᵀ [kv_rank, nope] and W_UV [v, kv_rank] of each head.
+struct SplitKvB {
+  std::vector<BF16> keys;
+  std::vector<BF16> values;
+
+  SplitKvB(const AttentionSource& source, ThreadPool& pool) {
+    const AttentionShape& shape = source.shape;
+    const int64_t rank = shape.kv_rank;
+    keys.resize(shape.heads * shape.nope_dim * rank);
+    values.resize(shape.heads * shape.v_dim * rank);
+    pool.Run([&](int thread) {
+      std::vector<float> row(rank);
+      for (int h = thread; h < shape.heads; h += pool.threads()) {
+        const int64_t first = h * int64_t{shape.nope_dim + shape.v_dim};
+        for (int64_t d = 0; d < shape.nope_dim; ++d) {
+          ReadSource(source.kv_b, first + d, 0, rank, row.data());
+          BF16* to = keys.data() + h * rank * shape.nope_dim + d;
+          for (int64_t i = 0; i < rank; ++i) to[i * shape.nope_dim] = ToBF16(row[i]);
+        }
+        for (int64_t d = 0; d < shape.v_dim; ++d) {
+          ReadSource(source.kv_b, first + shape.nope_dim + d, 0, rank, row.data());
+          BF16* to = values.data() + (h * int64_t{shape.v_dim} + d) * rank;
+          for (int64_t i = 0; i < rank; ++i) to[i] = ToBF16(row[i]);
+        }
+      }
+    });
+  }
+};
+
+int64_t PoolShare(int64_t count, int thread, int threads) { return count * thread / threads; }
+
+}  // namespace
+
+std::unique_ptr<HugeMemory> WeightLoader::Pack(std::span<const Request> requests) const {
+  int64_t total = 0;
+  for (const Request& request : requests) {
+    const SourceMatrix& source = request.source;
+    const DType dtype = PackedDType(source.dtype);
+    *request.to = {.n = source.rows, .k = source.cols, .dtype = dtype};
+    total += PackedBytes(family_, source.rows, source.cols, dtype);
+  }
+  auto memory = std::make_unique<HugeMemory>(total);
+  std::byte* at = memory->data();
+  for (const Request& request : requests) {
+    request.to->data = at;
+    at += PackedBytes(family_, request.to->n, request.to->k, request.to->dtype);
+  }
+  pool_.Run([&](int thread) {
+    for (const Request& request : requests) {
+      const int64_t panels = PanelCount(family_, request.to->n);
+      const int64_t begin = PoolShare(panels, thread, pool_.threads());
+      const int64_t end = PoolShare(panels, thread + 1, pool_.threads());
+      family_.Pack(request.source, begin, end, const_cast<std::byte*>(request.to->data));
+    }
+  });
+  return memory;
+}
+
+std::unique_ptr<CpuMatrix> WeightLoader::Load(const SourceMatrix& source) const {
+  auto matrix = std::make_unique<CpuMatrix>();
+  matrix->rows = source.rows;
+  matrix->cols = source.cols;
+  const Request request{source, &matrix->weight};
+  matrix->memory = Pack({&request, 1});
+  matrix->packed_bytes = matrix->memory->bytes();
+  return matrix;
+}
+
+std::unique_ptr<CpuMlp> WeightLoader::LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
+                                              const SourceMatrix& down) const {
+  auto mlp = std::make_unique<CpuMlp>();
+  mlp->hidden = gate.cols;
+  mlp->intermediate = gate.rows;
+  const Request requests[] = {{gate, &mlp->gate}, {up, &mlp->up}, {down, &mlp->down}};
+  mlp->memory = Pack(requests);
+  mlp->packed_bytes = mlp->memory->bytes();
+  return mlp;
+}
+
+std::unique_ptr<CpuAttention> WeightLoader::LoadAttention(const AttentionSource& source) const {
+  const AttentionShape& shape = source.shape;
+  auto attention = std::make_unique<CpuAttention>();
+  attention->shape = shape;
+  attention->input_norm.assign(source.input_norm.begin(), source.input_norm.end());
+  attention->q_a_norm.assign(source.q_a_norm.begin(), source.q_a_norm.end());
+  attention->kv_a_norm.assign(source.kv_a_norm.begin(), source.kv_a_norm.end());
+  attention->w_uk.resize(shape.heads);
+  attention->w_uv.resize(shape.heads);
+
+  const SplitKvB split(source, pool_);
+  std::vector<Request> requests = {
+      {source.q, &attention->q}, {source.kv_a, &attention->kv_a}, {source.o, &attention->o}};
+  if (shape.q_rank > 0) requests.push_back({source.q_a, &attention->q_a});
+  for (int64_t h = 0; h < shape.heads; ++h) {
+    requests.push_back({{.dtype = DType::kBF16,
+                         .rows = shape.kv_rank,
+                         .cols = shape.nope_dim,
+                         .data = split.keys.data() + h * shape.kv_rank * shape.nope_dim},
+                        &attention->w_uk[h]});
+    requests.push_back({{.dtype = DType::kBF16,
+                         .rows = shape.v_dim,
+                         .cols = shape.kv_rank,
+                         .data = split.values.data() + h * shape.v_dim * shape.kv_rank},
+                        &attention->w_uv[h]});
+  }
+  attention->memory = Pack(requests);
+  attention->packed_bytes = attention->memory->bytes();
+  return attention;
+}
+
+std::unique_ptr<CpuGate> WeightLoader::LoadGate(const GateShape& shape, const SourceMatrix& weight,
+                                                std::span<const float> correction_bias) const {
+  auto gate = std::make_unique<CpuGate>(shape, correction_bias);
+  // A BF16 router is its own FP32 copy.
+  const bool exact = weight.dtype == DType::kBF16;
+  const DType dtype = exact ? DType::kBF16 : DType::kF32;
+  const int64_t panels = PanelCount(fma_, weight.rows);
+  gate->memory = std::make_unique<HugeMemory>(PackedBytes(fma_, weight.rows, weight.cols, dtype));
+  gate->weight = {gate->memory->data(), weight.rows, weight.cols, dtype};
+  if (exact) {
+    fma_.Pack(weight, 0, panels, gate->memory->data());
+  } else {
+    fma_.PackF32(weight, 0, panels, gate->memory->data());
+  }
+  return gate;
+}
+
+}  // namespace epic::kernels

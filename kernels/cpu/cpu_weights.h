@@ -1,0 +1,71 @@
+// Weights of the CPU backend: packed by a GemmFamily into huge pages by all threads.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/fma_gemm.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/huge_memory.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/gate_choice.h"
+
+namespace epic::kernels {
+
+struct CpuMatrix : Matrix {
+  PackedWeight weight;
+  std::unique_ptr<HugeMemory> memory;
+};
+
+struct CpuMlp : Mlp {
+  PackedWeight gate, up, down;
+  std::unique_ptr<HugeMemory> memory;
+};
+
+struct CpuAttention : Attention {
+  std::vector<float> input_norm, q_a_norm, kv_a_norm;
+  PackedWeight q_a, q, kv_a, o;
+  std::vector<PackedWeight> w_uk;  // per head: [kv_rank, nope]
+  std::vector<PackedWeight> w_uv;  // per head: [v, kv_rank]
+  std::unique_ptr<HugeMemory> memory;
+};
+
+// The router is multiplied by family `fma` whatever the backend's family: its logits are FP32.
+struct CpuGate : Gate {
+  CpuGate(const GateShape& gate_shape, std::span<const float> bias) : chooser(gate_shape, bias) {
+    shape = gate_shape;
+  }
+  GateChooser chooser;
+  PackedWeight weight;
+  std::unique_ptr<HugeMemory> memory;
+};
+
+// Thread-safe: its pool serves one loader at a time.
+class WeightLoader {
+ public:
+  WeightLoader(const GemmFamily& family, const FmaGemmFamily& fma, ThreadPool& pool)
+      : family_(family), fma_(fma), pool_(pool) {}
+
+  std::unique_ptr<CpuMatrix> Load(const SourceMatrix& source) const;
+  std::unique_ptr<CpuMlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
+                                  const SourceMatrix& down) const;
+  std::unique_ptr<CpuAttention> LoadAttention(const AttentionSource& source) const;
+  std::unique_ptr<CpuGate> LoadGate(const GateShape& shape, const SourceMatrix& weight,
+                                    std::span<const float> correction_bias) const;
+
+ private:
+  struct Request {
+    SourceMatrix source;
+    PackedWeight* to;
+  };
+
+  std::unique_ptr<HugeMemory> Pack(std::span<const Request> requests) const;
+
+  const GemmFamily& family_;
+  const FmaGemmFamily& fma_;
+  ThreadPool& pool_;
+};
+
+}  // namespace epic::kernels

@@ -1,0 +1,309 @@
+// Products of family `fma` over the lanes of the including file. See fma_layout.h.
+#pragma once
+
+#include "kernels/cpu/fma_layout.h"
+#include "kernels/cpu/gemm.h"
+
+namespace epic::kernels {
+namespace {
+
+constexpr int64_t kPrefetchBytes = 2048;
+constexpr int kWideColumns = kLargeTilePanels * kFmaPanel;
+
+struct BF16Weight {
+  static constexpr bool kScaled = false;
+  static constexpr int64_t kPairBytes = 64;
+  static void LoadPair(const char* p, F16& first, F16& second) { LoadBF16Pairs(p, first, second); }
+};
+
+struct F32Weight {
+  static constexpr bool kScaled = false;
+  static constexpr int64_t kPairBytes = 128;
+  static void LoadPair(const char* p, F16& first, F16& second) {
+    first = Load(reinterpret_cast<const float*>(p));
+    second = Load(reinterpret_cast<const float*>(p) + kFmaPanel);
+  }
+};
+
+struct E4M3Weight {
+  static constexpr bool kScaled = true;
+  static constexpr int64_t kPairBytes = 32;
+  static void LoadPair(const char* p, F16& first, F16& second) {
+    first = LoadE4M3(p);
+    second = LoadE4M3(p + 16);
+  }
+};
+
+struct Panels {
+  const char* base;
+  int64_t bytes;
+  int64_t header_bytes;
+
+  explicit Panels(const PackedWeight& weight)
+      : base(reinterpret_cast<const char*>(weight.data)),
+        bytes(FmaPanelBytes(weight.k, weight.dtype)),
+        header_bytes(FmaHeaderBytes(weight.k, weight.dtype)) {}
+  const char* Weights(int64_t panel) const { return base + panel * bytes + header_bytes; }
+  const float* Multipliers(int64_t panel) const {
+    return reinterpret_cast<const float*>(base + panel * bytes);
+  }
+  const float* Scales(int64_t panel) const { return Multipliers(panel) + 16; }
+};
+
+int ValidLanes(const GemmArguments& g, int64_t panel) {
+  const int64_t left = g.n_end - panel * kFmaPanel;
+  return static_cast<int>(left < kFmaPanel ? left : kFmaPanel);
+}
+
+float* Destination(const GemmArguments& g, int64_t row, int64_t panel) {
+  return g.c + row * g.c_stride + panel * kFmaPanel - g.n_begin;
+}
+
+void WidenRow(const BF16* x, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) Store(out + i, LoadBF16(x + i));
+  for (; i < count; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(x[i].bits) << 16;
+    __builtin_memcpy(out + i, &bits, sizeof(bits));
+  }
+}
+
+// acc[r][p] continues over k in [k_begin, k_end); k_begin is even.
+template <class Weight, int kRows, int kPanels>
+inline void Accumulate(const char* const (&weights)[kPanels], const float* a, int64_t a_stride,
+                       int64_t k_begin, int64_t k_end, F16 (&acc)[kRows][kPanels]) {
+  int64_t k = k_begin;
+  for (; k + 2 <= k_end; k += 2) {
+    const int64_t at = k / 2 * Weight::kPairBytes;
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      F16 first, second;
+      Weight::LoadPair(weights[p] + at, first, second);
+      _mm_prefetch(weights[p] + at + kPrefetchBytes, _MM_HINT_T0);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][p] = Fma(Set1(a[r * a_stride + k]), first, acc[r][p]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][p] = Fma(Set1(a[r * a_stride + k + 1]), second, acc[r][p]);
+      }
+    }
+  }
+  if (k < k_end) {
+    const int64_t at = k / 2 * Weight::kPairBytes;
+    for (int p = 0; p < kPanels; ++p) {
+      F16 first, second;
+      Weight::LoadPair(weights[p] + at, first, second);
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][p] = Fma(Set1(a[r * a_stride + k]), first, acc[r][p]);
+      }
+    }
+  }
+}
+
+template <int kRows, int kPanels>
+inline void Clear(F16 (&acc)[kRows][kPanels]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) acc[r][p] = Zero();
+  }
+}
+
+// kPanels panels, `apart` from each other, for all rows: kRows == g.m.
+template <class Weight, int kRows, int kPanels>
+void SmallTile(const GemmArguments& g, const Panels& panels, const float* a, int64_t a_stride,
+               int64_t panel, int64_t apart) {
+  const char* weights[kPanels];
+  for (int p = 0; p < kPanels; ++p) weights[p] = panels.Weights(panel + p * apart);
+  F16 acc[kRows][kPanels];
+  Clear(acc);
+  if constexpr (Weight::kScaled) {
+    for (int64_t k = 0; k < g.weight.k; k += kScaleBlock) {
+      const int64_t k_end = k + kScaleBlock < g.weight.k ? k + kScaleBlock : g.weight.k;
+      F16 partial[kRows][kPanels];
+      Clear(partial);
+      Accumulate<Weight>(weights, a, a_stride, k, k_end, partial);
+      for (int p = 0; p < kPanels; ++p) {
+        const F16 scale = Set1(panels.Scales(panel + p * apart)[k / kScaleBlock]);
+        for (int r = 0; r < kRows; ++r) acc[r][p] = Fma(partial[r][p], scale, acc[r][p]);
+      }
+    }
+    for (int p = 0; p < kPanels; ++p) {
+      const F16 multiplier = Load(panels.Multipliers(panel + p * apart));
+      for (int r = 0; r < kRows; ++r) acc[r][p] = acc[r][p] * multiplier;
+    }
+  } else {
+    Accumulate<Weight>(weights, a, a_stride, 0, g.weight.k, acc);
+  }
+  for (int p = 0; p < kPanels; ++p) {
+    const int64_t at = panel + p * apart;
+    for (int r = 0; r < kRows; ++r) StoreN(Destination(g, r, at), acc[r][p], ValidLanes(g, at));
+  }
+}
+
+// Each of kPanels streams reads its own stretch of consecutive panels. Returns the first panel
+// left over.
+template <class Weight, int kRows, int kPanels>
+int64_t SmallSweep(const GemmArguments& g, const Panels& panels, const float* a, int64_t a_stride,
+                   int64_t begin, int64_t end) {
+  const int64_t apart = (end - begin) / kPanels;
+  for (int64_t i = 0; i < apart; ++i) {
+    SmallTile<Weight, kRows, kPanels>(g, panels, a, a_stride, begin + i, apart);
+  }
+  return begin + apart * kPanels;
+}
+
+template <class Weight, int kRows>
+void SmallGemm(const GemmArguments& g, const Panels& panels) {
+  auto* a = reinterpret_cast<float*>(g.scratch);
+  const int64_t a_stride = RoundUp(g.weight.k, kFmaPanel);
+  for (int r = 0; r < kRows; ++r) WidenRow(g.a + r * g.a_stride, g.weight.k, a + r * a_stride);
+  constexpr int kPanels = SmallTilePanels(kRows);
+  int64_t at = g.n_begin / kFmaPanel;
+  const int64_t end = (g.n_end + kFmaPanel - 1) / kFmaPanel;
+  at = SmallSweep<Weight, kRows, kPanels>(g, panels, a, a_stride, at, end);
+  if constexpr (kPanels > 4) {
+    at = SmallSweep<Weight, kRows, 4>(g, panels, a, a_stride, at, end);
+  }
+  if constexpr (kPanels > 1) SmallSweep<Weight, kRows, 1>(g, panels, a, a_stride, at, end);
+}
+
+// k values of kLargeTilePanels panels, decoded to [k][kWideColumns]; absent panels are zero.
+template <class Weight>
+void DecodeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
+                 int64_t k_begin, int64_t k_end, float* wide) {
+  for (int p = 0; p < kLargeTilePanels; ++p) {
+    for (int64_t k = k_begin; k < k_end; k += 2) {
+      F16 first = Zero();
+      F16 second = Zero();
+      if (p < panel_count) {
+        const char* from = panels.Weights(panel + p) + k / 2 * Weight::kPairBytes;
+        Weight::LoadPair(from, first, second);
+        _mm_prefetch(from + kPrefetchBytes, _MM_HINT_T0);
+      }
+      float* to = wide + (k - k_begin) * kWideColumns + p * kFmaPanel;
+      Store(to, first);
+      Store(to + kWideColumns, second);
+    }
+  }
+}
+
+template <int kRows>
+void LargeTile(const float* wide, const float* a, int64_t count,
+               F16 (&acc)[kRows][kLargeTilePanels]) {
+  for (int64_t k = 0; k < count; ++k) {
+    F16 w[kLargeTilePanels];
+#pragma GCC unroll 8
+    for (int p = 0; p < kLargeTilePanels; ++p) {
+      w[p] = Load(wide + k * kWideColumns + p * kFmaPanel);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const F16 x = Set1(a[r * kScaleBlock + k]);
+#pragma GCC unroll 8
+      for (int p = 0; p < kLargeTilePanels; ++p) acc[r][p] = Fma(x, w[p], acc[r][p]);
+    }
+  }
+}
+
+// Continues C[row .. row + kRows) of some panels over one decoded block of K.
+template <class Weight, int kRows>
+void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
+                int64_t row, int64_t k_begin, int64_t k_end, const float* wide, float* a) {
+  for (int r = 0; r < kRows; ++r) {
+    WidenRow(g.a + (row + r) * g.a_stride + k_begin, k_end - k_begin, a + r * kScaleBlock);
+  }
+  F16 acc[kRows][kLargeTilePanels];
+  Clear(acc);
+  if (!Weight::kScaled && k_begin > 0) {
+    for (int64_t p = 0; p < panel_count; ++p) {
+      const int lanes = ValidLanes(g, panel + p);
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][p] = LoadN(Destination(g, row + r, panel + p), lanes);
+      }
+    }
+  }
+  LargeTile<kRows>(wide, a, k_end - k_begin, acc);
+  for (int64_t p = 0; p < panel_count; ++p) {
+    const int lanes = ValidLanes(g, panel + p);
+    for (int r = 0; r < kRows; ++r) {
+      float* c = Destination(g, row + r, panel + p);
+      F16 value = acc[r][p];
+      if constexpr (Weight::kScaled) {
+        const F16 before = k_begin > 0 ? LoadN(c, lanes) : Zero();
+        const F16 scale = Set1(panels.Scales(panel + p)[k_begin / kScaleBlock]);
+        value = Fma(value, scale, before);
+        if (k_end == g.weight.k) value = value * Load(panels.Multipliers(panel + p));
+      }
+      StoreN(c, value, lanes);
+    }
+  }
+}
+
+template <class Weight>
+void LargeRows(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
+               int64_t k_begin, int64_t k_end, const float* wide, float* a) {
+  int64_t row = 0;
+  for (; row + kFmaRowTile <= g.m; row += kFmaRowTile) {
+    LargeBlock<Weight, kFmaRowTile>(g, panels, panel, panel_count, row, k_begin, k_end, wide, a);
+  }
+  if (row + 3 <= g.m) {
+    LargeBlock<Weight, 3>(g, panels, panel, panel_count, row, k_begin, k_end, wide, a);
+    row += 3;
+  }
+  for (; row < g.m; ++row) {
+    LargeBlock<Weight, 1>(g, panels, panel, panel_count, row, k_begin, k_end, wide, a);
+  }
+}
+
+template <class Weight>
+void LargeGemm(const GemmArguments& g, const Panels& panels) {
+  auto* wide = reinterpret_cast<float*>(g.scratch);
+  float* a = wide + (kScaleBlock + 1) * kWideColumns;
+  const int64_t end = (g.n_end + kFmaPanel - 1) / kFmaPanel;
+  for (int64_t panel = g.n_begin / kFmaPanel; panel < end; panel += kLargeTilePanels) {
+    const int64_t count = end - panel < kLargeTilePanels ? end - panel : kLargeTilePanels;
+    for (int64_t k = 0; k < g.weight.k; k += kScaleBlock) {
+      const int64_t k_end = k + kScaleBlock < g.weight.k ? k + kScaleBlock : g.weight.k;
+      DecodeBlock<Weight>(g, panels, panel, count, k, k_end, wide);
+      LargeRows<Weight>(g, panels, panel, count, k, k_end, wide, a);
+    }
+  }
+}
+
+template <class Weight>
+void GemmOf(const GemmArguments& g) {
+  const Panels panels(g.weight);
+  switch (g.m) {
+    case 1:
+      return SmallGemm<Weight, 1>(g, panels);
+    case 2:
+      return SmallGemm<Weight, 2>(g, panels);
+    case 3:
+      return SmallGemm<Weight, 3>(g, panels);
+    case 4:
+      return SmallGemm<Weight, 4>(g, panels);
+    case 5:
+      return SmallGemm<Weight, 5>(g, panels);
+    case 6:
+      return SmallGemm<Weight, 6>(g, panels);
+    default:
+      return LargeGemm<Weight>(g, panels);
+  }
+}
+
+void Gemm(const GemmArguments& g) {
+  switch (g.weight.dtype) {
+    case DType::kF8E4M3:
+      return GemmOf<E4M3Weight>(g);
+    case DType::kF32:
+      return GemmOf<F32Weight>(g);
+    default:
+      return GemmOf<BF16Weight>(g);
+  }
+}
+
+}  // namespace
+}  // namespace epic::kernels

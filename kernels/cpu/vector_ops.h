@@ -1,0 +1,70 @@
+// The inner loops of the CPU backend, compiled once per instruction set from one source
+// (vector_ops_inl.h over lanes_avx2.h or lanes_avx512.h), with equal bits.
+//
+// Pointers need no alignment unless said; lengths are any. Denormals are flushed by the caller.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/tensor.h"
+
+namespace epic::kernels {
+
+inline constexpr int kLanes = 16;
+
+// Some (row, head) pairs of one sequence, as vector lanes, against one split of its keys.
+struct AttentionTile {
+  static constexpr int kLanesMax = 32;
+
+  int lanes = 0;                        // ≤ kLanesMax
+  const BF16* queries[kLanesMax] = {};  // [latent_dim + rope_dim]
+  int32_t positions[kLanesMax] = {};    // of the lanes' rows
+  int latent_dim = 0;
+  int rope_dim = 0;
+  int64_t record_bytes = 0;
+  int64_t rope_offset_bytes = 0;
+  float scale = 1;
+};
+
+// (m, l, o) of a tile's lanes: [2 + latent_dim][kLanesMax] floats, 64-byte aligned.
+constexpr int64_t AttentionPartialFloats(int latent_dim) {
+  return int64_t{AttentionTile::kLanesMax} * (2 + latent_dim);
+}
+constexpr int64_t AttentionScratchBytes(int width) {
+  return 4 * (int64_t{AttentionTile::kLanesMax} * (width + 64) + int64_t{64} * (width + 16));
+}
+
+struct VectorOps {
+  const char* name;  // "AVX2", "AVX-512"
+
+  // Products of family `fma`: see fma_layout.h.
+  void (*gemm)(const GemmArguments& arguments);
+
+  void (*rms_norm)(const float* x, const float* weight, int64_t count, float eps, BF16* out);
+  void (*to_bf16)(const float* x, int64_t count, BF16* out);
+  // out ← bf16(silu(gate)·up)
+  void (*silu_multiply)(const float* gate, const float* up, int64_t count, BF16* out);
+  void (*add)(const float* x, int64_t count, float* into);
+  void (*widen)(const BF16* x, int64_t count, float* out);
+  // into ← fma(factor, x, into)
+  void (*add_scaled)(float factor, const BF16* x, int64_t count, float* into);
+
+  // qᵀ into scratch: once per tile, before its splits.
+  void (*attention_load)(const AttentionTile& tile, std::byte* scratch);
+  // Keys [key_begin, key_end) (≤ 512 of them, key_begin a multiple of 512) into `partial`.
+  // pages[i] holds the 64 records from key_begin + 64·i.
+  void (*attention_split)(const AttentionTile& tile, const std::byte* const* pages, int key_begin,
+                          int key_end, std::byte* scratch, float* partial);
+  // total ← merge(total, partial of the split from key_begin); lanes before it stay as they are.
+  void (*attention_merge)(const AttentionTile& tile, int key_begin, const float* partial,
+                          float* total);
+  // out[lane] [latent_dim] ← o / l
+  void (*attention_finish)(const AttentionTile& tile, const float* total, BF16* const* out);
+};
+
+// To be used only where DetectCpuFeatures() allows it.
+const VectorOps& Avx2VectorOps();
+const VectorOps& Avx512VectorOps();
+
+}  // namespace epic::kernels
