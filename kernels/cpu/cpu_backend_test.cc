@@ -1,0 +1,246 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/reference/reference_backend.h"
+#include "kernels/testing/toy_model.h"
+
+namespace epic::kernels {
+namespace {
+
+using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
+using Schedule = std::vector<std::vector<ToyChunk>>;
+
+std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads) {
+  CpuBackendResult result =
+      MakeCpuBackend({.family = CpuFamily::kFma, .vectors = vectors, .threads = threads});
+  EXPECT_EQ(result.error, "");
+  return std::move(result.backend);
+}
+
+std::vector<CpuVectors> VectorsOfThisCpu() {
+  if (!DetectCpuFeatures().avx512) return {CpuVectors::kAvx2};
+  return {CpuVectors::kAvx2, CpuVectors::kAvx512};
+}
+
+Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule) {
+  ToyRun run(model, backend, 3, 640);
+  for (const auto& chunks : schedule) run.Step(chunks);
+  return run.logits();
+}
+
+Logits Reference(const ToyModel& model, const Schedule& schedule) {
+  const auto backend = MakeReferenceBackend({});
+  return RunAll(model, *backend, schedule);
+}
+
+constexpr uint32_t kNaN = 0x7fc00000u;  // as ToyRun reports every NaN
+const Schedule kMixed = {{{0, 9}}, {{0, 1}, {1, 70}}, {{2, 5}, {0, 1}, {1, 3}}, {{1, 1}}};
+
+class FamilyFma : public testing::TestWithParam<int> {};
+
+ToyShape Variant(int variant) {
+  ToyShape shape = SmallToyShape();
+  AttentionShape& a = shape.attention;
+  switch (variant) {
+    case 0:
+      break;
+    case 1:  // FP8, block scales, grouped sigmoid
+      shape.dtype = DType::kF8E4M3;
+      a.hidden = 172;
+      a.kv_rank = 40;
+      shape.intermediate = 136;
+      shape.gate = {.experts = 10,
+                    .top_k = 4,
+                    .score = GateScore::kSigmoid,
+                    .group_score = GroupScore::kTopTwoSum,
+                    .groups = 5,
+                    .kept_groups = 3,
+                    .normalise = true,
+                    .scaling = 2.5f};
+      break;
+    case 2:  // no q_lora, odd sizes, half-split rope, FP32 sources
+      shape.dtype = DType::kF32;
+      shape.router_dtype = DType::kF32;
+      a.hidden = 71;
+      a.heads = 5;
+      a.q_rank = 0;
+      a.kv_rank = 13;
+      a.nope_dim = 7;
+      a.rope_dim = 10;
+      a.v_dim = 9;
+      a.rope_interleaved = false;
+      shape.intermediate = 33;
+      shape.gate = {.experts = 5, .top_k = 2};
+      break;
+    default:  // 17 heads: more than one vector; FP16 sources; group-limited greedy
+      shape.dtype = DType::kF16;
+      shape.router_dtype = DType::kF16;
+      a.heads = 17;
+      a.hidden = 48;
+      shape.gate = {.experts = 6,
+                    .top_k = 2,
+                    .group_score = GroupScore::kMax,
+                    .groups = 3,
+                    .kept_groups = 1,
+                    .scaling = 16.0f};
+  }
+  return shape;
+}
+
+TEST_P(FamilyFma, HasTheBitsOfTheReferenceOnEveryVectorWidthAndThreadCount) {
+  const ToyModel model(Variant(GetParam()), 7 + GetParam());
+  const Logits expected = Reference(model, kMixed);
+  for (const auto& [key, bits] : expected) EXPECT_THAT(bits, testing::Each(testing::Ne(kNaN)));
+  for (const CpuVectors vectors : VectorsOfThisCpu()) {
+    for (int threads = 1; threads <= 4; ++threads) {
+      const auto backend = Cpu(vectors, threads);
+      EXPECT_EQ(RunAll(model, *backend, kMixed), expected)
+          << backend->description() << ", variant " << GetParam();
+    }
+  }
+}
+
+TEST_P(FamilyFma, ARowDoesNotDependOnChunkingOrBatch) {
+  const ToyModel model(Variant(GetParam()), 70 + GetParam());
+  Schedule one_by_one;
+  for (int i = 0; i < 70; ++i) one_by_one.push_back({{1, 1}});
+  const auto backend = Cpu(CpuVectors::kAuto, 2);
+  const Logits whole = RunAll(model, *backend, {{{1, 70}}});
+  EXPECT_EQ(RunAll(model, *backend, one_by_one), whole);
+  EXPECT_EQ(RunAll(model, *backend, {{{1, 1}}, {{1, 62}}, {{1, 2}}, {{1, 5}}}), whole);
+  const Logits mixed = RunAll(model, *backend, {{{0, 8}, {1, 33}}, {{2, 7}, {1, 37}, {0, 2}}});
+  for (const auto& [key, bits] : whole) EXPECT_EQ(mixed.at(key), bits);
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, FamilyFma, testing::Values(0, 1, 2, 3));
+
+TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
+  const ToyModel model(SmallToyShape(), 3);
+  const Schedule schedule = {{{0, 63}}, {{0, 1}},         {{0, 1}}, {{0, 446}, {1, 4}},
+                             {{0, 1}},  {{0, 1}, {1, 1}}, {{0, 3}}, {{0, 100}}};
+  const Logits expected = Reference(model, schedule);
+  for (const CpuVectors vectors : VectorsOfThisCpu()) {
+    for (const int threads : {1, 3}) {
+      const auto backend = Cpu(vectors, threads);
+      EXPECT_EQ(RunAll(model, *backend, schedule), expected) << backend->description();
+    }
+  }
+  const auto backend = Cpu(CpuVectors::kAuto, 2);
+  const Logits whole = RunAll(model, *backend, {{{0, 616}}});
+  for (const int position : {62, 63, 64, 510, 511, 512, 513, 615}) {
+    EXPECT_EQ(whole.at({0, position}), expected.at({0, position})) << position;
+  }
+}
+
+TEST(CpuBackend, ARowOfNaNsDoesNotReachEarlierRowsOrOtherSequencesOfItsChunk) {
+  for (const CpuVectors vectors : VectorsOfThisCpu()) {
+    const auto backend = Cpu(vectors, 2);
+    ToyModel model(SmallToyShape(), 4);
+    const Schedule schedule = {{{0, 20}, {1, 20}}};
+    const Logits sound = RunAll(model, *backend, schedule);
+    model.BreakToken(model.Token(0, 5));
+    const Logits broken = RunAll(model, *backend, schedule);
+    for (int i = 0; i < 20; ++i) {
+      EXPECT_EQ(broken.at({0, i}) == sound.at({0, i}), i < 5) << i;
+      EXPECT_EQ(broken.at({1, i}), sound.at({1, i})) << i;
+    }
+    EXPECT_THAT(broken.at({0, 5}), testing::Each(kNaN));
+    EXPECT_THAT(broken.at({0, 19}), testing::Each(kNaN));
+  }
+}
+
+TEST(CpuBackend, NaNScalesAndWeightsGiveNaNsAndNoCrash) {
+  ToyShape shape = Variant(1);
+  ToyModel model(shape, 5);
+  const auto cpu = Cpu(CpuVectors::kAuto, 2);
+  const auto reference = MakeReferenceBackend({});
+  Random random(9);
+  ToyMatrix weight(random, DType::kF8E4M3, 150, 300);
+  weight.scales()[4] = std::numeric_limits<float>::quiet_NaN();  // rows 128.., columns 128..255
+  weight.bytes()[7 * 300 + 299] = 0x7f;
+  weight.bytes()[9 * 300] = 0xff;
+  StepPlan plan;
+  plan.logit_rows = {0, 1};
+  std::vector<float> residual(2 * 300);
+  for (float& value : residual) value = random.Real(1.0f);
+  const std::vector<float> norm(300, 1.0f);
+  std::vector<float> logits[2] = {std::vector<float>(300), std::vector<float>(300)};
+  Backend* backends[] = {cpu.get(), reference.get()};
+  for (int i = 0; i < 2; ++i) {
+    const auto matrix = backends[i]->LoadMatrix(weight.source());
+    backends[i]->Head(norm, 1e-6f, *matrix, plan, {DType::kF32, 2, 300, residual.data()},
+                      {DType::kF32, 2, 150, logits[i].data()});
+  }
+  for (int row = 0; row < 2; ++row) {
+    for (int n = 0; n < 150; ++n) {
+      const bool nan = n >= 128 || n == 7 || n == 9;
+      EXPECT_EQ(std::isnan(logits[0][row * 150 + n]), nan) << n;
+      if (!nan) {
+        EXPECT_EQ(logits[0][row * 150 + n], logits[1][row * 150 + n]) << n;
+      }
+    }
+  }
+}
+
+TEST(CpuBackend, ANaNRowIsAFaultAndChoosesTheFirstExperts) {
+  const auto backend = Cpu(CpuVectors::kAuto, 2);
+  Random random(2);
+  ToyMatrix router(random, DType::kBF16, 9, 40);
+  const auto gate = backend->LoadGate({.experts = 9, .top_k = 3}, router.source(), {});
+  std::vector<BF16> rows(2 * 40, BF16{0x3f80});
+  rows[40 + 17] = {0x7fc0};
+  int32_t experts[6];
+  float weights[6];
+  uint8_t faults[2];
+  backend->ChooseExperts(*gate, {{DType::kBF16, 2, 40, rows.data()},
+                                 {DType::kI32, 2, 3, experts},
+                                 {DType::kF32, 2, 3, weights},
+                                 {DType::kU8, 2, 1, faults}});
+  EXPECT_EQ(faults[0], 0);
+  EXPECT_EQ(faults[1], 1);
+  EXPECT_THAT((std::vector<int>{experts[3], experts[4], experts[5]}),
+              testing::ElementsAre(0, 1, 2));
+}
+
+TEST(CpuBackend, NamesItsProfileAsTheReferenceDoes) {
+  EXPECT_EQ(Cpu(CpuVectors::kAvx2, 1)->profile(), MakeReferenceBackend({})->profile());
+}
+
+TEST(ReferenceBackend, RoundedAndUnroundedAgreeClosely) {
+  for (const int variant : {0, 1, 2, 3}) {
+    const ToyModel model(Variant(variant), 11);
+    const auto exact = MakeReferenceBackend({.round_to_bf16 = false});
+    const auto rounded = MakeReferenceBackend({});
+    ToyRun a(model, *exact, 1, 64);
+    ToyRun b(model, *rounded, 1, 64);
+    a.Step({{0, 9}});
+    b.Step({{0, 9}});
+    double error = 0;
+    double size = 0;
+    for (const auto& [key, values] : a.values()) {
+      for (size_t i = 0; i < values.size(); ++i) {
+        error += std::pow(values[i] - b.values().at(key)[i], 2);
+        size += std::pow(values[i], 2);
+      }
+    }
+    EXPECT_LT(std::sqrt(error / size), 0.1) << variant;
+    EXPECT_GT(std::sqrt(error / size), 1e-5) << variant;
+  }
+}
+
+TEST(ReferenceBackend, UnroundedRowsDoNotDependOnChunking) {
+  const ToyModel model(SmallToyShape(), 12);
+  const auto backend = MakeReferenceBackend({.round_to_bf16 = false});
+  EXPECT_EQ(RunAll(model, *backend, {{{0, 3}}, {{0, 1}}, {{0, 8}}}),
+            RunAll(model, *backend, {{{0, 12}}}));
+}
+
+}  // namespace
+}  // namespace epic::kernels
