@@ -6,10 +6,21 @@
 namespace epic::text {
 namespace {
 
-bool OpenedByPrompt(absl::Span<const int32_t> prompt_ids, int32_t open_id, int32_t close_id) {
-  auto is_marker = [&](int32_t id) { return id == open_id || id == close_id; };
-  auto last = std::find_if(prompt_ids.rbegin(), prompt_ids.rend(), is_marker);
-  return last != prompt_ids.rend() && *last == open_id;
+constexpr std::string_view kSpace = " \t\r\n";
+
+enum class PromptEnd { kNoMarker, kOpen, kClosed };
+
+// Which marker the answer starts under. One followed by text is of an earlier turn if it closes.
+PromptEnd FindPromptEnd(const Tokenizer& tokenizer, absl::Span<const int32_t> prompt_ids,
+                        int32_t open_id, int32_t close_id) {
+  bool only_space_follows = true;
+  for (auto id = prompt_ids.rbegin(); id != prompt_ids.rend(); ++id) {
+    if (*id == open_id) return PromptEnd::kOpen;
+    if (*id == close_id) return only_space_follows ? PromptEnd::kClosed : PromptEnd::kNoMarker;
+    only_space_follows &=
+        tokenizer.TokenBytes(*id).find_first_not_of(kSpace) == std::string_view::npos;
+  }
+  return PromptEnd::kNoMarker;
 }
 
 }  // namespace
@@ -22,10 +33,12 @@ ReasoningParser::ReasoningParser(const Tokenizer& tokenizer, absl::Span<const in
       state_(State::kUndecided) {
   if (!open_id_ || !close_id_) {
     state_ = State::kContent;
-  } else if (OpenedByPrompt(prompt_ids, *open_id_, *close_id_)) {
-    state_ = State::kReasoning;
-    drop_newlines_ = true;
+    return;
   }
+  const PromptEnd end = FindPromptEnd(tokenizer, prompt_ids, *open_id_, *close_id_);
+  if (end == PromptEnd::kOpen) state_ = State::kReasoning;
+  if (end == PromptEnd::kClosed) state_ = State::kContent;
+  drop_newlines_ = end != PromptEnd::kNoMarker;
 }
 
 ReasoningParser::Piece ReasoningParser::Push(int32_t token) {
@@ -63,7 +76,7 @@ void ReasoningParser::Add(std::string text, Piece* piece) {
   if (state_ == State::kReasoning) return AddReasoning(text, piece);
   if (state_ == State::kUndecided) {
     held_ += text;
-    if (held_.find_first_not_of(" \t\r\n") == std::string::npos) return;
+    if (held_.find_first_not_of(kSpace) == std::string::npos) return;
     text = std::exchange(held_, "");
     state_ = State::kContent;
   }

@@ -5,9 +5,10 @@
 //   Send(parser.Finish());
 //
 // The markers are the tokens <think> and </think>. Reasoning is open from the start if the prompt's
-// last marker is <think> (R1's template prints it); or the model opens it by <think> before any
-// text but white space. It ends at </think>, or with the stream if the model never closes it. Later
-// markers, and all text of a tokenizer without these tokens, are content.
+// last marker is <think> (R1's template prints it), and over from the start if the prompt ends in
+// </think> (V3.1's, without thinking); else the model opens it by <think> before any text but white
+// space. It ends at </think>, or with the stream if the model never closes it. Later markers, and
+// all text of a tokenizer without these tokens, are content.
 //
 // Newlines next to the markers belong to neither side: those after <think>, those before </think>
 // and those after </think> are dropped (white space before a <think> of the model, too).

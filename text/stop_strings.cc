@@ -12,12 +12,14 @@ StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stop
 std::string StopStrings::Push(std::string_view text) {
   if (matched_) return {};
   held_ += text;
-  size_t match_start = std::string::npos;
+  size_t match_start = 0, match_end = std::string::npos;
   for (const std::string& stop : stops_) {
     const size_t start = held_.find(stop);
-    const bool is_longer = start == match_start && matched_ && stop.size() > matched_->size();
-    if (start == std::string::npos || (start >= match_start && !is_longer)) continue;
+    if (start == std::string::npos) continue;
+    const size_t end = start + stop.size();
+    if (end > match_end || (end == match_end && start >= match_start)) continue;
     match_start = start;
+    match_end = end;
     matched_ = stop;
   }
   if (matched_) {

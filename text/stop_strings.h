@@ -6,9 +6,9 @@
 //   if (stop.matched()) Cancel();
 //   Send(stop.Flush());                  // the stream ended without a match: the held part
 //
-// The first string to be complete ends the stream; of those that one Push completes, the one that
-// starts first, and of two that start together the longer. The stop string itself is not sent; who
-// wants it appends *matched().
+// The string that is complete first wins; of two that end together, the longer. So how the text is
+// cut into calls changes nothing. The stop string itself is not sent; who wants it appends
+// *matched().
 #pragma once
 
 #include <optional>

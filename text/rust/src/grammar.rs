@@ -84,10 +84,7 @@ impl Vocabulary {
 
 fn check_bounds(text: &str) -> Result<()> {
     if text.len() > GRAMMAR_BYTES_MAX {
-        return Err(invalid(format!(
-            "grammar: {} bytes, at most {GRAMMAR_BYTES_MAX}",
-            text.len()
-        )));
+        return Err(invalid(format!("grammar: {} bytes, at most {GRAMMAR_BYTES_MAX}", text.len())));
     }
     let mut depth = 0usize;
     for byte in text.bytes() {
@@ -192,9 +189,7 @@ pub unsafe extern "C" fn epic_text_matcher_rollback(
     error: *mut Buffer<u8>,
 ) -> i32 {
     guarded(out, error, || {
-        (*matcher)
-            .rollback(token_count)
-            .map_err(|error| internal(format!("grammar: {error}")))?;
+        (*matcher).rollback(token_count).map_err(|error| internal(format!("grammar: {error}")))?;
         Ok(true)
     })
 }

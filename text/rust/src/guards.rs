@@ -82,9 +82,6 @@ impl Markers {
     pub fn guard(&self, text: &str, is_name: bool) -> String {
         let text: String = text.chars().map(|c| if is_guard(c) { '\u{fffd}' } else { c }).collect();
         let mut guarded = String::with_capacity(text.len() + 8);
-        if !is_name && self.may_complete_at_start(&text) {
-            guarded.push(OPEN);
-        }
         let mut done = 0;
         for found in self.any_case.find_iter(&text) {
             guarded.push_str(&text[done..found.start()]);
@@ -94,10 +91,30 @@ impl Markers {
             done = found.end();
         }
         guarded.push_str(&text[done..]);
-        if !is_name && self.may_complete_at_end(&text) {
+        if is_name {
+            return guarded;
+        }
+        self.guard_ends(&guarded)
+    }
+
+    pub fn guard_ends(&self, text: &str) -> String {
+        let mut guarded = String::with_capacity(text.len() + 8);
+        if self.may_complete_at_start(text) {
+            guarded.push(OPEN);
+        }
+        guarded.push_str(text);
+        if self.may_complete_at_end(text) {
             guarded.push(CLOSE);
         }
         guarded
+    }
+
+    /// A part that a template cut out of a text: its ends are new, a name stays comparable.
+    pub fn guard_part(&self, part: &str) -> String {
+        if is_identifier(part) {
+            return part.to_string();
+        }
+        self.guard_ends(part)
     }
 
     fn may_complete_at_start(&self, text: &str) -> bool {
@@ -197,8 +214,8 @@ pub fn split_guarded(markers: &Markers, rendered: &str) -> (String, Vec<Found>) 
     let mut own = Vec::new();
     let mut done = 0;
     for found in markers.find(rendered) {
-        let framed = rendered[..found.start].ends_with(OPEN)
-            || rendered[found.end..].starts_with(CLOSE);
+        let framed =
+            rendered[..found.start].ends_with(OPEN) || rendered[found.end..].starts_with(CLOSE);
         if framed {
             continue;
         }

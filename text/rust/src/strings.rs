@@ -56,6 +56,11 @@ fn strip(text: &str, chars: Option<&str>) -> String {
     strip_end(&strip_start(text, in_set(chars)), in_set(chars))
 }
 
+fn markers_of(state: &State) -> Option<Arc<Markers>> {
+    let value = state.lookup(MARKERS)?;
+    Some(value.downcast_object_ref::<MarkersObject>()?.0.clone())
+}
+
 /// Cuts at every separator, framed or not; a frame goes with its separator.
 fn split(text: &str, separator: &str, count_max: Option<i64>) -> Result<Value, Error> {
     if separator.is_empty() {
@@ -74,6 +79,12 @@ fn split(text: &str, separator: &str, count_max: Option<i64>) -> Result<Value, E
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
+fn guard_parts(state: &State, parts: Value) -> Result<Value, Error> {
+    let Some(markers) = markers_of(state) else { return Ok(parts) };
+    let guard = |part: Value| Value::from(markers.guard_part(part.as_str().unwrap_or_default()));
+    Ok(parts.try_iter()?.map(guard).collect())
+}
+
 fn plain(value: &Value) -> Value {
     match (value.as_str(), value.kind()) {
         (Some(text), _) if text.contains(is_guard) => Value::from(without_guards(text)),
@@ -86,9 +97,8 @@ fn plain(value: &Value) -> Value {
 
 fn replace(state: &State, text: &str, old: &str, new: &str, count: Option<i64>) -> String {
     let count = count.filter(|count| *count >= 0).map_or(usize::MAX, |count| count as usize);
-    let markers = state.lookup(MARKERS);
-    match markers.as_ref().and_then(|value| value.downcast_object_ref::<MarkersObject>()) {
-        Some(markers) => markers.0.replace(text, old, new, count),
+    match markers_of(state) {
+        Some(markers) => markers.replace(text, old, new, count),
         None => text.replacen(old, new, count),
     }
 }
@@ -109,19 +119,17 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
         "split" => {
             let (separator, count, kwargs): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
             let count = count.or(kwargs.get::<Option<i64>>("maxsplit")?);
-            match separator {
-                Some(separator) => split(text, separator, count),
+            let parts = match separator {
+                Some(separator) => split(text, separator, count)?,
                 None => {
                     let count = count.filter(|count| *count >= 0);
-                    unknown_method_callback(
-                        state,
-                        value,
-                        name,
-                        &[Value::from(()), count.map_or(Value::from(()), Value::from)],
-                    )
+                    let args = [Value::from(()), count.map_or(Value::from(()), Value::from)];
+                    unknown_method_callback(state, value, name, &args)?
                 }
-            }
+            };
+            guard_parts(state, parts)
         }
+        "splitlines" => guard_parts(state, unknown_method_callback(state, value, name, args)?),
         "replace" => {
             let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
             Ok(Value::from(replace(state, text, old, new, count)))
@@ -169,7 +177,6 @@ pub fn install(environment: &mut Environment) {
     environment.add_filter("replace", replace_filter);
     environment.add_filter("tojson", tojson_filter);
     environment.add_filter("string", python::str);
-    environment.set_formatter(|out, _, value| {
-        out.write_str(&python::str(value)?).map_err(Error::from)
-    });
+    environment
+        .set_formatter(|out, _, value| out.write_str(&python::str(value)?).map_err(Error::from));
 }

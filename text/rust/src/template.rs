@@ -124,7 +124,11 @@ impl Template {
 
     /// `request`: messages, tools, template_kwargs, add_generation_prompt, now. With markers, what
     /// the client wrote comes out guarded.
-    fn render(&self, request: &serde_json::Value, markers: Option<&Arc<Markers>>) -> Result<String> {
+    fn render(
+        &self,
+        request: &serde_json::Value,
+        markers: Option<&Arc<Markers>>,
+    ) -> Result<String> {
         let guard = |value: &serde_json::Value| {
             Value::from_serialize(markers.map_or(value.clone(), |m| m.guard_json(value, "")))
         };
@@ -153,9 +157,10 @@ impl Template {
         let with_tools = self.environment.get_template("tool_use").ok();
         let template = match with_tools.filter(|_| !without_tools) {
             Some(template) => template,
-            None => self.environment.get_template("default").map_err(|_| {
-                invalid("chat_template: no template is named default")
-            })?,
+            None => self
+                .environment
+                .get_template("default")
+                .map_err(|_| invalid("chat_template: no template is named default"))?,
         };
         let mut limited = Limited { text: Vec::new(), bytes_max: self.text_bytes_max };
         let rendered = template.render_captured_to(Value::from_iter(context), &mut limited);

@@ -145,7 +145,8 @@ impl ByteReader {
             return bytes.unwrap_or_else(|| token.as_bytes().to_vec());
         }
         let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-        if let Some(byte) = hex.filter(|h| h.len() == 2).and_then(|h| u8::from_str_radix(h, 16).ok())
+        if let Some(byte) =
+            hex.filter(|h| h.len() == 2).and_then(|h| u8::from_str_radix(h, 16).ok())
         {
             return vec![byte];
         }
