@@ -1,0 +1,86 @@
+// WorkerService: a worker's side of the control stream. It turns ControlMessages into sequences of
+// the Engine, and each step into one StepReport. A plain object on the loop's thread: it gets
+// messages and turns, and returns messages through a ControlLink.
+//
+//   service.Connect(&link);            // introduces itself
+//   service.ReportLoading(done, all);  // while the model loads
+//   service.Serve(engine, ready);      // WorkerReady goes out
+//   while (…) { loop.RunOnce(…); service.Advance(); }
+//
+// Sequences are named by (sequence, attempt): a higher attempt replaces the one here, a lower or
+// equal one is ignored. Delivery is the link's: what was handed to Send arrives once and in order,
+// or the link goes down, and then all sequences are dropped: the coordinator starts them anew.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+
+#include "base/env.h"
+#include "cluster/control_link.h"
+#include "proto/epic/v1/worker.pb.h"
+#include "worker/engine/engine.h"
+
+namespace epic::worker {
+
+class WorkerService {
+ public:
+  // `clock` measures steps for the reports, nothing else.
+  explicit WorkerService(const Clock& clock) : clock_(clock) {}
+
+  // A link to a coordinator that knows nothing of this worker's sequences: they are dropped, and
+  // what the worker is (or how far it has loaded) is said. Null: no coordinator for now.
+  void Connect(cluster::ControlLink* link);
+  // From a ControlLinkHandlers::on_message.
+  void OnMessage(const v1::ControlMessage& message);
+
+  // Before Serve. At most one message for each hundredth of `total_bytes`.
+  void ReportLoading(int64_t loaded_bytes, int64_t total_bytes);
+  // From now on requests are served. `engine` outlives the service.
+  void Serve(Engine& engine, v1::WorkerReady ready);
+  // Takes no new sequences; those here are finished. As a Drain message does.
+  void StartDraining() { draining_ = true; }
+
+  // Whether Advance has something to do.
+  bool busy() const { return engine_ != nullptr && engine_->busy(); }
+  // Does a part of a step, and sends its report at its end.
+  void Advance();
+  // Draining, and nothing is left to do.
+  bool drained() const { return draining_ && !busy(); }
+
+ private:
+  struct Held {
+    uint32_t attempt = 0;
+    SequenceId id = 0;
+  };
+  struct Name {
+    uint64_t sequence = 0;
+    uint32_t attempt = 0;
+  };
+
+  void Start(const v1::StartSequence& start);
+  void End(const v1::EndSequence& end);
+  void Drop(uint64_t sequence);
+  void DropAll();
+  void Fail(const Name& name, const absl::Status& status);
+
+  void AddStep(const StepResult& step, v1::StepReport& report);
+  v1::SequenceToken Token(const NewToken& token) const;
+  // Adds the gauges to it.
+  void SendReport(v1::StepReport report);
+  void Send(v1::ControlMessage message);
+
+  const Clock& clock_;
+  cluster::ControlLink* link_ = nullptr;
+  Engine* engine_ = nullptr;
+  v1::WorkerReady ready_;
+  v1::LoadProgress loading_;
+  bool draining_ = false;
+  std::optional<absl::Time> step_began_;
+
+  SequenceId next_id_ = 1;
+  std::map<uint64_t, Held> held_;     // by the protocol's sequence
+  std::map<SequenceId, Name> names_;  // of the engine's
+};
+
+}  // namespace epic::worker
