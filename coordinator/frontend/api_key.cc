@@ -1,0 +1,31 @@
+#include "coordinator/frontend/api_key.h"
+
+#include "coordinator/frontend/errors.h"
+
+namespace epic::coordinator {
+namespace {
+
+bool SameKey(std::string_view a, std::string_view b) {
+  if (a.size() != b.size()) return false;
+  unsigned char difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) difference |= a[i] ^ b[i];
+  return difference == 0;
+}
+
+}  // namespace
+
+absl::Status CheckApiKey(const std::vector<std::string>& keys, std::string_view authorization) {
+  if (keys.empty()) return absl::OkStatus();
+  constexpr std::string_view kBearer = "Bearer ";
+  bool known = false;
+  if (authorization.substr(0, kBearer.size()) == kBearer) {
+    authorization.remove_prefix(kBearer.size());
+    for (const std::string& key : keys) known |= SameKey(key, authorization);
+  }
+  if (known) return absl::OkStatus();
+  return WithDetails(absl::UnauthenticatedError(
+                         "a valid API key is needed: send the header Authorization: Bearer KEY"),
+                     "", "invalid_api_key");
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,155 @@
+#include "coordinator/frontend/generation.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+#include "coordinator/frontend/metrics.h"
+
+namespace epic::coordinator {
+namespace {
+
+const char* ReasonLabel(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kError:
+      return "error";
+    default:
+      return "abort";
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendContext& context,
+                                                              std::vector<Request> requests,
+                                                              RenderOptions options) {
+  std::unique_ptr<Generation> generation(new Generation(context, context.clock.Now()));
+  for (Request& request : requests) {
+    const int prompt = generation->prompt_count();
+    for (int choice = 0; choice < request.choices; ++choice) {
+      generation->choices_.push_back(
+          {.prompt = prompt,
+           .choice = choice,
+           .renderer = OutputRenderer(*context.tokenizer, request.prompt, request.stop, options)});
+    }
+    generation->logprobs_ = request.logprobs;
+    const int choices = request.choices, max_tokens = request.max_tokens;
+    std::vector<int32_t> tokens = request.prompt;
+    absl::StatusOr<std::shared_ptr<RequestStream>> stream =
+        context.inference.Submit(std::move(request));
+    if (!stream.ok()) {
+      context.metrics.OnRefused(stream.status().code());
+      return stream.status();
+    }
+    context.metrics.OnAccepted(static_cast<int>(tokens.size()), choices, max_tokens);
+    generation->prompts_.push_back({std::move(tokens), *std::move(stream)});
+    generation->open_choices_ = generation->choice_count();
+  }
+  return generation;
+}
+
+Generation::~Generation() {
+  for (Prompt& prompt : prompts_) prompt.stream->SetListener(nullptr);
+  if (prompts_.empty()) return;
+  for (Choice& choice : choices_) {
+    if (!choice.finished) Finish(choice, FinishReason::kCancelled, nullptr);
+  }
+}
+
+void Generation::SetListener(std::function<void()> listener) {
+  for (Prompt& prompt : prompts_) prompt.stream->SetListener(listener);
+}
+
+absl::StatusOr<std::vector<Generation::Output>> Generation::Pull(int token_count_max) {
+  std::vector<Output> outputs;
+  for (size_t turn = 0; turn < choices_.size(); ++turn) {
+    const int room = token_count_max - static_cast<int>(outputs.size());
+    if (room <= 0) break;
+    const auto index = static_cast<int>((next_choice_ + turn) % choices_.size());
+    if (choices_[index].finished) continue;
+    RETURN_IF_ERROR(PullChoice(index, room, &outputs));
+  }
+  if (!choices_.empty()) next_choice_ = (next_choice_ + 1) % choices_.size();
+  return outputs;
+}
+
+absl::Status Generation::PullChoice(int index, int token_count_max,
+                                    std::vector<Output>* outputs) {
+  Choice& choice = choices_[index];
+  Slice slice = prompts_[choice.prompt].stream->Read(choice.choice, choice.position);
+  if (static_cast<int>(slice.tokens.size()) > token_count_max) {
+    slice.tokens.resize(token_count_max);
+    slice.finish = FinishReason::kNone;
+  }
+  CountTokens(choice, static_cast<int>(slice.tokens.size()));
+  for (JournalToken& token : slice.tokens) {
+    OutputRenderer::Piece piece = choice.renderer.Push(token.token);
+    choice.reasoning_tokens += piece.reasoning_tokens;
+    outputs->push_back({.index = index,
+                        .position = ++choice.position,
+                        .token = std::move(token),
+                        .reasoning = std::move(piece.reasoning),
+                        .text = std::move(piece.text)});
+  }
+  if (slice.finish == FinishReason::kNone) return absl::OkStatus();
+  if (slice.finish == FinishReason::kError) {
+    Finish(choice, slice.finish, nullptr);
+    return slice.error.ok() ? absl::InternalError("the request failed") : slice.error;
+  }
+  if (slice.tokens.empty()) {
+    outputs->push_back({.index = index, .position = choice.position});
+  }
+  Finish(choice, slice.finish, &outputs->back());
+  return absl::OkStatus();
+}
+
+// `output`: takes what the renderer held back; null if nobody reads it any more.
+void Generation::Finish(Choice& choice, FinishReason reason, Output* output) {
+  choice.finished = true;
+  --open_choices_;
+  if (output != nullptr) {
+    OutputRenderer::Piece piece = choice.renderer.Finish();
+    output->reasoning += piece.reasoning;
+    output->text += piece.text;
+    choice.reasoning_tokens += piece.reasoning_tokens;
+    output->finish = choice.renderer.stopped() ? FinishReason::kStop : reason;
+    reason = output->finish;
+  }
+  context_.metrics.OnFinished(ReasonLabel(reason), context_.clock.Now() - arrival_,
+                              choice.position);
+}
+
+void Generation::CountTokens(Choice& choice, int count) {
+  if (count == 0) return;
+  const absl::Time now = context_.clock.Now();
+  if (choice.last_token_at == absl::InfinitePast()) {
+    context_.metrics.OnFirstToken(now - arrival_);
+  } else {
+    const absl::Duration each = (now - choice.last_token_at) / count;
+    for (int i = 0; i < count; ++i) context_.metrics.OnNextToken(each);
+  }
+  choice.last_token_at = now;
+  context_.metrics.OnTokens(count);
+}
+
+std::vector<JournalToken> Generation::prompt_logprobs(int prompt) const {
+  return prompts_[prompt].stream->prompt_logprobs();
+}
+
+UsageCounts Generation::usage() const {
+  UsageCounts usage;
+  for (const Prompt& prompt : prompts_) {
+    usage.prompt_tokens += static_cast<int>(prompt.tokens.size());
+    usage.cached_tokens += prompt.stream->cached_tokens();
+  }
+  for (const Choice& choice : choices_) {
+    usage.completion_tokens += choice.position;
+    usage.reasoning_tokens += choice.reasoning_tokens;
+  }
+  return usage;
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,204 @@
+#include "coordinator/frontend/grpc_inference.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <deque>
+#include <mutex>
+
+#include "coordinator/frontend/api_key.h"
+#include "coordinator/frontend/grpc_requests.h"
+#include "coordinator/frontend/task_pool.h"
+#include "proto/epic/v1/inference.grpc.pb.h"
+
+namespace epic::coordinator {
+namespace {
+
+constexpr int kTokensPerPull = 256;
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
+                      std::string(status.message()));
+}
+
+absl::Status CheckKey(const FrontendContext& context, grpc::CallbackServerContext* call) {
+  const auto found = call->client_metadata().find("authorization");
+  const bool absent = found == call->client_metadata().end();
+  return CheckApiKey(context.api_keys, absent ? std::string_view()
+                                              : std::string_view(found->second.data(),
+                                                                 found->second.size()));
+}
+
+// One Generate call. Responses are made when the one before is on the wire, so a slow client holds
+// nothing but its place in the journal. Lives until gRPC is done with it and no task holds it.
+class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+                     public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(const FrontendContext& context, std::shared_ptr<TaskPool> pool)
+      : context_(context), pool_(std::move(pool)) {}
+
+  void Start(grpc::CallbackServerContext* call, const v1::GenerateRequest& message) {
+    self_ = shared_from_this();
+    absl::Status status = Submit(call, message);
+    if (!status.ok()) return End(ToGrpc(status));
+    generation_->SetListener([weak = weak_from_this(), pool = std::weak_ptr(pool_)] {
+      // Locks in the pool alone: the core's thread must not become the call's owner.
+      if (const std::shared_ptr<TaskPool> alive = pool.lock()) {
+        alive->Post([weak] {
+          if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->Continue();
+        });
+      }
+    });
+  }
+
+  void OnWriteDone(bool ok) override {
+    {
+      const std::lock_guard lock(mutex_);
+      writing_ = false;
+      if (!ok) generation_.reset();
+    }
+    if (!ok) return End(grpc::Status::CANCELLED);
+    pool_->Post([self = shared_from_this()] { self->Continue(); });
+  }
+
+  void OnCancel() override {
+    {
+      const std::lock_guard lock(mutex_);
+      generation_.reset();
+      if (writing_) return;
+    }
+    End(grpc::Status::CANCELLED);
+  }
+
+  void OnDone() override {
+    const std::shared_ptr<GenerateCall> self = std::move(self_);
+  }
+
+ private:
+  absl::Status Submit(grpc::CallbackServerContext* call, const v1::GenerateRequest& message) {
+    if (absl::Status status = CheckKey(context_, call); !status.ok()) return status;
+    absl::StatusOr<GrpcGenerate> read = ReadGenerate(context_, message);
+    if (!read.ok()) return read.status();
+    id_ = read->request.id;
+    std::vector<Request> requests;
+    requests.push_back(std::move(read->request));
+    absl::StatusOr<std::unique_ptr<Generation>> generation =
+        Generation::Start(context_, std::move(requests), read->options);
+    if (!generation.ok()) return generation.status();
+    const std::lock_guard lock(mutex_);
+    generation_ = *std::move(generation);
+    return absl::OkStatus();
+  }
+
+  void Continue() {
+    grpc::Status status;
+    {
+      const std::lock_guard lock(mutex_);
+      if (writing_ || generation_ == nullptr) return;
+      if (ready_.empty()) status = Pull();
+      if (status.ok() && ready_.empty() && !generation_->done()) return;
+      if (status.ok() && !ready_.empty()) {
+        writing_ = true;
+        response_ = std::move(ready_.front());
+        ready_.pop_front();
+      } else {
+        generation_.reset();
+      }
+    }
+    writing_ ? StartWrite(&response_) : End(status);
+  }
+
+  grpc::Status Pull() {
+    absl::StatusOr<std::vector<Generation::Output>> outputs = generation_->Pull(kTokensPerPull);
+    if (!outputs.ok()) return ToGrpc(outputs.status());
+    for (v1::GenerateResponse& response : ToResponses(context_, id_, *generation_, *outputs)) {
+      ready_.push_back(std::move(response));
+    }
+    return grpc::Status::OK;
+  }
+
+  void End(const grpc::Status& status) {
+    if (!ended_.exchange(true)) Finish(status);
+  }
+
+  const FrontendContext& context_;
+  const std::shared_ptr<TaskPool> pool_;
+  std::string id_;
+  std::shared_ptr<GenerateCall> self_;  // until OnDone
+  std::atomic<bool> ended_ = false;
+  std::mutex mutex_;  // guards what follows
+  std::unique_ptr<Generation> generation_;
+  std::deque<v1::GenerateResponse> ready_;
+  v1::GenerateResponse response_;  // being written
+  bool writing_ = false;
+};
+
+class GrpcInference : public v1::Inference::CallbackService {
+ public:
+  GrpcInference(const FrontendContext& context, Threads& threads, int thread_count)
+      : context_(context), pool_(std::make_shared<TaskPool>(threads, "grpc", thread_count)) {}
+
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* call, const v1::GenerateRequest* request) override {
+    auto reactor = std::make_shared<GenerateCall>(context_, pool_);
+    reactor->Start(call, *request);
+    return reactor.get();
+  }
+
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* call,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override {
+    return Answer(call, response, [&] { return coordinator::Tokenize(context_, *request); });
+  }
+
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* call,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override {
+    return Answer(call, response, [&] { return coordinator::Detokenize(context_, *request); });
+  }
+
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* call,
+                                       const v1::ListModelsRequest*,
+                                       v1::ListModelsResponse* response) override {
+    return Answer(call, response, [&]() -> absl::StatusOr<v1::ListModelsResponse> {
+      return coordinator::ListModels(context_);
+    });
+  }
+
+  grpc::ServerUnaryReactor* Cancel(grpc::CallbackServerContext* call,
+                                   const v1::CancelRequest* request,
+                                   v1::CancelResponse* response) override {
+    return Answer(call, response, [&]() -> absl::StatusOr<v1::CancelResponse> {
+      const absl::Status status = context_.inference.Cancel(request->request_id());
+      if (!status.ok()) return status;
+      return v1::CancelResponse();
+    });
+  }
+
+ private:
+  template <typename Response, typename Make>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* call, Response* response,
+                                   Make make) {
+    grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+    absl::Status status = CheckKey(context_, call);
+    if (status.ok()) {
+      absl::StatusOr<Response> made = make();
+      if (made.ok()) *response = *std::move(made);
+      status = made.status();
+    }
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+
+  const FrontendContext& context_;
+  const std::shared_ptr<TaskPool> pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> NewGrpcInference(const FrontendContext& context, Threads& threads,
+                                                int thread_count) {
+  return std::make_unique<GrpcInference>(context, threads, thread_count);
+}
+
+}  // namespace epic::coordinator

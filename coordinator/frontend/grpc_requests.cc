@@ -1,0 +1,186 @@
+#include "coordinator/frontend/grpc_requests.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "coordinator/frontend/chat_messages.h"
+#include "coordinator/frontend/errors.h"
+#include "coordinator/frontend/request_builder.h"
+
+namespace epic::coordinator {
+namespace {
+
+// proto3's scalar fields with presence, as std::optional.
+#define EPIC_OPTIONAL(message, field) \
+  if ((message).has_##field()) spec.field = (message).field()
+
+GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
+  GenerateSpec spec;
+  const v1::Sampling& sampling = message.sampling();
+  EPIC_OPTIONAL(sampling, temperature);
+  EPIC_OPTIONAL(sampling, top_p);
+  EPIC_OPTIONAL(sampling, top_k);
+  EPIC_OPTIONAL(sampling, min_p);
+  EPIC_OPTIONAL(sampling, seed);
+  EPIC_OPTIONAL(sampling, repetition_penalty);
+  EPIC_OPTIONAL(sampling, presence_penalty);
+  EPIC_OPTIONAL(sampling, frequency_penalty);
+  EPIC_OPTIONAL(message, max_tokens);
+  EPIC_OPTIONAL(message, logprobs);
+  if (message.has_n()) spec.choices = message.n();
+  spec.model = message.model();
+  spec.id = message.request_id();
+  spec.min_tokens = message.min_tokens();
+  spec.stop.assign(message.stop().begin(), message.stop().end());
+  spec.stop_token_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
+  spec.ignore_eos = message.ignore_eos();
+  spec.timeout_seconds = message.timeout_seconds();
+  return spec;
+}
+#undef EPIC_OPTIONAL
+
+absl::StatusOr<std::vector<int32_t>> ReadChat(const FrontendContext& context,
+                                              const v1::Messages& message) {
+  Json messages = Json::array();
+  for (const v1::ChatMessage& given : message.messages()) {
+    Json one = {{"role", given.role()}, {"content", given.content()}};
+    if (!given.reasoning_content().empty()) one["reasoning_content"] = given.reasoning_content();
+    if (!given.name().empty()) one["name"] = given.name();
+    messages.push_back(std::move(one));
+  }
+  text::ChatInput input;
+  input.now = context.clock.Now();
+  ASSIGN_OR_RETURN(input.messages, ReadMessages(messages, context.limits.message_count_max));
+  if (!message.chat_template_kwargs_json().empty()) {
+    absl::StatusOr<Json> kwargs = ParseObject(message.chat_template_kwargs_json());
+    if (!kwargs.ok()) {
+      return FieldError("chat_template_kwargs_json", absl::StrCat("chat_template_kwargs_json: ",
+                                                                  kwargs.status().message()));
+    }
+    input.template_kwargs = *std::move(kwargs);
+  }
+  return PromptFromChat(context, input);
+}
+
+void AddLogprob(const JournalToken& token, v1::TokenLogprob* message) {
+  message->set_token_id(token.token);
+  message->set_logprob(token.logprob);
+  for (const Alternative& alternative : token.top) {
+    v1::TokenLogprob* top = message->add_top();
+    top->set_token_id(alternative.token);
+    top->set_logprob(alternative.logprob);
+  }
+}
+
+const char* FinishReasonText(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone:
+      return "";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    default:
+      return "cancelled";
+  }
+}
+
+void FillUsage(const UsageCounts& usage, v1::Usage* message) {
+  message->set_prompt_tokens(usage.prompt_tokens);
+  message->set_completion_tokens(usage.completion_tokens);
+  message->set_cached_tokens(usage.cached_tokens);
+  message->set_reasoning_tokens(usage.reasoning_tokens);
+}
+
+}  // namespace
+
+absl::StatusOr<GrpcGenerate> ReadGenerate(const FrontendContext& context,
+                                          const v1::GenerateRequest& message) {
+  GenerateSpec spec = ReadSpec(message);
+  RETURN_IF_ERROR(CheckModel(context, spec.model));
+  std::vector<int32_t> prompt;
+  RenderOptions options;
+  switch (message.input_case()) {
+    case v1::GenerateRequest::kText: {
+      ASSIGN_OR_RETURN(prompt, PromptFromText(context, message.text(), /*add_special=*/true));
+      options.split_reasoning = false;
+      break;
+    }
+    case v1::GenerateRequest::kMessages: {
+      spec.prompt_field = "messages";
+      ASSIGN_OR_RETURN(prompt, ReadChat(context, message.messages()));
+      break;
+    }
+    case v1::GenerateRequest::kTokenIds:
+      spec.prompt_field = "token_ids";
+      prompt.assign(message.token_ids().ids().begin(), message.token_ids().ids().end());
+      RETURN_IF_ERROR(CheckIds(context, "token_ids", prompt));
+      break;
+    default:
+      return FieldError("input", "one of text, messages or token_ids is needed");
+  }
+  ASSIGN_OR_RETURN(Request request, BuildRequest(context, spec, std::move(prompt)));
+  return GrpcGenerate{std::move(request), options};
+}
+
+absl::StatusOr<v1::TokenizeResponse> Tokenize(const FrontendContext& context,
+                                              const v1::TokenizeRequest& message) {
+  RETURN_IF_ERROR(CheckModel(context, message.model()));
+  absl::StatusOr<std::vector<int32_t>> ids =
+      message.has_messages()
+          ? ReadChat(context, message.messages())
+          : PromptFromText(context, message.text(), message.add_special_tokens());
+  if (!ids.ok()) return ids.status();
+  v1::TokenizeResponse response;
+  response.mutable_ids()->Assign(ids->begin(), ids->end());
+  return response;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> Detokenize(const FrontendContext& context,
+                                                  const v1::DetokenizeRequest& message) {
+  RETURN_IF_ERROR(CheckModel(context, message.model()));
+  const std::vector<int32_t> ids(message.ids().begin(), message.ids().end());
+  RETURN_IF_ERROR(CheckIds(context, "ids", ids));
+  v1::DetokenizeResponse response;
+  response.set_text(context.tokenizer->Decode(ids, message.skip_special_tokens()));
+  return response;
+}
+
+v1::ListModelsResponse ListModels(const FrontendContext& context) {
+  const ModelInfo model = context.inference.model();
+  v1::ListModelsResponse response;
+  for (const std::string& name : model.names) {
+    v1::ModelCard* card = response.add_models();
+    card->set_id(name);
+    card->set_max_model_len(model.max_model_len);
+    card->set_system_fingerprint(model.system_fingerprint);
+  }
+  return response;
+}
+
+std::vector<v1::GenerateResponse> ToResponses(const FrontendContext& context,
+                                              const std::string& request_id,
+                                              const Generation& generation,
+                                              const std::vector<Generation::Output>& outputs) {
+  std::vector<v1::GenerateResponse> responses;
+  for (const Generation::Output& output : outputs) {
+    if (responses.empty() || responses.back().choice() != output.index) {
+      v1::GenerateResponse& fresh = responses.emplace_back();
+      fresh.set_request_id(request_id);
+      fresh.set_choice(output.index);
+      fresh.set_system_fingerprint(context.inference.model().system_fingerprint);
+    }
+    v1::GenerateResponse& response = responses.back();
+    response.mutable_reasoning()->append(output.reasoning);
+    response.mutable_text()->append(output.text);
+    response.set_finish_reason(FinishReasonText(output.finish));
+    if (!output.token) continue;
+    response.add_token_ids(output.token->token);
+    if (generation.logprobs() >= 0) AddLogprob(*output.token, response.add_logprobs());
+  }
+  if (generation.done() && !responses.empty()) {
+    FillUsage(generation.usage(), responses.back().mutable_usage());
+  }
+  return responses;
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,35 @@
+// epic.v1's messages, read and written; no gRPC in it.
+#pragma once
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/frontend/context.h"
+#include "coordinator/frontend/generation.h"
+#include "coordinator/request.h"
+#include "proto/epic/v1/inference.pb.h"
+
+namespace epic::coordinator {
+
+// A checked request. Reasoning is split off if it came as messages or token ids.
+struct GrpcGenerate {
+  Request request;
+  RenderOptions options;
+};
+absl::StatusOr<GrpcGenerate> ReadGenerate(const FrontendContext& context,
+                                          const v1::GenerateRequest& message);
+
+absl::StatusOr<v1::TokenizeResponse> Tokenize(const FrontendContext& context,
+                                              const v1::TokenizeRequest& message);
+absl::StatusOr<v1::DetokenizeResponse> Detokenize(const FrontendContext& context,
+                                                  const v1::DetokenizeRequest& message);
+v1::ListModelsResponse ListModels(const FrontendContext& context);
+
+// The outputs as responses, runs of one choice in one; the very last of a generation carries the
+// usage.
+std::vector<v1::GenerateResponse> ToResponses(const FrontendContext& context,
+                                              const std::string& request_id,
+                                              const Generation& generation,
+                                              const std::vector<Generation::Output>& outputs);
+
+}  // namespace epic::coordinator

@@ -1,0 +1,239 @@
+#include "coordinator/frontend/http_api.h"
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "coordinator/frontend/answer_source.h"
+#include "coordinator/frontend/api_key.h"
+#include "coordinator/frontend/errors.h"
+#include "coordinator/frontend/generation.h"
+#include "coordinator/frontend/metrics.h"
+#include "coordinator/frontend/openai_answer.h"
+#include "coordinator/frontend/openai_request.h"
+#include "coordinator/frontend/request_builder.h"
+
+namespace epic::coordinator {
+namespace {
+
+constexpr size_t kRequestIdBytesMax = 128;
+constexpr const char* kModelPath = "/v1/models/";
+
+HttpReply JsonReply(const Json& body, int status = 200) {
+  return {.answer = {.status = status, .body = Dump(body)}};
+}
+
+std::string Path(const HttpRequest& request) {
+  return request.target.substr(0, request.target.find_first_of("?#"));
+}
+
+// A HEAD is answered as its GET; the server leaves the body out.
+std::string Method(const HttpRequest& request) {
+  return request.method == "HEAD" ? "GET" : request.method;
+}
+
+absl::Status CheckRequestId(const std::string& id) {
+  const bool visible =
+      std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
+  if (visible && id.size() <= kRequestIdBytesMax) return absl::OkStatus();
+  return FieldError("X-Request-Id", absl::StrCat("X-Request-Id has ", id.size(),
+                                                 " bytes; it must be visible ASCII, at most ",
+                                                 kRequestIdBytesMax, " bytes"));
+}
+
+absl::StatusOr<HttpReply> Generate(const FrontendContext& context,
+                                   absl::StatusOr<OpenAiRequest> request) {
+  if (!request.ok()) return std::move(request).status();
+  const RenderOptions options{.split_reasoning = request->chat,
+                              .skip_special = request->skip_special};
+  ASSIGN_OR_RETURN(std::unique_ptr<Generation> generation,
+                   Generation::Start(context, std::move(request->requests), options));
+  HttpReply reply;
+  reply.source = NewAnswerSource(context, *std::move(request), std::move(generation));
+  if (reply.source->streams()) {
+    reply.answer.content_type = "text/event-stream; charset=utf-8";
+    reply.answer.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+  }
+  return reply;
+}
+
+Json RankJson(const RankStatus& rank) {
+  return {{"rank", rank.rank},
+          {"state", rank.state},
+          {"description", rank.description},
+          {"profile", rank.profile},
+          {"loaded_bytes", rank.loaded_bytes},
+          {"total_bytes", rank.total_bytes},
+          {"running", rank.running},
+          {"waiting", rank.waiting},
+          {"last_step_age_seconds", absl::ToDoubleSeconds(rank.last_step_age)}};
+}
+
+}  // namespace
+
+const HttpApi::Route HttpApi::kRoutes[] = {
+    {"POST", "/v1/chat/completions", true, &HttpApi::Chat},
+    {"POST", "/v1/completions", true, &HttpApi::Complete},
+    {"GET", "/v1/models", true, &HttpApi::Models},
+    {"POST", "/tokenize", true, &HttpApi::Tokenize},
+    {"POST", "/v1/tokenize", true, &HttpApi::Tokenize},
+    {"POST", "/detokenize", true, &HttpApi::Detokenize},
+    {"POST", "/v1/detokenize", true, &HttpApi::Detokenize},
+    {"GET", "/health", false, &HttpApi::Health},
+    {"GET", "/ready", false, &HttpApi::Ready},
+    {"GET", "/metrics", false, &HttpApi::Metrics},
+    {"GET", "/version", false, &HttpApi::Version},
+};
+
+HttpAnswer ErrorAnswer(const absl::Status& status) {
+  HttpAnswer answer{.status = HttpStatus(status.code()), .body = ErrorBody(status)};
+  if (const int seconds = RetryAfterSeconds(status.code()); seconds > 0) {
+    answer.headers.emplace_back("Retry-After", absl::StrCat(seconds));
+  }
+  return answer;
+}
+
+HttpReply HttpApi::Handle(const HttpRequest& request) const {
+  absl::Status id_status = CheckRequestId(request.request_id);
+  const bool echo_id = id_status.ok() && !request.request_id.empty();
+  const std::string id = echo_id ? request.request_id : DrawId(context_.random);
+  absl::StatusOr<HttpReply> reply =
+      id_status.ok() ? Dispatch(request) : absl::StatusOr<HttpReply>(id_status);
+  if (!reply.ok()) reply = HttpReply{.answer = ErrorAnswer(reply.status())};
+  reply->answer.headers.emplace_back("X-Request-Id", id);
+  return *std::move(reply);
+}
+
+absl::StatusOr<HttpReply> HttpApi::Dispatch(const HttpRequest& request) const {
+  const std::string path = Path(request), method = Method(request);
+  if (method == "GET" && absl::StartsWith(path, kModelPath)) {
+    RETURN_IF_ERROR(CheckApiKey(context_.api_keys, request.authorization));
+    return Model(path.substr(std::string_view(kModelPath).size()));
+  }
+  std::string allowed;
+  for (const Route& route : kRoutes) {
+    if (path != route.path) continue;
+    if (method == route.method) {
+      if (route.guarded) {
+        RETURN_IF_ERROR(CheckApiKey(context_.api_keys, request.authorization));
+      }
+      return (this->*route.handler)(request);
+    }
+    allowed = route.method;
+  }
+  if (allowed.empty()) {
+    return absl::NotFoundError(absl::StrCat("there is nothing at ", path.substr(0, 100)));
+  }
+  HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(absl::StrCat(
+      "the method of ", path, " is ", allowed, ", not ", request.method)));
+  answer.status = 405;
+  answer.headers.emplace_back("Allow", allowed);
+  return HttpReply{.answer = std::move(answer)};
+}
+
+absl::StatusOr<HttpReply> HttpApi::Chat(const HttpRequest& request) const {
+  ASSIGN_OR_RETURN(const Json body, ParseObject(request.body));
+  return Generate(context_, ReadChatRequest(context_, body));
+}
+
+absl::StatusOr<HttpReply> HttpApi::Complete(const HttpRequest& request) const {
+  ASSIGN_OR_RETURN(const Json body, ParseObject(request.body));
+  return Generate(context_, ReadCompletionRequest(context_, body));
+}
+
+Json HttpApi::Card(const std::string& name) const {
+  const ModelInfo model = context_.inference.model();
+  return {{"id", name},
+          {"object", "model"},
+          {"created", absl::ToUnixSeconds(context_.clock.Now())},
+          {"owned_by", "epic"},
+          {"root", model.names.front()},
+          {"parent", nullptr},
+          {"max_model_len", model.max_model_len}};
+}
+
+absl::StatusOr<HttpReply> HttpApi::Models(const HttpRequest&) const {
+  Json cards = Json::array();
+  for (const std::string& name : context_.inference.model().names) cards.push_back(Card(name));
+  return JsonReply({{"object", "list"}, {"data", std::move(cards)}});
+}
+
+absl::StatusOr<HttpReply> HttpApi::Model(const std::string& name) const {
+  if (name.empty()) return absl::NotFoundError("the name of a model is missing");
+  RETURN_IF_ERROR(CheckModel(context_, name));
+  return JsonReply(Card(name));
+}
+
+absl::StatusOr<HttpReply> HttpApi::Health(const HttpRequest&) const {
+  return JsonReply({{"status", "ok"}});
+}
+
+absl::StatusOr<HttpReply> HttpApi::Ready(const HttpRequest&) const {
+  const Status status = context_.inference.status();
+  Json ranks = Json::array();
+  for (const RankStatus& rank : status.ranks) ranks.push_back(RankJson(rank));
+  Json body = {{"ready", status.ready},
+               {"reason", status.reason},
+               {"requests_running", status.requests_running},
+               {"requests_waiting", status.requests_waiting},
+               {"ranks", std::move(ranks)}};
+  HttpReply reply = JsonReply(body, status.ready ? 200 : 503);
+  if (!status.ready) {
+    reply.answer.headers.emplace_back(
+        "Retry-After", absl::StrCat(RetryAfterSeconds(absl::StatusCode::kUnavailable)));
+  }
+  return reply;
+}
+
+absl::StatusOr<HttpReply> HttpApi::Metrics(const HttpRequest&) const {
+  return HttpReply{.answer = {.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                              .body = context_.metrics.Text()}};
+}
+
+absl::StatusOr<HttpReply> HttpApi::Version(const HttpRequest&) const {
+  return JsonReply({{"version", context_.version}});
+}
+
+absl::StatusOr<HttpReply> HttpApi::Tokenize(const HttpRequest& request) const {
+  ASSIGN_OR_RETURN(const Json body, ParseObject(request.body));
+  FieldReader fields(body);
+  const std::string model = fields.String("model").value_or("");
+  const std::optional<std::string> prompt = fields.String("prompt");
+  const bool add_special = fields.Bool("add_special_tokens").value_or(true);
+  const bool with_texts = fields.Bool("return_token_strs").value_or(false);
+  RETURN_IF_ERROR(fields.status());
+  RETURN_IF_ERROR(CheckModel(context_, model));
+  std::vector<int32_t> ids;
+  if (prompt) {
+    ASSIGN_OR_RETURN(ids, PromptFromText(context_, *prompt, add_special));
+  } else if (fields.Find("messages") != nullptr) {
+    ASSIGN_OR_RETURN(const text::ChatInput input, ReadChatInput(context_, body));
+    ASSIGN_OR_RETURN(ids, PromptFromChat(context_, input));
+  } else {
+    return FieldError("prompt", "prompt or messages is missing");
+  }
+  Json texts;
+  if (with_texts) {
+    texts = Json::array();
+    for (const int32_t id : ids) texts.push_back(TokenText(*context_.tokenizer, id));
+  }
+  return JsonReply({{"count", ids.size()},
+                    {"max_model_len", context_.inference.model().max_model_len},
+                    {"tokens", std::move(ids)},
+                    {"token_strs", std::move(texts)}});
+}
+
+absl::StatusOr<HttpReply> HttpApi::Detokenize(const HttpRequest& request) const {
+  ASSIGN_OR_RETURN(const Json body, ParseObject(request.body));
+  FieldReader fields(body);
+  const std::string model = fields.String("model").value_or("");
+  const std::vector<int32_t> ids = fields.Ids("tokens");
+  RETURN_IF_ERROR(fields.status());
+  RETURN_IF_ERROR(CheckModel(context_, model));
+  if (fields.Find("tokens") == nullptr) return FieldError("tokens", "tokens is missing");
+  RETURN_IF_ERROR(CheckIds(context_, "tokens", ids));
+  return JsonReply({{"prompt", context_.tokenizer->Decode(ids, /*skip_special=*/false)}});
+}
+
+}  // namespace epic::coordinator

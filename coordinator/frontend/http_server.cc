@@ -1,0 +1,138 @@
+#include "coordinator/frontend/http_server.h"
+
+#include <map>
+#include <mutex>
+
+#include "coordinator/frontend/http_connection.h"
+
+namespace epic::coordinator {
+
+// Accepts connections and knows those that live.
+struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
+  State(Threads& threads_in, HttpOptions options, const FrontendContext& context)
+      : threads(threads_in),
+        shared(std::make_shared<HttpShared>(std::move(options), context)),
+        acceptor(net::make_strand(shared->io)),
+        retry(acceptor.get_executor()) {}
+
+  absl::StatusOr<int> Listen();
+  void Accept();
+  void OnAccepted(error_code error, tcp::socket socket);
+  // Calls `method` of every connection, on its strand.
+  void ForEach(void (HttpConnection::*method)());
+
+  Threads& threads;
+  const std::shared_ptr<HttpShared> shared;
+  tcp::acceptor acceptor;
+  net::steady_timer retry;
+  std::vector<std::unique_ptr<Threads::Handle>> handles;
+  std::mutex mutex;  // guards what follows
+  std::map<uint64_t, std::weak_ptr<HttpConnection>> connections;
+  uint64_t next_connection = 0;
+};
+
+absl::StatusOr<int> HttpServer::State::Listen() {
+  const HttpOptions& options = shared->options;
+  const std::string where = absl::StrCat("HTTP on ", options.host, ":", options.port);
+  error_code error;
+  const auto endpoints = tcp::resolver(shared->io).resolve(
+      options.host, std::to_string(options.port),
+      tcp::resolver::passive | tcp::resolver::numeric_service, error);
+  if (error || endpoints.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot serve ", where, ": unknown host: ", error.message()));
+  }
+  const tcp::endpoint endpoint = *endpoints.begin();
+  acceptor.open(endpoint.protocol(), error);
+  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) acceptor.bind(endpoint, error);
+  if (!error) acceptor.listen(net::socket_base::max_listen_connections, error);
+  if (error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot serve ", where, ": ", error.message()));
+  }
+  return acceptor.local_endpoint().port();
+}
+
+void HttpServer::State::Accept() {
+  acceptor.async_accept(
+      net::make_strand(shared->io),
+      [weak = weak_from_this()](error_code error, tcp::socket socket) {
+        const std::shared_ptr<State> self = weak.lock();
+        if (self != nullptr && self->acceptor.is_open()) self->OnAccepted(error, std::move(socket));
+      });
+}
+
+void HttpServer::State::OnAccepted(error_code error, tcp::socket socket) {
+  if (error) {  // out of descriptors, mostly: give some time to close others
+    retry.expires_after(std::chrono::milliseconds(50));
+    retry.async_wait([weak = weak_from_this()](error_code) {
+      const std::shared_ptr<State> self = weak.lock();
+      if (self != nullptr && self->acceptor.is_open()) self->Accept();
+    });
+    return;
+  }
+  const bool full = shared->connection_count >= shared->options.connection_count_max;
+  auto connection = std::make_shared<HttpConnection>(shared, std::move(socket));
+  {
+    const std::lock_guard lock(mutex);
+    connections[next_connection++] = connection;
+    if (connections.size() > 2 * static_cast<size_t>(shared->connection_count)) {
+      std::erase_if(connections, [](const auto& entry) { return entry.second.expired(); });
+    }
+  }
+  connection->Run(full ? &HttpConnection::Refuse : &HttpConnection::Start);
+  Accept();
+}
+
+void HttpServer::State::ForEach(void (HttpConnection::*method)()) {
+  const std::lock_guard lock(mutex);
+  for (const auto& [number, weak] : connections) {
+    if (const std::shared_ptr<HttpConnection> connection = weak.lock()) connection->Run(method);
+  }
+}
+
+HttpServer::HttpServer(Threads& threads, HttpOptions options, const FrontendContext& context)
+    : state_(std::make_shared<State>(threads, std::move(options), context)) {}
+
+HttpServer::~HttpServer() { Stop(); }
+
+absl::StatusOr<int> HttpServer::Start() {
+  absl::StatusOr<int> port = state_->Listen();
+  if (!port.ok()) return port;
+  state_->Accept();
+  for (int i = 0; i < state_->shared->options.thread_count; ++i) {
+    state_->handles.push_back(state_->threads.Start(
+        absl::StrCat("http ", i), [shared = state_->shared] { shared->io.run(); }));
+  }
+  return port;
+}
+
+void HttpServer::Drain() {
+  state_->shared->draining = true;
+  state_->ForEach(&HttpConnection::CloseIfIdle);
+}
+
+int HttpServer::active_requests() const { return state_->shared->active_requests; }
+
+void HttpServer::Stop() {
+  if (state_->shared->io.stopped()) return;
+  state_->shared->io.stop();
+  state_->handles.clear();
+  // No thread runs any more, so everything may be touched from here.
+  error_code ignored;
+  state_->acceptor.close(ignored);
+  state_->retry.cancel();
+  {
+    const std::lock_guard lock(state_->mutex);
+    for (const auto& [number, weak] : state_->connections) {
+      if (const std::shared_ptr<HttpConnection> connection = weak.lock()) connection->Close();
+    }
+  }
+  // The handlers of what was closed hold their connections, and those hold the queue.
+  state_->shared->io.restart();
+  state_->shared->io.poll();
+  state_->shared->io.stop();
+}
+
+}  // namespace epic::coordinator

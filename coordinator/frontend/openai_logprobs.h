@@ -1,0 +1,43 @@
+// Log-probabilities in OpenAI's two shapes.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "coordinator/frontend/json_fields.h"
+#include "coordinator/request.h"
+#include "text/tokenizer.h"
+
+namespace epic::coordinator {
+
+// The token as text, or "bytes:\xe2\x80" for one that is part of a character.
+std::string TokenText(const text::Tokenizer& tokenizer, int32_t token);
+
+// Chat: one element of logprobs.content. `alternative_count`: how many of token.top to list.
+Json ChatLogprob(const text::Tokenizer& tokenizer, const JournalToken& token,
+                 int alternative_count);
+
+// Completions: the "logprobs" objects of one choice, part after part.
+class CompletionLogprobs {
+ public:
+  CompletionLogprobs(const text::Tokenizer& tokenizer, int alternative_count)
+      : tokenizer_(tokenizer), alternative_count_(alternative_count) {}
+
+  // {"text_offset":[…],"token_logprobs":[…],"tokens":[…],"top_logprobs":[…]} of the next tokens;
+  // offsets are in characters.
+  Json Next(absl::Span<const JournalToken> tokens);
+  // The same of an echoed prompt, whose first token has no log-probability. `scored`: of its other
+  // tokens; perhaps empty, then there are none.
+  Json Prompt(absl::Span<const int32_t> prompt, absl::Span<const JournalToken> scored);
+
+ private:
+  void Append(int32_t token, const JournalToken* scored, Json* part);
+
+  const text::Tokenizer& tokenizer_;
+  int alternative_count_;
+  size_t offset_ = 0;
+};
+
+}  // namespace epic::coordinator

@@ -1,0 +1,213 @@
+#include "coordinator/frontend/request_builder.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "base/status.h"
+#include "coordinator/frontend/errors.h"
+
+namespace epic::coordinator {
+namespace {
+
+constexpr double kTemperatureMax = 2;
+constexpr double kRepetitionPenaltyMax = 10;
+constexpr double kPenaltyMax = 2;
+constexpr size_t kIdBytesMax = 128;
+
+std::string Range(double low, bool low_open, double high) {
+  return absl::StrCat(low_open ? "(" : "[", low, ", ", high, "]");
+}
+
+// NaN fails too.
+absl::Status CheckNumber(const std::string& field, double value, double low, double high,
+                         bool low_open = false) {
+  if (value <= high && (low_open ? value > low : value >= low)) return absl::OkStatus();
+  return FieldError(field, absl::StrCat(field, " is ", value, ", it must be within ",
+                                        Range(low, low_open, high)));
+}
+
+absl::Status CheckInteger(const std::string& field, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return FieldError(field, absl::StrCat(field, " is ", value, ", it must be within [", low, ", ",
+                                        high, "]"));
+}
+
+absl::Status FillSampling(const FrontendContext& context, const GenerateSpec& spec,
+                          Sampling* sampling) {
+  const SamplingDefaults& defaults = context.defaults;
+  const double temperature = spec.temperature.value_or(defaults.temperature);
+  RETURN_IF_ERROR(CheckNumber("temperature", temperature, 0, kTemperatureMax));
+  const double top_p = spec.top_p.value_or(defaults.top_p);
+  RETURN_IF_ERROR(CheckNumber("top_p", top_p, 0, 1, /*low_open=*/true));
+  const double min_p = spec.min_p.value_or(defaults.min_p);
+  RETURN_IF_ERROR(CheckNumber("min_p", min_p, 0, 1));
+  const int64_t top_k = spec.top_k.value_or(defaults.top_k);
+  RETURN_IF_ERROR(CheckInteger("top_k", top_k, -1, std::numeric_limits<int32_t>::max()));
+  const double repetition = spec.repetition_penalty.value_or(defaults.repetition_penalty);
+  RETURN_IF_ERROR(
+      CheckNumber("repetition_penalty", repetition, 0, kRepetitionPenaltyMax, /*low_open=*/true));
+  const double presence = spec.presence_penalty.value_or(0);
+  RETURN_IF_ERROR(CheckNumber("presence_penalty", presence, -kPenaltyMax, kPenaltyMax));
+  const double frequency = spec.frequency_penalty.value_or(0);
+  RETURN_IF_ERROR(CheckNumber("frequency_penalty", frequency, -kPenaltyMax, kPenaltyMax));
+  sampling->temperature = static_cast<float>(temperature);
+  sampling->top_p = static_cast<float>(top_p);
+  sampling->min_p = static_cast<float>(min_p);
+  sampling->top_k = static_cast<int>(std::max<int64_t>(top_k, 0));
+  sampling->repetition_penalty = static_cast<float>(repetition);
+  sampling->presence_penalty = static_cast<float>(presence);
+  sampling->frequency_penalty = static_cast<float>(frequency);
+  sampling->seed = spec.seed;
+  return absl::OkStatus();
+}
+
+absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spec,
+                         Request* request) {
+  const int64_t context_size = context.inference.model().max_model_len;
+  if (context_size == 0) return absl::UnavailableError("the model is still loading");
+  const auto prompt_size = static_cast<int64_t>(request->prompt.size());
+  if (prompt_size == 0) {
+    return FieldError(spec.prompt_field, "the prompt is empty; it needs at least one token");
+  }
+  const int64_t room = context_size - prompt_size;
+  if (room < 1) {
+    return WithDetails(
+        absl::InvalidArgumentError(absl::StrCat(
+            "the prompt has ", prompt_size, " tokens and leaves no room for an answer: the ",
+            "context of this model is ", context_size, " tokens")),
+        spec.prompt_field, "context_length_exceeded");
+  }
+  const std::string& field = spec.max_tokens_field;
+  if (spec.max_tokens) {
+    RETURN_IF_ERROR(CheckInteger(field, *spec.max_tokens, 1, std::numeric_limits<int32_t>::max()));
+    if (*spec.max_tokens > room) {
+      return WithDetails(
+          absl::InvalidArgumentError(absl::StrCat(
+              field, " is ", *spec.max_tokens, ", which with the ", prompt_size,
+              " tokens of the prompt exceeds the model's context of ", context_size, " tokens")),
+          field, "context_length_exceeded");
+    }
+  }
+  const int64_t otherwise = std::min(spec.max_tokens_default.value_or(room), room);
+  request->max_tokens = static_cast<int>(spec.max_tokens.value_or(otherwise));
+  const int64_t min_tokens = spec.min_tokens.value_or(0);
+  RETURN_IF_ERROR(CheckInteger("min_tokens", min_tokens, 0, request->max_tokens));
+  request->min_tokens = static_cast<int>(min_tokens);
+  return absl::OkStatus();
+}
+
+absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec,
+                       Request* request) {
+  const FrontendLimits& limits = context.limits;
+  for (const auto& [field, size] : {std::pair{"stop", spec.stop.size()},
+                                    std::pair{"stop_token_ids", spec.stop_token_ids.size()}}) {
+    if (static_cast<int64_t>(size) <= limits.stop_count_max) continue;
+    return FieldError(field, absl::StrCat(field, " has ", size, " elements, at most ",
+                                          limits.stop_count_max, " are allowed"));
+  }
+  for (const std::string& stop : spec.stop) {
+    if (!stop.empty() && static_cast<int64_t>(stop.size()) <= limits.stop_bytes_max) continue;
+    return FieldError("stop", absl::StrCat("stop has a string of ", stop.size(),
+                                           " bytes, it must be within [1, ",
+                                           limits.stop_bytes_max, "]"));
+  }
+  RETURN_IF_ERROR(CheckIds(context, "stop_token_ids", spec.stop_token_ids));
+  request->stop = spec.stop;
+  request->stop_token_ids = spec.stop_token_ids;
+  if (!spec.ignore_eos) {
+    request->stop_token_ids.insert(request->stop_token_ids.end(), context.defaults.eos_ids.begin(),
+                                   context.defaults.eos_ids.end());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillRest(const FrontendContext& context, const GenerateSpec& spec,
+                      Request* request) {
+  const FrontendLimits& limits = context.limits;
+  RETURN_IF_ERROR(CheckInteger("n", spec.choices.value_or(1), 1, limits.choices_max));
+  request->choices = static_cast<int>(spec.choices.value_or(1));
+  if (spec.logprobs) {
+    RETURN_IF_ERROR(CheckInteger(spec.logprobs_field, *spec.logprobs, 0, limits.logprobs_max));
+    request->logprobs = static_cast<int>(*spec.logprobs);
+  }
+  request->prompt_logprobs = spec.prompt_logprobs;
+  const double timeout = spec.timeout_seconds.value_or(0);
+  RETURN_IF_ERROR(
+      CheckNumber("timeout_seconds", timeout, 0, absl::ToDoubleSeconds(limits.timeout_max)));
+  request->deadline =
+      context.clock.Now() + (timeout > 0 ? absl::Seconds(timeout) : limits.timeout);
+  if (spec.id.size() > kIdBytesMax) {
+    return FieldError("request_id", absl::StrCat("request_id has ", spec.id.size(),
+                                                 " bytes, at most ", kIdBytesMax));
+  }
+  request->id = spec.id.empty() ? DrawId(context.random) : spec.id;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckModel(const FrontendContext& context, const std::string& model) {
+  const std::vector<std::string> names = context.inference.model().names;
+  if (model.empty() || std::find(names.begin(), names.end(), model) != names.end()) {
+    return absl::OkStatus();
+  }
+  const std::string shown = model.substr(0, kIdBytesMax);
+  return WithDetails(absl::NotFoundError(absl::StrCat("the model \"", shown,
+                                                      "\" is not served here; served: ",
+                                                      absl::StrJoin(names, ", "))),
+                     "model", "model_not_found");
+}
+
+std::string ModelName(const FrontendContext& context) {
+  const std::vector<std::string> names = context.inference.model().names;
+  return names.empty() ? "" : names.front();
+}
+
+absl::StatusOr<std::vector<int32_t>> PromptFromText(const FrontendContext& context,
+                                                    const std::string& text, bool add_special) {
+  return context.tokenizer->Encode(text, {.add_special_tokens = add_special});
+}
+
+absl::StatusOr<std::vector<int32_t>> PromptFromChat(const FrontendContext& context,
+                                                    const text::ChatInput& input) {
+  if (context.chat_template == nullptr) {
+    return FieldError("messages", "this model has no chat template; use /v1/completions");
+  }
+  absl::StatusOr<std::vector<int32_t>> ids =
+      context.chat_template->RenderToTokens(*context.tokenizer, input);
+  if (ids.ok()) return ids;
+  return WithDetails(ids.status(), "messages", "");
+}
+
+absl::Status CheckIds(const FrontendContext& context, const std::string& field,
+                      const std::vector<int32_t>& ids) {
+  const int vocab_size = context.inference.model().vocab_size;
+  const int limit = vocab_size > 0 ? vocab_size : context.tokenizer->vocab_size();
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < limit) continue;
+    return FieldError(field, absl::StrCat(field, " has the token id ", id,
+                                          ", it must be within [0, ", limit - 1, "]"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Request> BuildRequest(const FrontendContext& context, const GenerateSpec& spec,
+                                     std::vector<int32_t> prompt) {
+  Request request;
+  request.prompt = std::move(prompt);
+  RETURN_IF_ERROR(FillSampling(context, spec, &request.sampling));
+  RETURN_IF_ERROR(FillStops(context, spec, &request));
+  RETURN_IF_ERROR(FillRest(context, spec, &request));
+  RETURN_IF_ERROR(FillLengths(context, spec, &request));
+  return request;
+}
+
+std::string DrawId(Random& random) {
+  const uint64_t high = random.Next();
+  return absl::StrFormat("%016x%016x", high, random.Next());
+}
+
+}  // namespace epic::coordinator
