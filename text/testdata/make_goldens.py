@@ -253,7 +253,8 @@ TEMPLATES = {
 {%- if add_generation_prompt %}<|assistant|>{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' -}}{%- endif -%}""",
     "printing": """{{ messages[0] }} {{ none }} {{ true }} {{ 1.0 }} {{ 1e16 }} {{ 1e-05 }} {{ 0.1 + 0.2 }} {{ 7 // 2 }} {{ 7 / 2 }} {{ 2 ** 5 }} {{ -7 % 3 }}
 {{ tools | tojson }} {{ tools | tojson(indent=2) }} {{ tools | tojson(sort_keys=true) }} {{ messages | tojson(ensure_ascii=true) }}
-{{ {'b': 1, 'a': [none, "q'", 'q"', 1.5]} }} {{ [] | tojson(indent=2) }} {{ missing }}|{{ missing is defined }}|{{ messages[0].missing or 'x' }}""",
+{{ {'b': 1, 'a': [none, "q'", 'q"', 1.5]} }} {{ [] | tojson(indent=2) }} {{ missing }}|{{ missing is defined }}|{{ messages[0].missing or 'x' }}
+{{ none is iterable }} {{ 'a' is iterable }} {{ [] is iterable }} {{ 1 is iterable }} {{ missing is iterable }} {{ 5 | trim }}""",
     "blocks": """line
 {% if true %}
   inside

@@ -4,12 +4,17 @@ use crate::ffi::{guarded, internal, invalid, Buffer, Result, Slice};
 use crate::tokenizer::{Handle, Tokenizer};
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
+use serde_json::Value;
 use std::sync::Arc;
 use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
-/// Clients send grammars, and their compilation recurses: size and nesting are bounded.
-const GRAMMAR_BYTES_MAX: usize = 256 << 10;
+/// Clients send grammars, and compilation takes quadratic time in the length of a regular expression
+/// and recurses along rules and brackets: length and nesting are bounded, the stack is large.
+const REGEX_BYTES_MAX: usize = 8 << 10;
+const LARK_BYTES_MAX: usize = 16 << 10;
+const SCHEMA_BYTES_MAX: usize = 128 << 10;
 const NESTING_MAX: usize = 64;
+const COMPILE_STACK_BYTES: usize = 256 << 20;
 
 struct Environment {
     trie: TokTrie,
@@ -65,16 +70,26 @@ impl Vocabulary {
     }
 
     fn compile(&self, kind: i32, text: &str) -> Result<Matcher> {
-        check_bounds(text)?;
         let grammar = match kind {
-            0 => TopLevelGrammar::from_json_schema(
-                serde_json::from_str(text).map_err(|error| invalid(format!("grammar: {error}")))?,
-            ),
-            1 => TopLevelGrammar::from_regex(text),
-            _ => TopLevelGrammar::from_lark(text.to_string()),
+            0 => {
+                check_bounds(text, SCHEMA_BYTES_MAX)?;
+                let schema = serde_json::from_str(text)
+                    .map_err(|error| invalid(format!("grammar: {error}")))?;
+                check_patterns(&schema)?;
+                TopLevelGrammar::from_json_schema(schema)
+            }
+            1 => {
+                check_bounds(text, REGEX_BYTES_MAX)?;
+                TopLevelGrammar::from_regex(text)
+            }
+            _ => {
+                check_bounds(text, LARK_BYTES_MAX)?;
+                TopLevelGrammar::from_lark(text.to_string())
+            }
         };
-        let parser = self.factory.create_parser(grammar);
-        let matcher = Matcher::new(parser);
+        let matcher = stacker::grow(COMPILE_STACK_BYTES, || {
+            Matcher::new(self.factory.create_parser(grammar))
+        });
         match matcher.get_error() {
             Some(error) => Err(invalid(format!("grammar: {error}"))),
             None => Ok(matcher),
@@ -82,9 +97,9 @@ impl Vocabulary {
     }
 }
 
-fn check_bounds(text: &str) -> Result<()> {
-    if text.len() > GRAMMAR_BYTES_MAX {
-        return Err(invalid(format!("grammar: {} bytes, at most {GRAMMAR_BYTES_MAX}", text.len())));
+fn check_bounds(text: &str, bytes_max: usize) -> Result<()> {
+    if text.len() > bytes_max {
+        return Err(invalid(format!("grammar: {} bytes, at most {bytes_max}", text.len())));
     }
     let mut depth = 0usize;
     for byte in text.bytes() {
@@ -98,6 +113,28 @@ fn check_bounds(text: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The regular expressions within a schema.
+fn check_patterns(schema: &Value) -> Result<()> {
+    match schema {
+        Value::Object(entries) => entries.iter().try_for_each(|(name, value)| {
+            match value {
+                Value::String(pattern) if name == "pattern" => {
+                    check_bounds(pattern, REGEX_BYTES_MAX)?;
+                }
+                _ if name == "patternProperties" => value
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .try_for_each(|(pattern, _)| check_bounds(pattern, REGEX_BYTES_MAX))?,
+                _ => {}
+            }
+            check_patterns(value)
+        }),
+        Value::Array(items) => items.iter().try_for_each(check_patterns),
+        _ => Ok(()),
+    }
 }
 
 #[no_mangle]

@@ -142,8 +142,17 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
     }
 }
 
-fn trim_filter(text: &str, chars: Option<&str>) -> String {
-    strip(text, chars)
+fn trim_filter(value: &Value, chars: Option<&str>) -> Result<String, Error> {
+    Ok(strip(&python::str(value)?, chars))
+}
+
+/// minijinja would also go through none, as if it were empty.
+fn is_iterable(value: &Value) -> bool {
+    match value.kind() {
+        ValueKind::None => false,
+        ValueKind::String | ValueKind::Undefined => true,
+        _ => value.try_iter().is_ok(),
+    }
 }
 
 fn replace_filter(
@@ -173,6 +182,7 @@ fn tojson_filter(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Str
 
 pub fn install(environment: &mut Environment) {
     environment.set_unknown_method_callback(method);
+    environment.add_test("iterable", is_iterable);
     environment.add_filter("trim", trim_filter);
     environment.add_filter("replace", replace_filter);
     environment.add_filter("tojson", tojson_filter);
