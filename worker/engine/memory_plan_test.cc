@@ -61,6 +61,7 @@ TEST(MemoryPlanTest, RefusesACacheThatDoesNotFitBesideTheModel) {
 
 TEST(MemoryPlanTest, ReadsTheSmallerOfMachineAndControlGroup) {
   const std::string root = ::testing::TempDir() + "memory_plan_test";
+  std::filesystem::remove_all(root);
   const auto write = [&](const std::string& path, const std::string& text) {
     std::filesystem::create_directories(std::filesystem::path(root + path).parent_path());
     std::ofstream(root + path) << text;
