@@ -51,8 +51,10 @@ class ChatTemplate {
   ChatTemplate(const ChatTemplate&) = delete;
   ChatTemplate& operator=(const ChatTemplate&) = delete;
 
-  // The prompt as text. InvalidArgument with the template's message when it raises one, when it
-  // meets a value of a wrong type, or when it runs over kFuelMax steps or kTextBytesMax of output.
+  // The prompt as text. InvalidArgument: the template raised an error (its message), it met a value
+  // of a wrong type, it ran over kFuelMax steps or kTextBytesMax of output, or the input nests
+  // deeper than kNestingMax. What a template holds in its own variables is not bounded beyond its
+  // steps: templates are trusted as the model is, clients are not.
   absl::StatusOr<std::string> Render(const ChatInput& input) const;
 
   // The prompt as token ids, without begin-of-sentence beyond what the template prints. Errors as
@@ -62,6 +64,7 @@ class ChatTemplate {
 
   static constexpr uint64_t kFuelMax = 20'000'000;
   static constexpr uint64_t kTextBytesMax = 64 << 20;
+  static constexpr int kNestingMax = 100;
 
  private:
   explicit ChatTemplate(EpicTextTemplate* handle) : handle_(handle) {}

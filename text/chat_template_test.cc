@@ -224,7 +224,8 @@ TEST(ChatTemplateTest, DeeplyNestedInputIsRefused) {
   EXPECT_EQ(Render("{{ messages }}", {.messages = nested}).status().code(),
             absl::StatusCode::kInvalidArgument);
   nested = "x";
-  for (int depth = 0; depth < 100; ++depth) nested = json::array({std::move(nested)});
+  for (int depth = 0; depth < ChatTemplate::kNestingMax; ++depth)
+    nested = json::array({std::move(nested)});
   EXPECT_TRUE(Render("{{ messages | tojson }}", {.messages = nested}).ok());
 }
 

@@ -51,6 +51,13 @@ std::vector<std::string> Pieces(const Tokenizer& tokenizer, std::string_view tex
   return pieces;
 }
 
+// What spells added tokens comes out as other ids that read the same.
+void ExpectPlain(const Tokenizer& tokenizer, const std::string& text) {
+  const std::vector<int32_t> ids = *tokenizer.Encode(text);
+  for (int32_t id : ids) EXPECT_FALSE(tokenizer.IsAdded(id)) << id << " from " << text;
+  EXPECT_EQ(tokenizer.Decode(ids, false), LossyUtf8(text));
+}
+
 TEST(TokenizerTest, EncodesAsThePythonLibraryDoes) {
   const auto tokenizer = Load("models/tiny-r1");
   const json goldens = Goldens();
@@ -109,6 +116,23 @@ TEST(TokenizerTest, ReadsTiktokenFilesAsTiktokenDoes) {
   EXPECT_TRUE(tokenizer->IsAdded(*tokenizer->TokenId("<think>")));
 }
 
+TEST(TokenizerTest, ReadsSentencePieceStyleVocabularies) {
+  const auto tokenizer = Load("text/testdata/sentencepiece");
+  const json goldens = Goldens();
+  for (const json& golden : goldens["sentencepiece"]) {
+    const auto text = golden["text"].get<std::string>();
+    EXPECT_EQ(*tokenizer->Encode(text, {.parse_special = true}),
+              golden["ids"].get<std::vector<int32_t>>())
+        << golden;
+    const auto framed =
+        *tokenizer->Encode(text, {.add_special_tokens = true, .parse_special = true});
+    EXPECT_EQ(framed, golden["framed"].get<std::vector<int32_t>>()) << golden;
+    EXPECT_EQ(tokenizer->Decode(framed, false), golden["decoded"].get<std::string>());
+    EXPECT_EQ(tokenizer->Decode(framed, true), golden["decoded_skip_special"].get<std::string>());
+    ExpectPlain(*tokenizer, text);
+  }
+}
+
 TEST(TokenizerTest, KnowsItsTokens) {
   const auto tokenizer = Load("models/tiny-r1");
   EXPECT_EQ(tokenizer->bos_id(), tokenizer->TokenId("<｜begin▁of▁sentence｜>"));
@@ -125,13 +149,6 @@ TEST(TokenizerTest, KnowsItsTokens) {
     EXPECT_FALSE(tokenizer->IsAdded(outside));
     EXPECT_EQ(tokenizer->Decode({outside}, false), "");
   }
-}
-
-// What spells added tokens comes out as other ids that read the same.
-void ExpectPlain(const Tokenizer& tokenizer, const std::string& text) {
-  const std::vector<int32_t> ids = *tokenizer.Encode(text);
-  for (int32_t id : ids) EXPECT_FALSE(tokenizer.IsAdded(id)) << id << " from " << text;
-  EXPECT_EQ(tokenizer.Decode(ids, false), LossyUtf8(text));
 }
 
 TEST(TokenizerTest, PlainTextNeverBecomesAnAddedToken) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes goldens.json and tiktoken/: what the Python tokenizers, transformers and tiktoken packages
+"""Writes goldens.json, tiktoken/ and sentencepiece/: what the Python tokenizers, transformers and tiktoken packages
 say about the texts, templates and tokens here. Run it from the repository's root."""
 
 import base64
@@ -289,6 +289,36 @@ CONVERSATIONS = {
 }
 
 
+def sentencepiece_goldens(rng):
+    """A vocabulary in the style of Mixtral's: ▁ for space, bytes as a fall-back."""
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens += list("▁ehlowrdabc.") + ["he", "ll", "hell", "hello", "▁hello", "wo", "rld", "▁▁"]
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("▁", "hello"), ("w", "o"),
+              ("▁", "▁")]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
+        {token: n for n, token in enumerate(tokens)}, merges, unk_token="<unk>", fuse_unk=True,
+        byte_fallback=True))
+    tokenizer.normalizer = tokenizers.normalizers.Sequence([
+        tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")])
+    decoders = tokenizers.decoders
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.save(HERE + "sentencepiece/tokenizer.json")
+    texts = ["hello world", " hello", "a  b", "é日😀", "<s>hello</s> a", "he\nllo", ""]
+    texts += ["".join(rng.choices(["hello", " ", "a", "é", "</s>", "."], k=6)) for _ in range(30)]
+    return [{
+        "text": text,
+        "ids": tokenizer.encode(text, add_special_tokens=False).ids,
+        "framed": tokenizer.encode(text).ids,
+        "decoded": tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False),
+        "decoded_skip_special": tokenizer.decode(tokenizer.encode(text).ids),
+    } for text in texts]
+
+
 def template_goldens():
     goldens = []
     for name, template in TEMPLATES.items():
@@ -310,6 +340,7 @@ def main():
     goldens = {
         "tokenizer": tokenizer_goldens(rng),
         "tiktoken": tiktoken_goldens(rng),
+        "sentencepiece": sentencepiece_goldens(rng),
         "chat": template_goldens(),
     }
     with open(HERE + "goldens.json", "w") as file:
