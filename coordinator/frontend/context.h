@@ -1,5 +1,5 @@
-// FrontendContext: all that the frontends (HTTP, gRPC) are given. main.cc fills it once, before they
-// start; it is only read afterwards, by any thread, and outlives them.
+// FrontendContext: all that the frontends (HTTP, gRPC) are given. main.cc fills it once, before
+// they start; it is only read afterwards, by any thread, and outlives them.
 #pragma once
 
 #include <cstdint>

@@ -34,31 +34,26 @@ absl::Status CheckKey(const FrontendContext& context, grpc::CallbackServerContex
 class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
-  GenerateCall(const FrontendContext& context, std::shared_ptr<TaskPool> pool)
+  // `pool` belongs to the service, which outlives its calls.
+  GenerateCall(const FrontendContext& context, std::weak_ptr<TaskPool> pool)
       : context_(context), pool_(std::move(pool)) {}
 
   void Start(grpc::CallbackServerContext* call, const v1::GenerateRequest& message) {
     self_ = shared_from_this();
     absl::Status status = Submit(call, message);
     if (!status.ok()) return End(ToGrpc(status));
-    generation_->SetListener([weak = weak_from_this(), pool = std::weak_ptr(pool_)] {
-      // Locks in the pool alone: the core's thread must not become the call's owner.
-      if (const std::shared_ptr<TaskPool> alive = pool.lock()) {
-        alive->Post([weak] {
-          if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->Continue();
-        });
-      }
-    });
+    generation_->SetListener([weak = weak_from_this(), pool = pool_] { Wake(pool, weak); });
   }
 
   void OnWriteDone(bool ok) override {
+    bool gone;
     {
       const std::lock_guard lock(mutex_);
       writing_ = false;
       if (!ok) generation_.reset();
+      gone = generation_ == nullptr;
     }
-    if (!ok) return End(grpc::Status::CANCELLED);
-    pool_->Post([self = shared_from_this()] { self->Continue(); });
+    gone ? End(grpc::Status::CANCELLED) : Wake(pool_, weak_from_this());
   }
 
   void OnCancel() override {
@@ -75,6 +70,15 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   }
 
  private:
+  // Locks in the pool alone: the core's thread must not become a call's owner.
+  static void Wake(const std::weak_ptr<TaskPool>& pool, std::weak_ptr<GenerateCall> weak) {
+    const std::shared_ptr<TaskPool> alive = pool.lock();
+    if (alive == nullptr) return;
+    alive->Post([weak = std::move(weak)] {
+      if (const std::shared_ptr<GenerateCall> call = weak.lock()) call->Continue();
+    });
+  }
+
   absl::Status Submit(grpc::CallbackServerContext* call, const v1::GenerateRequest& message) {
     if (absl::Status status = CheckKey(context_, call); !status.ok()) return status;
     absl::StatusOr<GrpcGenerate> read = ReadGenerate(context_, message);
@@ -92,20 +96,21 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
 
   void Continue() {
     grpc::Status status;
+    bool write = false;
     {
       const std::lock_guard lock(mutex_);
       if (writing_ || generation_ == nullptr) return;
       if (ready_.empty()) status = Pull();
       if (status.ok() && ready_.empty() && !generation_->done()) return;
       if (status.ok() && !ready_.empty()) {
-        writing_ = true;
+        writing_ = write = true;
         response_ = std::move(ready_.front());
         ready_.pop_front();
       } else {
         generation_.reset();
       }
     }
-    writing_ ? StartWrite(&response_) : End(status);
+    write ? StartWrite(&response_) : End(status);
   }
 
   grpc::Status Pull() {
@@ -122,7 +127,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   }
 
   const FrontendContext& context_;
-  const std::shared_ptr<TaskPool> pool_;
+  const std::weak_ptr<TaskPool> pool_;
   std::string id_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
   std::atomic<bool> ended_ = false;

@@ -77,6 +77,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void ReadHeader();
   void ReadBody();
   void RefuseRequest(error_code error);
+  void OnLate();
+  void Reject(int status, const std::string& message);
   void Dispatch();
   static void Wake(const std::shared_ptr<Waker>& waker);
   void PullAndWrite();
@@ -177,6 +179,7 @@ inline void HttpConnection::Watch() {
 
 inline void HttpConnection::OnWait(error_code error) {
   watching_ = false;
+  if (error == net::error::operation_aborted) return;
   if (error) return Close();
   if (phase_ == Phase::kIdle) return ReadHeader();
   if (phase_ == Phase::kAnswering) OnReadable();
@@ -193,7 +196,7 @@ inline void HttpConnection::OnReadable() {
 
 inline void HttpConnection::ReadHeader() {
   phase_ = Phase::kReading;
-  Arm(shared_->options.request_timeout, &HttpConnection::Close);
+  Arm(shared_->options.request_timeout, &HttpConnection::OnLate);
   parser_.emplace();
   parser_->header_limit(static_cast<uint32_t>(shared_->options.header_bytes_max));
   parser_->body_limit(shared_->options.body_bytes_max);
@@ -201,13 +204,14 @@ inline void HttpConnection::ReadHeader() {
 }
 
 inline void HttpConnection::OnHeader(error_code error) {
+  if (phase_ != Phase::kReading) return;
   if (error) return RefuseRequest(error);
   const auto expect = parser_->get()[http::field::expect];
   if (!absl::EqualsIgnoreCase({expect.data(), expect.size()}, "100-continue")) return ReadBody();
   out_ = "HTTP/1.1 100 Continue\r\n\r\n";
   net::async_write(socket_, net::buffer(out_),
                    [self = shared_from_this()](error_code failed, size_t) {
-                     if (self->phase_ == Phase::kClosed) return;
+                     if (self->phase_ != Phase::kReading) return;
                      failed ? self->Close() : self->ReadBody();
                    });
 }
@@ -217,6 +221,7 @@ inline void HttpConnection::ReadBody() {
 }
 
 inline void HttpConnection::OnBody(error_code error) {
+  if (phase_ != Phase::kReading) return;
   error ? RefuseRequest(error) : Dispatch();
 }
 
@@ -225,19 +230,30 @@ inline void HttpConnection::RefuseRequest(error_code error) {
       error == http::error::end_of_stream || error == http::error::partial_message) {
     return Close();
   }
-  HttpAnswer answer = ErrorAnswer(
-      absl::InvalidArgumentError(absl::StrCat("not an HTTP request: ", error.message())));
+  const HttpOptions& options = shared_->options;
   if (error == http::error::body_limit) {
-    answer = ErrorAnswer(absl::InvalidArgumentError(absl::StrCat(
-        "the body is larger than ", shared_->options.body_bytes_max, " bytes")));
-    answer.status = 413;
+    Reject(413, absl::StrCat("the body is larger than ", options.body_bytes_max, " bytes"));
   } else if (error == http::error::header_limit) {
-    answer = ErrorAnswer(absl::InvalidArgumentError(absl::StrCat(
-        "the header is larger than ", shared_->options.header_bytes_max, " bytes")));
-    answer.status = 431;
+    Reject(431, absl::StrCat("the header is larger than ", options.header_bytes_max, " bytes"));
+  } else {
+    Reject(400, absl::StrCat("not an HTTP request: ", error.message()));
   }
+}
+
+inline void HttpConnection::OnLate() {
+  if (phase_ != Phase::kReading) return;
+  error_code ignored;
+  socket_.cancel(ignored);
+  Reject(408, absl::StrCat("the request did not arrive within ",
+                           absl::FormatDuration(shared_->options.request_timeout)));
+}
+
+// Answers what could not be read as a request, and closes.
+inline void HttpConnection::Reject(int status, const std::string& message) {
   phase_ = Phase::kAnswering;
   keep_alive_ = head_only_ = chunked_ = false;
+  HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(message));
+  answer.status = status;
   WriteAnswer(std::move(answer));
 }
 

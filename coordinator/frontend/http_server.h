@@ -45,8 +45,8 @@ class HttpServer {
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
-  // Binds, listens and serves; returns the port. Once. FailedPrecondition or InvalidArgument, naming
-  // host and port, if they cannot be had.
+  // Binds, listens and serves; returns the port. Once. FailedPrecondition or InvalidArgument,
+  // naming host and port, if they cannot be had.
   absl::StatusOr<int> Start();
   // From now on each connection is closed after its answer. New ones still get their answers (503
   // for generation, once Inference refuses). Any thread.

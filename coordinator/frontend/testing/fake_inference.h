@@ -1,0 +1,73 @@
+// An Inference whose tokens come when the test says so.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "coordinator/frontend/context.h"
+#include "coordinator/frontend/metrics.h"
+#include "coordinator/inference.h"
+
+namespace epic::coordinator {
+
+// Thread-safe.
+class FakeInference : public Inference {
+ public:
+  absl::StatusOr<std::shared_ptr<RequestStream>> Submit(Request request) override;
+  absl::Status Cancel(const std::string& request_id) override;
+  ModelInfo model() const override;
+  Status status() const override;
+
+  // Answers every further request at once with these tokens and this end.
+  void AnswerWith(std::vector<int32_t> tokens, FinishReason finish = FinishReason::kStop);
+  void RefuseWith(absl::Status status);
+  void SetReady(bool ready, std::string reason);
+
+  // Of the `request`-th accepted request.
+  void Append(int request, int choice, std::vector<int32_t> tokens);
+  void Finish(int request, int choice, FinishReason finish, absl::Status error = {});
+  Request request(int request) const;
+  int request_count() const;
+  int live_stream_count() const;  // not destroyed
+
+ private:
+  class Stream;
+  struct Journal {
+    std::vector<JournalToken> tokens;
+    FinishReason finish = FinishReason::kNone;
+    absl::Status error;
+  };
+  struct Entry {
+    Request request;
+    std::vector<Journal> journals;  // of each choice
+    std::function<void()> listener;
+    bool alive = true;
+  };
+  void Notify(int request);
+
+  mutable std::mutex mutex_;
+  std::deque<Entry> entries_;
+  std::vector<int32_t> answer_;
+  FinishReason answer_finish_ = FinishReason::kNone;
+  absl::Status refusal_;
+  bool ready_ = true;
+  std::string reason_;
+};
+
+// A context around a FakeInference and the tokenizer of models/tiny-r1.
+class FakeWorld {
+ public:
+  FakeWorld();
+  std::vector<int32_t> Encode(const std::string& text) const;  // special tokens are parsed
+
+  FakeInference inference;
+  FrontendMetrics metrics{inference};
+  FrontendContext context;
+};
+
+}  // namespace epic::coordinator
