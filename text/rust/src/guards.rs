@@ -22,7 +22,8 @@ pub fn without_guards(text: &str) -> String {
 #[derive(Debug)]
 /// The contents of a tokenizer's added tokens, in the forms that searching needs.
 pub struct Markers {
-    contents: Vec<String>,
+    /// All contents in lower case, one a line.
+    lines: String,
     exact: AhoCorasick,
     /// Templates change case, so what differs by case only is guarded as well.
     any_case: AhoCorasick,
@@ -61,7 +62,7 @@ impl Markers {
             exact: searcher(&contents, false, MatchKind::LeftmostLongest),
             any_case: searcher(&contents, true, MatchKind::LeftmostLongest),
             len_max: contents.iter().map(String::len).max().unwrap_or(0),
-            contents,
+            lines: contents.join("\n").to_ascii_lowercase(),
             prefixes,
             suffixes,
         }
@@ -122,11 +123,7 @@ impl Markers {
         let lower = text[..end].to_ascii_lowercase();
         let starts = (1..=lower.len())
             .any(|len| lower.get(..len).is_some_and(|part| self.suffixes.contains(part)));
-        let whole = || {
-            !text.is_empty()
-                && text.len() < self.len_max
-                && self.contents.iter().any(|c| c.to_ascii_lowercase().contains(&lower))
-        };
+        let whole = || !text.is_empty() && text.len() < self.len_max && self.lines.contains(&lower);
         starts || whole()
     }
 
