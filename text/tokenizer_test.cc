@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "base/env.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "text/utf8.h"
@@ -204,6 +205,24 @@ TEST(TokenizerTest, LongRunsAreEncoded) {
       EXPECT_EQ(tokenizer->Decode(*ids, false), text + "x");
     }
   }
+}
+
+TEST(TokenizerTest, ManyThreadsEncodeTheSame) {
+  const auto tokenizer = Load("models/tiny-r1");
+  const json goldens = Goldens();
+  std::vector<int> wrong(4);
+  std::vector<std::unique_ptr<Threads::Handle>> threads;
+  for (int& count : wrong) {
+    threads.push_back(RealThreads().Start("encode", [&] {
+      for (const json& golden : goldens["tokenizer"]["encoded"]) {
+        const auto text = golden["text"].get<std::string>();
+        count += *tokenizer->Encode(text, {.parse_special = true}) !=
+                 golden["ids"].get<std::vector<int32_t>>();
+      }
+    }));
+  }
+  threads.clear();
+  EXPECT_THAT(wrong, ::testing::Each(0));
 }
 
 TEST(TokenizerTest, AddsWhatTheConfigurationSays) {

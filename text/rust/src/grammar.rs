@@ -1,7 +1,8 @@
 //! Grammars over a tokenizer's vocabulary, by llguidance.
 
 use crate::ffi::{guarded, internal, invalid, Buffer, Result, Slice};
-use crate::tokenizer::{Handle, Tokenizer};
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer_abi::Handle;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;

@@ -1,10 +1,11 @@
 //! Chat templates, in the environment that Hugging Face gives them.
 
 use crate::ffi::{guarded, invalid, Buffer, Code, Failure, Result, Slice};
+use crate::files::{configured_token, read_config, read_file};
 use crate::guards::{split_guarded, without_guards, Markers};
 use crate::python::strftime;
 use crate::strings::{install, MarkersObject, MARKERS};
-use crate::tokenizer::{configured_token, read_config, read_file, Handle};
+use crate::tokenizer_abi::Handle;
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 use std::collections::BTreeMap;

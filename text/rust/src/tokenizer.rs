@@ -1,8 +1,10 @@
 //! A folder's tokenizer: tokenizer.json through the `tokenizers` library, or tiktoken.model.
 
-use crate::ffi::{guarded, internal, invalid, Buffer, Code, Failure, Result, Slice};
+use crate::ffi::{internal, invalid, Code, Failure, Result};
+use crate::files::{configured_token, read_config, read_file};
 use crate::guards::{Found, Markers};
 use crate::tiktoken::Tiktoken;
+use crate::token_table::{flags_of, ByteReader, Table, ADDED};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,23 +15,9 @@ use tokenizers::{
     PreTokenizer, Token,
 };
 
-const FILE_BYTES_MAX: u64 = 256 << 20;
-
-const EXISTS: u8 = 1;
-const ADDED: u8 = 2;
-const SPECIAL: u8 = 4;
-
 enum Pipeline {
     Json(Box<tokenizers::Tokenizer>),
     Tiktoken(Tiktoken),
-}
-
-/// What each id stands for.
-#[derive(Default)]
-struct Table {
-    bytes: Vec<u8>,
-    offsets: Vec<u32>,
-    flags: Vec<u8>,
 }
 
 pub struct Tokenizer {
@@ -41,140 +29,10 @@ pub struct Tokenizer {
     producible: HashSet<u32>,
     prefix: Vec<i32>,
     suffix: Vec<i32>,
-    table: Table,
-    bos: Option<(u32, String)>,
-    eos: Option<(u32, String)>,
-    strips_leading_space: bool,
-}
-
-pub fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    let problem = |error: std::io::Error| invalid(format!("{}: {error}", path.display()));
-    let bytes = match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(problem(error)),
-        Ok(metadata) => metadata.len(),
-    };
-    if bytes > FILE_BYTES_MAX {
-        return Err(invalid(format!(
-            "{}: {bytes} bytes, at most {FILE_BYTES_MAX} are read",
-            path.display()
-        )));
-    }
-    std::fs::read(path).map(Some).map_err(problem)
-}
-
-/// tokenizer_config.json; an empty object if there is none.
-pub fn read_config(folder: &Path) -> Result<Value> {
-    let path = folder.join("tokenizer_config.json");
-    let Some(bytes) = read_file(&path)? else { return Ok(Value::Object(Default::default())) };
-    serde_json::from_slice(&bytes).map_err(|error| invalid(format!("{}: {error}", path.display())))
-}
-
-/// A special token of the configuration: a string, or an object with the string as "content".
-pub fn configured_token<'a>(config: &'a Value, name: &str) -> Option<&'a str> {
-    let value = &config[name];
-    value.as_str().or_else(|| value["content"].as_str())
-}
-
-fn alphabet() -> Vec<(char, u8)> {
-    let itself = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let mut next = 0x100;
-    let entry = |byte: u8| {
-        if itself(byte) {
-            return (byte as char, byte);
-        }
-        next += 1;
-        (char::from_u32(next - 1).expect("U+0100 to U+0143 are characters"), byte)
-    };
-    (0..=255).map(entry).collect()
-}
-
-/// How the decoder turns the text of a token into bytes.
-struct ByteReader {
-    byte_level: bool,
-    space: Option<char>,
-    strips_leading_space: bool,
-    bytes: std::collections::HashMap<char, u8>,
-}
-
-impl ByteReader {
-    fn new(decoder: &Value) -> Result<Self> {
-        let mut reader = ByteReader {
-            byte_level: false,
-            space: None,
-            strips_leading_space: false,
-            bytes: alphabet().into_iter().collect(),
-        };
-        reader.add(decoder)?;
-        Ok(reader)
-    }
-
-    fn add(&mut self, decoder: &Value) -> Result<()> {
-        match decoder["type"].as_str().unwrap_or("none") {
-            "ByteLevel" => self.byte_level = true,
-            "Sequence" => {
-                for part in decoder["decoders"].as_array().into_iter().flatten() {
-                    self.add(part)?;
-                }
-            }
-            "Replace" if decoder["content"] == " " => {
-                self.space = decoder["pattern"]["String"].as_str().and_then(|s| s.chars().next());
-            }
-            "Metaspace" => {
-                self.space = decoder["replacement"].as_str().and_then(|s| s.chars().next());
-                self.strips_leading_space = decoder["prepend_scheme"] != "never";
-            }
-            "Strip" if decoder["content"] == " " => {
-                self.strips_leading_space = decoder["start"].as_u64().unwrap_or(0) > 0;
-            }
-            "ByteFallback" | "Fuse" => {}
-            other => {
-                return Err(invalid(format!(
-                    "tokenizer.json: decoder {other} is not supported; ByteLevel, Metaspace, \
-                     Replace, ByteFallback, Fuse and Strip are"
-                )))
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&self, token: &str, is_added: bool) -> Vec<u8> {
-        if self.byte_level {
-            let bytes: Option<Vec<u8>> =
-                token.chars().map(|c| self.bytes.get(&c).copied()).collect();
-            return bytes.unwrap_or_else(|| token.as_bytes().to_vec());
-        }
-        let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-        if let Some(byte) =
-            hex.filter(|h| h.len() == 2).and_then(|h| u8::from_str_radix(h, 16).ok())
-        {
-            return vec![byte];
-        }
-        match self.space {
-            Some(space) if !is_added => token.replace(space, " ").into_bytes(),
-            _ => token.as_bytes().to_vec(),
-        }
-    }
-}
-
-impl Table {
-    fn push(&mut self, bytes: &[u8], flags: u8) {
-        self.bytes.extend_from_slice(bytes);
-        self.offsets.push(self.bytes.len() as u32);
-        self.flags.push(flags);
-    }
-
-    fn new() -> Self {
-        Table { offsets: vec![0], ..Default::default() }
-    }
-}
-
-fn flags_of(added: Option<&AddedToken>) -> u8 {
-    match added {
-        None => EXISTS,
-        Some(token) if token.special => EXISTS | ADDED | SPECIAL,
-        Some(_) => EXISTS | ADDED,
-    }
+    pub table: Table,
+    pub bos: Option<(u32, String)>,
+    pub eos: Option<(u32, String)>,
+    pub strips_leading_space: bool,
 }
 
 fn string_of(error: Box<dyn std::error::Error + Send + Sync>) -> Failure {
@@ -255,7 +113,7 @@ impl Tokenizer {
     fn from_tiktoken(tiktoken: Tiktoken, config: &Value) -> Self {
         let mut table = Table::new();
         for token in tiktoken.tokens() {
-            table.push(token, EXISTS);
+            table.push(token, flags_of(None));
         }
         let mut added = Vec::new();
         for (content, special) in tiktoken.added() {
@@ -452,84 +310,4 @@ impl Tokenizer {
         }
         spelled
     }
-}
-
-/// Views into the tokenizer, valid while it lives.
-#[repr(C)]
-pub struct TokenizerInfo {
-    bytes: *const u8,
-    offsets: *const u32,
-    flags: *const u8,
-    vocab_size: usize,
-    bos_id: i32,
-    eos_id: i32,
-    bos_token: *const u8,
-    bos_token_len: usize,
-    eos_token: *const u8,
-    eos_token_len: usize,
-    strips_leading_space: bool,
-}
-
-pub type Handle = Arc<Tokenizer>;
-
-#[no_mangle]
-pub unsafe extern "C" fn epic_text_tokenizer_load(
-    folder: Slice,
-    out: *mut *mut Handle,
-    error: *mut Buffer<u8>,
-) -> i32 {
-    guarded(out, error, || {
-        let tokenizer = Tokenizer::load(Path::new(folder.text().as_ref()))?;
-        Ok(Box::into_raw(Box::new(Arc::new(tokenizer))))
-    })
-}
-
-#[no_mangle]
-pub unsafe extern "C" fn epic_text_tokenizer_free(tokenizer: *mut Handle) {
-    drop(Box::from_raw(tokenizer));
-}
-
-#[no_mangle]
-pub unsafe extern "C" fn epic_text_tokenizer_info(
-    tokenizer: *const Handle,
-    out: *mut TokenizerInfo,
-) {
-    let tokenizer: &Tokenizer = &*tokenizer;
-    let table = &tokenizer.table;
-    let id = |token: &Option<(u32, String)>| token.as_ref().map_or(-1, |(id, _)| *id as i32);
-    let bos = tokenizer.bos.as_ref().map_or("", |(_, text)| text);
-    let eos = tokenizer.eos.as_ref().map_or("", |(_, text)| text);
-    out.write(TokenizerInfo {
-        bytes: table.bytes.as_ptr(),
-        offsets: table.offsets.as_ptr(),
-        flags: table.flags.as_ptr(),
-        vocab_size: table.flags.len(),
-        bos_id: id(&tokenizer.bos),
-        eos_id: id(&tokenizer.eos),
-        bos_token: bos.as_ptr(),
-        bos_token_len: bos.len(),
-        eos_token: eos.as_ptr(),
-        eos_token_len: eos.len(),
-        strips_leading_space: tokenizer.strips_leading_space,
-    });
-}
-
-/// The id of an added token or vocabulary entry; -1 if there is none.
-#[no_mangle]
-pub unsafe extern "C" fn epic_text_tokenizer_id(tokenizer: *const Handle, content: Slice) -> i32 {
-    (*tokenizer).token_id(&content.text()).map_or(-1, |id| id as i32)
-}
-
-#[no_mangle]
-pub unsafe extern "C" fn epic_text_tokenizer_encode(
-    tokenizer: *const Handle,
-    text: Slice,
-    add_special_tokens: bool,
-    parse_special: bool,
-    out: *mut Buffer<i32>,
-    error: *mut Buffer<u8>,
-) -> i32 {
-    guarded(out, error, || {
-        Ok((*tokenizer).encode(&text.text(), add_special_tokens, parse_special)?.into())
-    })
 }
