@@ -75,8 +75,7 @@ class WholeSource : public AnswerSource {
 
 }  // namespace
 
-std::unique_ptr<AnswerSource> NewAnswerSource(const FrontendContext& context,
-                                              OpenAiRequest request,
+std::unique_ptr<AnswerSource> NewAnswerSource(const FrontendContext& context, OpenAiRequest request,
                                               std::unique_ptr<Generation> generation) {
   if (request.stream) {
     return std::make_unique<StreamSource>(context, std::move(request), std::move(generation));

@@ -10,8 +10,7 @@
 namespace epic::coordinator {
 
 // As `request.stream` says. `context` outlives it.
-std::unique_ptr<AnswerSource> NewAnswerSource(const FrontendContext& context,
-                                              OpenAiRequest request,
+std::unique_ptr<AnswerSource> NewAnswerSource(const FrontendContext& context, OpenAiRequest request,
                                               std::unique_ptr<Generation> generation);
 
 }  // namespace epic::coordinator

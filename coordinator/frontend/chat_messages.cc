@@ -34,9 +34,9 @@ absl::StatusOr<std::string> ReadRole(FieldReader& fields, const std::string& pre
   if (!role) return FieldError(prefix + "role", absl::StrCat(prefix, "role is missing"));
   if (*role == "developer") return std::string("system");
   if (*role == "system" || *role == "user" || *role == "assistant" || *role == "tool") return *role;
-  return FieldError(prefix + "role", absl::StrCat(prefix, "role is \"", role->substr(0, 40),
-                                                  "\", it must be system, developer, user, ",
-                                                  "assistant or tool"));
+  return FieldError(prefix + "role",
+                    absl::StrCat(prefix, "role is \"", role->substr(0, 40),
+                                 "\", it must be system, developer, user, ", "assistant or tool"));
 }
 
 absl::Status ReadContent(FieldReader& fields, const std::string& prefix, const std::string& role,

@@ -29,10 +29,10 @@ struct SamplingDefaults {
 
 // What one request may ask for. Beyond a limit: InvalidArgument naming field, value and limit.
 struct FrontendLimits {
-  int choices_max = 128;        // n, times the prompts of one HTTP request
-  int logprobs_max = 20;        // alternatives for each token
-  int stop_count_max = 16;      // stop strings, and stop token ids
-  int stop_bytes_max = 1024;    // of one stop string
+  int choices_max = 128;      // n, times the prompts of one HTTP request
+  int logprobs_max = 20;      // alternatives for each token
+  int stop_count_max = 16;    // stop strings, and stop token ids
+  int stop_bytes_max = 1024;  // of one stop string
   int message_count_max = 4096;
   int completion_tokens_default = 16;  // /v1/completions without max_tokens, as OpenAI has it
   absl::Duration timeout = absl::Minutes(30);

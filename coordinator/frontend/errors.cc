@@ -51,8 +51,8 @@ absl::Status WithDetails(absl::Status status, std::string_view param, std::strin
 }
 
 absl::Status FieldError(std::string_view field, std::string_view message) {
-  return WithDetails(
-      absl::InvalidArgumentError(absl::string_view(message.data(), message.size())), field, "");
+  return WithDetails(absl::InvalidArgumentError(absl::string_view(message.data(), message.size())),
+                     field, "");
 }
 
 std::string ErrorParam(const absl::Status& status) { return Payload(status, kParam); }
@@ -90,12 +90,11 @@ std::string ErrorBody(const absl::Status& status) {
   const auto text_or_null = [](const std::string& text) {
     return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
   };
-  const nlohmann::ordered_json body = {
-      {"error",
-       {{"message", std::string(status.message())},
-        {"type", ErrorType(status.code())},
-        {"param", text_or_null(ErrorParam(status))},
-        {"code", text_or_null(ErrorCode(status))}}}};
+  const nlohmann::ordered_json body = {{"error",
+                                        {{"message", std::string(status.message())},
+                                         {"type", ErrorType(status.code())},
+                                         {"param", text_or_null(ErrorParam(status))},
+                                         {"code", text_or_null(ErrorCode(status))}}}};
   return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

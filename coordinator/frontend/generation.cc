@@ -76,8 +76,7 @@ absl::StatusOr<std::vector<Generation::Output>> Generation::Pull(int token_count
   return outputs;
 }
 
-absl::Status Generation::PullChoice(int index, int token_count_max,
-                                    std::vector<Output>* outputs) {
+absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<Output>* outputs) {
   Choice& choice = choices_[index];
   Slice slice = prompts_[choice.prompt].stream->Read(choice.choice, choice.position);
   if (static_cast<int>(slice.tokens.size()) > token_count_max) {

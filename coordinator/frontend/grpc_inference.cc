@@ -17,16 +17,15 @@ namespace {
 constexpr int kTokensPerPull = 256;
 
 grpc::Status ToGrpc(const absl::Status& status) {
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
-                      std::string(status.message()));
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
 absl::Status CheckKey(const FrontendContext& context, grpc::CallbackServerContext* call) {
   const auto found = call->client_metadata().find("authorization");
   const bool absent = found == call->client_metadata().end();
-  return CheckApiKey(context.api_keys, absent ? std::string_view()
-                                              : std::string_view(found->second.data(),
-                                                                 found->second.size()));
+  return CheckApiKey(
+      context.api_keys,
+      absent ? std::string_view() : std::string_view(found->second.data(), found->second.size()));
 }
 
 // One Generate call. Responses are made when the one before is on the wire, so a slow client holds
@@ -65,9 +64,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     End(grpc::Status::CANCELLED);
   }
 
-  void OnDone() override {
-    const std::shared_ptr<GenerateCall> self = std::move(self_);
-  }
+  void OnDone() override { const std::shared_ptr<GenerateCall> self = std::move(self_); }
 
  private:
   // Locks in the pool alone: the core's thread must not become a call's owner.

@@ -53,8 +53,8 @@ absl::StatusOr<std::vector<int32_t>> ReadChat(const FrontendContext& context,
   if (!message.chat_template_kwargs_json().empty()) {
     absl::StatusOr<Json> kwargs = ParseObject(message.chat_template_kwargs_json());
     if (!kwargs.ok()) {
-      return FieldError("chat_template_kwargs_json", absl::StrCat("chat_template_kwargs_json: ",
-                                                                  kwargs.status().message()));
+      return FieldError("chat_template_kwargs_json",
+                        absl::StrCat("chat_template_kwargs_json: ", kwargs.status().message()));
     }
     input.template_kwargs = *std::move(kwargs);
   }

@@ -125,8 +125,8 @@ absl::StatusOr<HttpReply> HttpApi::Dispatch(const HttpRequest& request) const {
   if (allowed.empty()) {
     return absl::NotFoundError(absl::StrCat("there is nothing at ", path.substr(0, 100)));
   }
-  HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(absl::StrCat(
-      "the method of ", path, " is ", allowed, ", not ", request.method)));
+  HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(
+      absl::StrCat("the method of ", path, " is ", allowed, ", not ", request.method)));
   answer.status = 405;
   answer.headers.emplace_back("Allow", allowed);
   return HttpReply{.answer = std::move(answer)};

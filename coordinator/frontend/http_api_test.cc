@@ -104,8 +104,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{R"({"min_p": 2})", "min_p", "[0, 1]"},
         BadRequest{R"({"top_k": -2})", "top_k", "-2"},
         BadRequest{R"({"top_k": 1.5})", "top_k", "an integer"},
-        BadRequest{R"({"n": 0})", "n", "[1, 128]"},
-        BadRequest{R"({"n": 100000})", "n", "100000"},
+        BadRequest{R"({"n": 0})", "n", "[1, 128]"}, BadRequest{R"({"n": 100000})", "n", "100000"},
         BadRequest{R"({"n": 18446744073709551615})", "n", "64 bits"},
         BadRequest{R"({"max_tokens": 0})", "max_tokens", "0"},
         BadRequest{R"({"max_completion_tokens": -5})", "max_completion_tokens", "-5"},
@@ -117,8 +116,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{R"({"stop": 5})", "stop", "a string or an array of strings"},
         BadRequest{R"({"stop": ["a", 5]})", "stop", "5"},
         BadRequest{R"({"stop": ""})", "stop", "[1, 1024]"},
-        BadRequest{
-            R"({"stop": ["","","","","","","","","","","","","","","","",""]})", "stop", "17"},
+        BadRequest{R"({"stop": ["","","","","","","","","","","","","","","","",""]})", "stop",
+                   "17"},
         BadRequest{R"({"stop_token_ids": [1024]})", "stop_token_ids", "1024"},
         BadRequest{R"({"stop_token_ids": ["x"]})", "stop_token_ids", "token ids"},
         BadRequest{R"({"seed": "x"})", "seed", "an integer"},
@@ -127,8 +126,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{R"({"top_logprobs": 2})", "top_logprobs", "logprobs is not true"},
         BadRequest{R"({"stream": "yes"})", "stream", "true or false"},
         BadRequest{R"({"stream_options": {}})", "stream_options", "stream is not true"},
-        BadRequest{R"({"stream": true, "stream_options": {"include_usage": 1}})",
-                   "stream_options", "stream_options.include_usage"},
+        BadRequest{R"({"stream": true, "stream_options": {"include_usage": 1}})", "stream_options",
+                   "stream_options.include_usage"},
         BadRequest{R"({"tools": [{"type": "function"}]})", "tools", "tool calls"},
         BadRequest{R"({"tool_choice": "required"})", "tool_choice", "required"},
         BadRequest{R"({"response_format": {"type": "json_schema"}})", "response_format",
@@ -189,7 +188,9 @@ TEST_F(HttpApiTest, FieldsReachTheRequest) {
   EXPECT_EQ(PostChat(Json::parse(R"({"temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1,
       "seed": -1, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
       "max_completion_tokens": 33, "min_tokens": 2, "stop": "END", "stop_token_ids": [3], "n": 2,
-      "logprobs": true, "top_logprobs": 4, "user": "me", "unheard_of": 5})")).status, 200);
+      "logprobs": true, "top_logprobs": 4, "user": "me", "unheard_of": 5})"))
+                .status,
+            200);
   const Request request = last_request();
   EXPECT_EQ(request.sampling.temperature, 0);
   EXPECT_FLOAT_EQ(request.sampling.top_p, 0.5);
@@ -234,7 +235,8 @@ TEST_F(HttpApiTest, ContentPartsAreOneText) {
 }
 
 TEST_F(HttpApiTest, AnAnswerHasReasoningContentAndUsage) {
-  world_.inference.AnswerWith(world_.Encode("Let me see.\n</think>\n\nIt is 7.<｜end▁of▁sentence｜>"));
+  world_.inference.AnswerWith(
+      world_.Encode("Let me see.\n</think>\n\nIt is 7.<｜end▁of▁sentence｜>"));
   const Json answer = Json::parse(PostChat({{"return_token_ids", true}}).body);
   const Json& choice = answer["choices"][0];
   EXPECT_EQ(choice["message"]["content"], "It is 7.");
@@ -255,7 +257,8 @@ TEST_F(HttpApiTest, AnAnswerHasReasoningContentAndUsage) {
 // The request's end comes with its last token, however the tokens come.
 TEST_F(HttpApiTest, AStreamSaysWhatTheWholeAnswerSaysForEverySplit) {
   const std::vector<int32_t> tokens = world_.Encode(
-      "Thinking… über 🙂\n\n</think>\n\nThe answer is 🙂 7, STOP and more.<｜end▁of▁sentence｜>");
+      "Thinking… über 🙂\n\n</think>\n\nThe answer is 🙂 7, STOP and "
+      "more.<｜end▁of▁sentence｜>");
   for (const char* fields : {R"({})", R"({"stop": ["STOP"]})", R"({"stop": ["über", "answer"]})",
                              R"({"logprobs": true})", R"({"return_token_ids": true})"}) {
     const Json options = Json::parse(fields);
@@ -356,7 +359,8 @@ TEST_F(HttpApiTest, EchoScoresThePrompt) {
     const HttpAnswer answer =
         PostCompletion({{"echo", true}, {"logprobs", 1}, {"max_tokens", 1}, {"stream", stream}});
     const size_t prompt_size = last_request().prompt.size();
-    Json logprobs = {{"tokens", Json::array()}, {"token_logprobs", Json::array()},
+    Json logprobs = {{"tokens", Json::array()},
+                     {"token_logprobs", Json::array()},
                      {"text_offset", Json::array()}};
     std::string text;
     for (const Json& part :
@@ -457,9 +461,13 @@ TEST_F(HttpApiTest, KeysGuardWhatCosts) {
   world_.context.api_keys = {"secret", "other"};
   const HttpApi api(world_.context);
   HttpRequest request{.method = "GET", .target = "/v1/models"};
-  for (const auto& [authorization, status] : std::vector<std::pair<std::string, int>>{
-           {"", 401}, {"Bearer wrong", 401}, {"Bearer secre", 401}, {"secret", 401},
-           {"Bearer secret", 200}, {"Bearer other", 200}}) {
+  for (const auto& [authorization, status] :
+       std::vector<std::pair<std::string, int>>{{"", 401},
+                                                {"Bearer wrong", 401},
+                                                {"Bearer secre", 401},
+                                                {"secret", 401},
+                                                {"Bearer secret", 200},
+                                                {"Bearer other", 200}}) {
     request.authorization = authorization;
     EXPECT_EQ(api.Handle(request).answer.status, status) << authorization;
   }
@@ -475,13 +483,15 @@ TEST_F(HttpApiTest, TokenizeAndDetokenize) {
   EXPECT_EQ(ids["count"], ids["tokens"].size());
   EXPECT_EQ(ids["tokens"][0], 1007);
   EXPECT_EQ(ids["max_model_len"], 4096);
-  const Json plain = Json::parse(
-      Post("/tokenize", R"({"prompt": "What is", "add_special_tokens": false,
-                            "return_token_strs": true})").body);
+  const Json plain =
+      Json::parse(Post("/tokenize", R"({"prompt": "What is", "add_special_tokens": false,
+                            "return_token_strs": true})")
+                      .body);
   EXPECT_NE(plain["tokens"][0], 1007);
   EXPECT_EQ(plain["token_strs"].size(), plain["tokens"].size());
-  EXPECT_EQ(Json::parse(Post("/detokenize", Json({{"tokens", plain["tokens"]}}).dump()).body)
-                ["prompt"], "What is");
+  EXPECT_EQ(
+      Json::parse(Post("/detokenize", Json({{"tokens", plain["tokens"]}}).dump()).body)["prompt"],
+      "What is");
   EXPECT_EQ(Post("/detokenize", R"({"tokens": [99999]})").status, 400);
   EXPECT_EQ(Post("/detokenize", "{}").status, 400);
   const Json chat = Json::parse(Post("/tokenize", kChat).body);

@@ -118,8 +118,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // Of the current request.
   bool keep_alive_ = false, chunked_ = false, head_only_ = false, streams_ = false;
   std::unique_ptr<AnswerSource> source_;
-  HttpAnswer head_;   // of source_'s answer
-  std::string out_;   // being written
+  HttpAnswer head_;  // of source_'s answer
+  std::string out_;  // being written
 };
 
 inline HttpConnection::HttpConnection(std::shared_ptr<HttpShared> shared, tcp::socket socket)
@@ -133,10 +133,9 @@ inline HttpConnection::~HttpConnection() {
 }
 
 inline void HttpConnection::Run(void (HttpConnection::*method)()) {
-  net::post(socket_.get_executor(),
-            [self = shared_from_this(), method] {
-              if (self->phase_ != Phase::kClosed) (self.get()->*method)();
-            });
+  net::post(socket_.get_executor(), [self = shared_from_this(), method] {
+    if (self->phase_ != Phase::kClosed) (self.get()->*method)();
+  });
 }
 
 inline void HttpConnection::Start() {
@@ -147,8 +146,8 @@ inline void HttpConnection::Start() {
 
 inline void HttpConnection::Refuse() {
   phase_ = Phase::kAnswering;
-  WriteAnswer(ErrorAnswer(absl::UnavailableError(absl::StrCat(
-      "too many connections, at most ", shared_->options.connection_count_max))));
+  WriteAnswer(ErrorAnswer(absl::UnavailableError(
+      absl::StrCat("too many connections, at most ", shared_->options.connection_count_max))));
 }
 
 inline void HttpConnection::CloseIfIdle() {
@@ -374,11 +373,11 @@ inline void HttpConnection::OnDiscarded(error_code error) { error ? Close() : Di
 
 inline void HttpConnection::Arm(absl::Duration duration, void (HttpConnection::*on_expiry)()) {
   timer_.expires_after(absl::ToChronoMilliseconds(duration));
-  timer_.async_wait([self = shared_from_this(), on_expiry,
-                     sequence = ++timer_sequence_](error_code error) {
-    const bool current = sequence == self->timer_sequence_ && self->phase_ != Phase::kClosed;
-    if (!error && current) (self.get()->*on_expiry)();
-  });
+  timer_.async_wait(
+      [self = shared_from_this(), on_expiry, sequence = ++timer_sequence_](error_code error) {
+        const bool current = sequence == self->timer_sequence_ && self->phase_ != Phase::kClosed;
+        if (!error && current) (self.get()->*on_expiry)();
+      });
 }
 
 inline std::string HttpConnection::Head(const HttpAnswer& answer, bool streams) {

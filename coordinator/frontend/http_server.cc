@@ -35,9 +35,10 @@ absl::StatusOr<int> HttpServer::State::Listen() {
   const HttpOptions& options = shared->options;
   const std::string where = absl::StrCat("HTTP on ", options.host, ":", options.port);
   error_code error;
-  const auto endpoints = tcp::resolver(shared->io).resolve(
-      options.host, std::to_string(options.port),
-      tcp::resolver::passive | tcp::resolver::numeric_service, error);
+  const auto endpoints =
+      tcp::resolver(shared->io)
+          .resolve(options.host, std::to_string(options.port),
+                   tcp::resolver::passive | tcp::resolver::numeric_service, error);
   if (error || endpoints.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("cannot serve ", where, ": unknown host: ", error.message()));
@@ -55,12 +56,12 @@ absl::StatusOr<int> HttpServer::State::Listen() {
 }
 
 void HttpServer::State::Accept() {
-  acceptor.async_accept(
-      net::make_strand(shared->io),
-      [weak = weak_from_this()](error_code error, tcp::socket socket) {
-        const std::shared_ptr<State> self = weak.lock();
-        if (self != nullptr && self->acceptor.is_open()) self->OnAccepted(error, std::move(socket));
-      });
+  acceptor.async_accept(net::make_strand(shared->io),
+                        [weak = weak_from_this()](error_code error, tcp::socket socket) {
+                          const std::shared_ptr<State> self = weak.lock();
+                          if (self != nullptr && self->acceptor.is_open())
+                            self->OnAccepted(error, std::move(socket));
+                        });
 }
 
 void HttpServer::State::OnAccepted(error_code error, tcp::socket socket) {

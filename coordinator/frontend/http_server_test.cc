@@ -267,8 +267,10 @@ TEST_F(HttpServerTest, HugeBodiesAndHeadersAreRefused) {
   announced.Send(PostText("/v1/completions", big));
   EXPECT_THAT(announced.ReadAll(), StartsWith("HTTP/1.1 413"));
   Client chunked(port_);
-  chunked.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-               "7d0\r\n" + big + "\r\n0\r\n\r\n");
+  chunked.Send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "7d0\r\n" +
+      big + "\r\n0\r\n\r\n");
   EXPECT_THAT(chunked.ReadAll(), StartsWith("HTTP/1.1 413"));
   Client header(port_);
   header.Send("GET /health HTTP/1.1\r\nX: " + std::string(100000, 'x') + "\r\n\r\n");

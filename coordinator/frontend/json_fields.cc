@@ -50,8 +50,7 @@ absl::StatusOr<Json> ParseObject(std::string_view text) {
   try {
     value = Json::parse(text);
   } catch (const Json::exception& error) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the body is not valid JSON: ", Reason(error)));
+    return absl::InvalidArgumentError(absl::StrCat("the body is not valid JSON: ", Reason(error)));
   }
   if (!value.is_object()) {
     return absl::InvalidArgumentError(
@@ -168,8 +167,7 @@ void FieldReader::Fail(const std::string& name, const std::string& message) {
   if (status_.ok()) status_ = FieldError(prefix_ + name, message);
 }
 
-void FieldReader::WrongType(const std::string& name, const std::string& wanted,
-                            const Json& value) {
+void FieldReader::WrongType(const std::string& name, const std::string& wanted, const Json& value) {
   Fail(name, absl::StrCat(prefix_, name, " must be ", wanted, ", not ", Describe(value)));
 }
 

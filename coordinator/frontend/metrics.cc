@@ -89,12 +89,12 @@ struct FrontendMetrics::Families {
                              "From one token of a choice to the next", kSeconds, labels)),
         latency(Histogram("epic_request_latency_seconds", "From a request's arrival to its end",
                           kSeconds, labels)),
-        request_prompt(Histogram("epic_request_prompt_tokens", "Tokens of a prompt", kTokens,
-                                 labels)),
+        request_prompt(
+            Histogram("epic_request_prompt_tokens", "Tokens of a prompt", kTokens, labels)),
         request_generation(Histogram("epic_request_generation_tokens",
                                      "Tokens generated for a choice", kTokens, labels)),
-        request_max_tokens(Histogram("epic_request_max_tokens", "max_tokens of a request", kTokens,
-                                     labels)),
+        request_max_tokens(
+            Histogram("epic_request_max_tokens", "max_tokens of a request", kTokens, labels)),
         request_choices(Histogram("epic_request_choices", "n of a request",
                                   {1, 2, 4, 8, 16, 32, 64, 128}, labels)) {
     // There from the start, so that rates work.
@@ -112,12 +112,8 @@ struct FrontendMetrics::Families {
   prometheus::Histogram& Histogram(const std::string& name, const std::string& help,
                                    const Buckets& buckets,
                                    const std::map<std::string, std::string>& labels) {
-    return prometheus::BuildHistogram()
-        .Name(name)
-        .Help(help)
-        .Labels(labels)
-        .Register(registry)
-        .Add({}, buckets);
+    return prometheus::BuildHistogram().Name(name).Help(help).Labels(labels).Register(registry).Add(
+        {}, buckets);
   }
 
   std::vector<MetricFamily> StatusFamilies() const;
@@ -190,8 +186,8 @@ std::vector<MetricFamily> FrontendMetrics::Families::RankFamilies(const Status& 
 FrontendMetrics::FrontendMetrics(const Inference& inference) {
   const std::vector<std::string> names = inference.model().names;
   const std::string model = names.empty() ? "" : names.front();
-  families_ = std::make_unique<Families>(
-      inference, std::map<std::string, std::string>{{"model_name", model}});
+  families_ = std::make_unique<Families>(inference,
+                                         std::map<std::string, std::string>{{"model_name", model}});
   families_->model_label = {{"model_name", model}};
 }
 

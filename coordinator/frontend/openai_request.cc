@@ -13,17 +13,34 @@ namespace {
 
 // Fields that would change the answer and that EPIC does not have. Null, false, "", [] and {} ask
 // for nothing, so they pass.
-constexpr const char* kUnsupported[] = {
-    "allowed_token_ids", "audio",           "bad_words",
-    "best_of",           "chat_template",   "continue_final_message",
-    "documents",         "function_call",   "functions",
-    "grammar",           "guided_choice",   "guided_grammar",
-    "guided_json",       "guided_regex",    "include_stop_str_in_output",
-    "json_schema",       "logit_bias",      "logits_processors",
-    "prompt_embeds",     "prompt_logprobs", "regex",
-    "structural_tag",    "structured_outputs", "suffix",
-    "thinking_token_budget", "truncate_prompt_tokens", "use_beam_search",
-    "web_search_options"};
+constexpr const char* kUnsupported[] = {"allowed_token_ids",
+                                        "audio",
+                                        "bad_words",
+                                        "best_of",
+                                        "chat_template",
+                                        "continue_final_message",
+                                        "documents",
+                                        "function_call",
+                                        "functions",
+                                        "grammar",
+                                        "guided_choice",
+                                        "guided_grammar",
+                                        "guided_json",
+                                        "guided_regex",
+                                        "include_stop_str_in_output",
+                                        "json_schema",
+                                        "logit_bias",
+                                        "logits_processors",
+                                        "prompt_embeds",
+                                        "prompt_logprobs",
+                                        "regex",
+                                        "structural_tag",
+                                        "structured_outputs",
+                                        "suffix",
+                                        "thinking_token_budget",
+                                        "truncate_prompt_tokens",
+                                        "use_beam_search",
+                                        "web_search_options"};
 
 bool AsksForNothing(const Json& value) {
   if (value.is_string()) return value.get_ref<const std::string&>().empty();
@@ -58,8 +75,8 @@ absl::Status CheckSupported(const Json& body, FieldReader& fields) {
   const Json* tools = fields.Array("tools");
   const Json* choice = fields.Find("tool_choice");
   if (choice != nullptr && *choice != "none" && *choice != "auto") {
-    fields.Fail("tool_choice", absl::StrCat("tool_choice is ", Describe(*choice),
-                                            "; only \"none\" is supported"));
+    fields.Fail("tool_choice",
+                absl::StrCat("tool_choice is ", Describe(*choice), "; only \"none\" is supported"));
   }
   if (tools != nullptr && !tools->empty() && (choice == nullptr || *choice != "none")) {
     fields.Fail("tools",
@@ -130,8 +147,8 @@ absl::Status BuildRequests(const FrontendContext& context, GenerateSpec spec,
   request->logprobs = request->requests.front().logprobs;
   const size_t choices = request->requests.size() * request->requests.front().choices;
   if (static_cast<int64_t>(choices) > context.limits.choices_max) {
-    return FieldError("n", absl::StrCat("the prompts times n make ", choices,
-                                        " choices, at most ", context.limits.choices_max));
+    return FieldError("n", absl::StrCat("the prompts times n make ", choices, " choices, at most ",
+                                        context.limits.choices_max));
   }
   return absl::OkStatus();
 }
@@ -143,18 +160,17 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const FrontendCont
   std::vector<std::vector<int32_t>> prompts;
   const auto add = [&](const Json& one) -> absl::Status {
     if (one.is_string()) {
-      ASSIGN_OR_RETURN(
-          std::vector<int32_t> ids,
-          PromptFromText(context, one.get_ref<const std::string&>(), add_special));
+      ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                       PromptFromText(context, one.get_ref<const std::string&>(), add_special));
       prompts.push_back(std::move(ids));
       return absl::OkStatus();
     }
     std::optional<std::vector<int32_t>> ids;
     if (one.is_array()) ids = ReadIds(one);
     if (!ids) {
-      return FieldError("prompt", absl::StrCat("prompt must be a string, an array of strings, an ",
-                                               "array of token ids or an array of those, not ",
-                                               Describe(one)));
+      return FieldError(
+          "prompt", absl::StrCat("prompt must be a string, an array of strings, an ",
+                                 "array of token ids or an array of those, not ", Describe(one)));
     }
     RETURN_IF_ERROR(CheckIds(context, "prompt", *ids));
     prompts.push_back(*std::move(ids));

@@ -15,15 +15,15 @@ namespace epic::coordinator {
 
 struct OpenAiRequest {
   bool chat = true;
-  std::string id;                  // "chatcmpl-…" or "cmpl-…"
-  std::string model;               // as answers name it
-  std::vector<Request> requests;   // one for each prompt; their ids start with `id`
+  std::string id;                 // "chatcmpl-…" or "cmpl-…"
+  std::string model;              // as answers name it
+  std::vector<Request> requests;  // one for each prompt; their ids start with `id`
   bool stream = false;
-  bool include_usage = false;      // a last chunk with the usage
-  bool echo = false;               // completions: the prompt comes first
+  bool include_usage = false;  // a last chunk with the usage
+  bool echo = false;           // completions: the prompt comes first
   bool return_token_ids = false;
   bool skip_special = true;
-  int logprobs = -1;               // as Request::logprobs
+  int logprobs = -1;  // as Request::logprobs
 };
 
 // Unsupported fields that would change the answer are errors that name them; fields that nobody

@@ -42,8 +42,8 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
   }
   Json logprobs;
   if (output.token && request_.logprobs >= 0) {
-    logprobs = {{"content", Json::array({ChatLogprob(*context_.tokenizer, *output.token,
-                                                     request_.logprobs)})},
+    logprobs = {{"content",
+                 Json::array({ChatLogprob(*context_.tokenizer, *output.token, request_.logprobs)})},
                 {"refusal", nullptr}};
   }
   std::string events;

@@ -2,9 +2,8 @@
 
 namespace epic::coordinator {
 
-OutputRenderer::OutputRenderer(const text::Tokenizer& tokenizer,
-                               absl::Span<const int32_t> prompt, std::vector<std::string> stop,
-                               RenderOptions options)
+OutputRenderer::OutputRenderer(const text::Tokenizer& tokenizer, absl::Span<const int32_t> prompt,
+                               std::vector<std::string> stop, RenderOptions options)
     : reasoning_stop_(stop), text_stop_(std::move(stop)) {
   if (options.split_reasoning) {
     parser_.emplace(tokenizer, prompt, options.skip_special);
@@ -19,8 +18,8 @@ OutputRenderer::Piece OutputRenderer::Push(int32_t token) {
 }
 
 OutputRenderer::Piece OutputRenderer::Finish() {
-  Piece piece = Cut(parser_ ? parser_->Finish()
-                            : text::ReasoningParser::Piece{.content = plain_->Flush()});
+  Piece piece =
+      Cut(parser_ ? parser_->Finish() : text::ReasoningParser::Piece{.content = plain_->Flush()});
   if (!stopped()) piece.reasoning += reasoning_stop_.Flush();
   if (!stopped()) piece.text += text_stop_.Flush();
   return piece;

@@ -32,9 +32,8 @@ class OutputRenderer {
     int reasoning_tokens = 0;
   };
 
-  OutputRenderer(const text::Tokenizer& tokenizer,
-                 absl::Span<const int32_t> prompt, std::vector<std::string> stop,
-                 RenderOptions options);
+  OutputRenderer(const text::Tokenizer& tokenizer, absl::Span<const int32_t> prompt,
+                 std::vector<std::string> stop, RenderOptions options);
 
   Piece Push(int32_t token);
   // The end of the tokens: what was held back. Nothing may be pushed after it.
@@ -45,7 +44,7 @@ class OutputRenderer {
  private:
   Piece Cut(text::ReasoningParser::Piece parsed);
 
-  std::optional<text::ReasoningParser> parser_;       // one of these two
+  std::optional<text::ReasoningParser> parser_;  // one of these two
   std::optional<text::IncrementalDetokenizer> plain_;
   text::StopStrings reasoning_stop_;
   text::StopStrings text_stop_;

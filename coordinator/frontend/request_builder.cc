@@ -31,8 +31,8 @@ absl::Status CheckNumber(const std::string& field, double value, double low, dou
 
 absl::Status CheckInteger(const std::string& field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return FieldError(field, absl::StrCat(field, " is ", value, ", it must be within [", low, ", ",
-                                        high, "]"));
+  return FieldError(
+      field, absl::StrCat(field, " is ", value, ", it must be within [", low, ", ", high, "]"));
 }
 
 absl::Status FillSampling(const FrontendContext& context, const GenerateSpec& spec,
@@ -99,8 +99,7 @@ absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spe
   return absl::OkStatus();
 }
 
-absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec,
-                       Request* request) {
+absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec, Request* request) {
   const FrontendLimits& limits = context.limits;
   for (const auto& [field, size] : {std::pair{"stop", spec.stop.size()},
                                     std::pair{"stop_token_ids", spec.stop_token_ids.size()}}) {
@@ -110,9 +109,9 @@ absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec,
   }
   for (const std::string& stop : spec.stop) {
     if (!stop.empty() && static_cast<int64_t>(stop.size()) <= limits.stop_bytes_max) continue;
-    return FieldError("stop", absl::StrCat("stop has a string of ", stop.size(),
-                                           " bytes, it must be within [1, ",
-                                           limits.stop_bytes_max, "]"));
+    return FieldError(
+        "stop", absl::StrCat("stop has a string of ", stop.size(), " bytes, it must be within [1, ",
+                             limits.stop_bytes_max, "]"));
   }
   RETURN_IF_ERROR(CheckIds(context, "stop_token_ids", spec.stop_token_ids));
   request->stop = spec.stop;
@@ -124,8 +123,7 @@ absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec,
   return absl::OkStatus();
 }
 
-absl::Status FillRest(const FrontendContext& context, const GenerateSpec& spec,
-                      Request* request) {
+absl::Status FillRest(const FrontendContext& context, const GenerateSpec& spec, Request* request) {
   const FrontendLimits& limits = context.limits;
   RETURN_IF_ERROR(CheckInteger("n", spec.choices.value_or(1), 1, limits.choices_max));
   request->choices = static_cast<int>(spec.choices.value_or(1));
@@ -137,8 +135,7 @@ absl::Status FillRest(const FrontendContext& context, const GenerateSpec& spec,
   const double timeout = spec.timeout_seconds.value_or(0);
   RETURN_IF_ERROR(
       CheckNumber("timeout_seconds", timeout, 0, absl::ToDoubleSeconds(limits.timeout_max)));
-  request->deadline =
-      context.clock.Now() + (timeout > 0 ? absl::Seconds(timeout) : limits.timeout);
+  request->deadline = context.clock.Now() + (timeout > 0 ? absl::Seconds(timeout) : limits.timeout);
   if (spec.id.size() > kIdBytesMax) {
     return FieldError("request_id", absl::StrCat("request_id has ", spec.id.size(),
                                                  " bytes, at most ", kIdBytesMax));
@@ -155,10 +152,10 @@ absl::Status CheckModel(const FrontendContext& context, const std::string& model
     return absl::OkStatus();
   }
   const std::string shown = model.substr(0, kIdBytesMax);
-  return WithDetails(absl::NotFoundError(absl::StrCat("the model \"", shown,
-                                                      "\" is not served here; served: ",
-                                                      absl::StrJoin(names, ", "))),
-                     "model", "model_not_found");
+  return WithDetails(
+      absl::NotFoundError(absl::StrCat(
+          "the model \"", shown, "\" is not served here; served: ", absl::StrJoin(names, ", "))),
+      "model", "model_not_found");
 }
 
 std::string ModelName(const FrontendContext& context) {

@@ -20,25 +20,25 @@ namespace epic::coordinator {
 
 // As the client gave it: unchecked, and unset where it said nothing.
 struct GenerateSpec {
-  std::string model;  // empty: the served one
-  std::string id;     // empty: drawn
+  std::string model;                    // empty: the served one
+  std::string id;                       // empty: drawn
   std::string prompt_field = "prompt";  // as the client calls it
   std::optional<double> temperature, top_p, min_p;
   std::optional<int64_t> top_k;
   std::optional<uint64_t> seed;
   std::optional<double> repetition_penalty, presence_penalty, frequency_penalty;
   std::optional<int64_t> max_tokens;
-  std::string max_tokens_field = "max_tokens";   // as the client calls it
-  std::optional<int64_t> max_tokens_default;     // unset: what the context leaves
+  std::string max_tokens_field = "max_tokens";  // as the client calls it
+  std::optional<int64_t> max_tokens_default;    // unset: what the context leaves
   std::optional<int64_t> min_tokens;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   std::optional<int64_t> choices;
-  std::optional<int64_t> logprobs;               // unset: none
+  std::optional<int64_t> logprobs;  // unset: none
   std::string logprobs_field = "logprobs";
   bool prompt_logprobs = false;
-  std::optional<double> timeout_seconds;         // unset or 0: the default
+  std::optional<double> timeout_seconds;  // unset or 0: the default
 };
 
 // NotFound with the served names, unless `model` is one of them or empty.
