@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -26,6 +28,19 @@ HttpReply JsonReply(const Json& body, int status = 200) {
 
 std::string Path(const HttpRequest& request) {
   return request.target.substr(0, request.target.find_first_of("?#"));
+}
+
+// "%2F" and the like; what is not an escape stays.
+std::string Unescape(std::string_view text) {
+  std::string plain;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const std::string_view digits = text.substr(std::min(i + 1, text.size()), 2);
+    const bool escaped = text[i] == '%' && digits.size() == 2 &&
+                         absl::ascii_isxdigit(digits[0]) && absl::ascii_isxdigit(digits[1]);
+    plain += escaped ? absl::HexStringToBytes(std::string(digits)) : std::string(1, text[i]);
+    if (escaped) i += 2;
+  }
+  return plain;
 }
 
 // A HEAD is answered as its GET; the server leaves the body out.
@@ -109,7 +124,7 @@ absl::StatusOr<HttpReply> HttpApi::Dispatch(const HttpRequest& request) const {
   const std::string path = Path(request), method = Method(request);
   if (method == "GET" && absl::StartsWith(path, kModelPath)) {
     RETURN_IF_ERROR(CheckApiKey(context_.api_keys, request.authorization));
-    return Model(path.substr(std::string_view(kModelPath).size()));
+    return Model(Unescape(path.substr(std::string_view(kModelPath).size())));
   }
   std::string allowed;
   for (const Route& route : kRoutes) {
@@ -148,7 +163,7 @@ Json HttpApi::Card(const std::string& name) const {
           {"object", "model"},
           {"created", absl::ToUnixSeconds(context_.clock.Now())},
           {"owned_by", "epic"},
-          {"root", model.names.front()},
+          {"root", ModelName(context_)},
           {"parent", nullptr},
           {"max_model_len", model.max_model_len}};
 }

@@ -443,6 +443,8 @@ TEST_F(HttpApiTest, UnknownPathsModelsAndMethods) {
   EXPECT_EQ(Json::parse(unknown.body)["error"]["code"], "model_not_found");
   EXPECT_EQ(Send("GET", "/v1/models/gpt", "").answer.status, 404);
   EXPECT_EQ(Json::parse(Send("GET", "/v1/models/tiny", "").answer.body)["id"], "tiny");
+  EXPECT_EQ(Json::parse(Send("GET", "/v1/models/t%69ny", "").answer.body)["id"], "tiny");
+  EXPECT_EQ(Send("GET", "/v1/models/t%", "").answer.status, 404);
   EXPECT_EQ(Json::parse(Send("GET", "/v1/models?x=1", "").answer.body)["data"].size(), 2);
   EXPECT_EQ(Json::parse(Send("GET", "/version", "").answer.body)["version"], "test");
 }

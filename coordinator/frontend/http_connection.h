@@ -323,9 +323,10 @@ inline void HttpConnection::PullAndWrite() {
   }
 }
 
-// Keeps proxies and clients from giving up on a stream that waits.
+// Keeps proxies and clients from giving up on a stream that waits. No empty line follows: after an
+// id, some clients take that for an event without data.
 inline void HttpConnection::Comment() {
-  if (!writing_) Write(Chunk(": waiting\n\n"), /*last=*/false);
+  if (!writing_) Write(Chunk(": waiting\n"), /*last=*/false);
 }
 
 inline void HttpConnection::WriteAnswer(HttpAnswer answer) {

@@ -254,8 +254,12 @@ TEST_F(HttpServerTest, WaitingStreamsAreKeptAliveByComments) {
   Serve({.comment_interval = absl::Milliseconds(20)});
   Client client(port_);
   client.Send(PostText("/v1/chat/completions", kStream));
-  client.ReadTo(": waiting\n\n");
-  client.ReadTo(": waiting\n\n");
+  client.ReadTo("assistant");
+  world_.inference.Append(0, 0, world_.Encode("a"));
+  client.ReadTo("\"reasoning\":\"a\"");
+  client.ReadTo("\n\n");
+  EXPECT_EQ(client.ReadTo(": waiting\n\r\n").find("\n\n"), std::string::npos);
+  EXPECT_EQ(client.ReadTo(": waiting\n\r\n").find("\n\n"), std::string::npos);
   world_.inference.Finish(0, 0, FinishReason::kStop);
   EXPECT_THAT(client.ReadTo("0\r\n\r\n"), HasSubstr("[DONE]"));
 }

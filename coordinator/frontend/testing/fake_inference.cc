@@ -112,7 +112,7 @@ void FakeInference::SetReady(bool ready, std::string reason) {
 void FakeInference::Append(int request, int choice, std::vector<int32_t> tokens) {
   {
     const std::lock_guard lock(mutex_);
-    Journal& journal = entries_[request].journals[choice];
+    Journal& journal = entries_.at(request).journals.at(choice);
     for (const int32_t token : tokens) journal.tokens.push_back({.token = token});
   }
   Notify(request);
@@ -121,8 +121,8 @@ void FakeInference::Append(int request, int choice, std::vector<int32_t> tokens)
 void FakeInference::Finish(int request, int choice, FinishReason finish, absl::Status error) {
   {
     const std::lock_guard lock(mutex_);
-    entries_[request].journals[choice].finish = finish;
-    entries_[request].journals[choice].error = std::move(error);
+    entries_.at(request).journals.at(choice).finish = finish;
+    entries_.at(request).journals.at(choice).error = std::move(error);
   }
   Notify(request);
 }
