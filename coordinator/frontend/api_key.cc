@@ -1,5 +1,6 @@
 #include "coordinator/frontend/api_key.h"
 
+#include "absl/strings/match.h"
 #include "coordinator/frontend/errors.h"
 
 namespace epic::coordinator {
@@ -18,7 +19,9 @@ absl::Status CheckApiKey(const std::vector<std::string>& keys, std::string_view 
   if (keys.empty()) return absl::OkStatus();
   constexpr std::string_view kBearer = "Bearer ";
   bool known = false;
-  if (authorization.substr(0, kBearer.size()) == kBearer) {
+  if (absl::EqualsIgnoreCase(
+          absl::string_view(authorization.data(), authorization.size()).substr(0, kBearer.size()),
+          absl::string_view(kBearer.data(), kBearer.size()))) {
     authorization.remove_prefix(kBearer.size());
     for (const std::string& key : keys) known |= SameKey(key, authorization);
   }

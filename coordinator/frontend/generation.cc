@@ -28,15 +28,15 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
                                                               RenderOptions options) {
   std::unique_ptr<Generation> generation(new Generation(context, context.clock.Now()));
   for (Request& request : requests) {
-    const int prompt = generation->prompt_count();
+    std::vector<Choice> choices;
     for (int choice = 0; choice < request.choices; ++choice) {
-      generation->choices_.push_back(
-          {.prompt = prompt,
+      choices.push_back(
+          {.prompt = generation->prompt_count(),
            .choice = choice,
            .renderer = OutputRenderer(*context.tokenizer, request.prompt, request.stop, options)});
     }
+    const int max_tokens = request.max_tokens;
     generation->logprobs_ = request.logprobs;
-    const int choices = request.choices, max_tokens = request.max_tokens;
     std::vector<int32_t> tokens = request.prompt;
     absl::StatusOr<std::shared_ptr<RequestStream>> stream =
         context.inference.Submit(std::move(request));
@@ -44,8 +44,10 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
       context.metrics.OnRefused(stream.status().code());
       return stream.status();
     }
-    context.metrics.OnAccepted(static_cast<int>(tokens.size()), choices, max_tokens);
+    context.metrics.OnAccepted(static_cast<int>(tokens.size()), static_cast<int>(choices.size()),
+                               max_tokens);
     generation->prompts_.push_back({std::move(tokens), *std::move(stream)});
+    for (Choice& choice : choices) generation->choices_.push_back(std::move(choice));
     generation->open_choices_ = generation->choice_count();
   }
   return generation;
@@ -53,7 +55,6 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
 
 Generation::~Generation() {
   for (Prompt& prompt : prompts_) prompt.stream->SetListener(nullptr);
-  if (prompts_.empty()) return;
   for (Choice& choice : choices_) {
     if (!choice.finished) Finish(choice, FinishReason::kCancelled, nullptr);
   }

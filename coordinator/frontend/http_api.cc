@@ -35,8 +35,8 @@ std::string Unescape(std::string_view text) {
   std::string plain;
   for (size_t i = 0; i < text.size(); ++i) {
     const std::string_view digits = text.substr(std::min(i + 1, text.size()), 2);
-    const bool escaped = text[i] == '%' && digits.size() == 2 &&
-                         absl::ascii_isxdigit(digits[0]) && absl::ascii_isxdigit(digits[1]);
+    const bool escaped = text[i] == '%' && digits.size() == 2 && absl::ascii_isxdigit(digits[0]) &&
+                         absl::ascii_isxdigit(digits[1]);
     plain += escaped ? absl::HexStringToBytes(std::string(digits)) : std::string(1, text[i]);
     if (escaped) i += 2;
   }

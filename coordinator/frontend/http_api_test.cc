@@ -469,7 +469,7 @@ TEST_F(HttpApiTest, KeysGuardWhatCosts) {
                                                 {"Bearer secre", 401},
                                                 {"secret", 401},
                                                 {"Bearer secret", 200},
-                                                {"Bearer other", 200}}) {
+                                                {"bearer other", 200}}) {
     request.authorization = authorization;
     EXPECT_EQ(api.Handle(request).answer.status, status) << authorization;
   }

@@ -352,7 +352,7 @@ inline void HttpConnection::FinishAnswer() {
   SetActive(false);
   source_.reset();
   out_ = std::string();
-  keep_alive_ ? AwaitRequest() : Linger();
+  keep_alive_ && !shared_->draining ? AwaitRequest() : Linger();
 }
 
 // Lets the client read the answer: closing on unread bytes would reset the connection.

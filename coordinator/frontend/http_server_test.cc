@@ -334,11 +334,13 @@ TEST_F(HttpServerTest, TooManyConnectionsAreTurnedAway) {
 
 TEST_F(HttpServerTest, DrainingEndsConnectionsAfterTheirAnswers) {
   Serve();
-  Client idle(port_), busy(port_);
+  Client idle(port_), busy(port_), streaming(port_);
   idle.Send(kGetHealth);
   idle.ReadTo("\"ok\"}");
   busy.Send(PostText("/v1/chat/completions", kWhole));
   WaitForRequests(1);
+  streaming.Send(PostText("/v1/chat/completions", kStream));
+  streaming.ReadTo("assistant");
   server_->Drain();
   EXPECT_EQ(idle.ReadAll(), "");
   world_.inference.Append(0, 0, world_.Encode("</think>Seven"));
@@ -346,6 +348,8 @@ TEST_F(HttpServerTest, DrainingEndsConnectionsAfterTheirAnswers) {
   const std::string answer = busy.ReadAll();
   EXPECT_THAT(answer, HasSubstr("Connection: close"));
   EXPECT_THAT(answer, HasSubstr("Seven"));
+  world_.inference.Finish(1, 0, FinishReason::kStop);
+  EXPECT_THAT(streaming.ReadAll(), HasSubstr("[DONE]"));
   Client late(port_);
   late.Send(kGetHealth);
   EXPECT_THAT(late.ReadAll(), HasSubstr("Connection: close"));
