@@ -24,7 +24,6 @@ struct CheckpointTensor {
   std::string_view dtype;  // as the format spells it: "BF16", "F8_E4M3", …
   std::vector<int64_t> shape;
   std::span<const std::byte> bytes;  // mapped; may be unaligned
-  int file = 0;
 
   // "BF16 [3, 4]", for messages.
   std::string ToString() const;
@@ -50,21 +49,18 @@ class Checkpoint {
   // What is odd but harmless, one line each.
   const std::vector<std::string>& warnings() const { return warnings_; }
 
-  // Gives the tensor's pages back to the system; a later read maps them again.
-  void Release(const CheckpointTensor& tensor) const;
+  // Gives the pages of a part of a file back to the system; a later read maps them again.
+  static void Release(const void* data, int64_t bytes);
 
  private:
   Checkpoint() = default;
-  absl::Status OpenSingle(const std::string& folder);
-  absl::Status OpenShards(const std::string& folder, const std::string& index_text);
-  absl::Status AddFile(const std::string& path);
+  absl::Status OpenShards(const std::string& folder);
+  // Maps a file. Its tensors join tensors_, but not those that `shard_of` places elsewhere.
+  absl::Status AddFile(const std::string& folder, const std::string& name,
+                       const std::map<std::string, std::string, std::less<>>* shard_of);
 
-  struct MappedFile {
-    std::string name;
-    std::span<const std::byte> bytes;
-    std::vector<SafetensorsEntry> entries;
-  };
-  std::vector<MappedFile> files_;
+  std::vector<std::span<const std::byte>> files_;
+  uint64_t hash_ = 0;
   std::map<std::string, CheckpointTensor, std::less<>> tensors_;
   std::vector<std::string> warnings_;
   std::string fingerprint_;

@@ -1,0 +1,221 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/status.h"
+#include "kernels/number.h"
+#include "model/rope.h"
+#include "model/weights.h"
+
+namespace epic::model {
+namespace {
+
+using kernels::DType;
+
+constexpr float kInnerNormEps = 1e-6f;  // whatever rms_norm_eps is, as transformers has it
+constexpr int64_t kPackUnit = 32;       // rows and columns of a packed weight are padded to it
+constexpr int64_t kAllocationBytes = 4096;
+
+std::vector<bool> WantedExperts(const ModelConfig& config, const LoadOptions& options, int layer) {
+  if (!options.wants_expert || !config.is_sparse(layer)) return {};
+  std::vector<bool> wanted(config.expert_count);
+  for (int e = 0; e < config.expert_count; ++e) wanted[e] = options.wants_expert(layer, e);
+  return wanted;
+}
+
+int64_t Padded(int64_t size) { return (size + kPackUnit - 1) / kPackUnit * kPackUnit; }
+
+int64_t PackedBytes(int64_t rows, int64_t cols, DType dtype) {
+  const int64_t item = dtype == DType::kF8E4M3 ? 1 : dtype == DType::kBF16 ? 2 : 4;
+  const int64_t panels = Padded(rows) / 16;
+  const int64_t panel_header =
+      dtype == DType::kF8E4M3 ? 128 + 4 * (Padded(cols) / kernels::kScaleBlock + 1) : 64;
+  return Padded(rows) * Padded(cols) * item + panels * panel_header + kAllocationBytes;
+}
+
+// W_UK and W_UV of each head, in BF16.
+int64_t SplitKvBytes(const ModelConfig& config) {
+  return config.head_count *
+         (PackedBytes(config.kv_lora_rank, config.qk_nope_head_dim, DType::kBF16) +
+          PackedBytes(config.v_head_dim, config.kv_lora_rank, DType::kBF16));
+}
+
+kernels::AttentionShape AttentionShapeOf(const ModelConfig& config) {
+  return {.hidden = config.hidden_size,
+          .heads = config.head_count,
+          .q_rank = config.q_lora_rank,
+          .kv_rank = config.kv_lora_rank,
+          .nope_dim = config.qk_nope_head_dim,
+          .rope_dim = config.qk_rope_head_dim,
+          .v_dim = config.v_head_dim,
+          .norm_eps = static_cast<float>(config.rms_norm_eps),
+          .inner_norm_eps = kInnerNormEps,
+          .softmax_scale = static_cast<float>(SoftmaxScale(config)),
+          .rope_interleaved = config.rope_interleaved};
+}
+
+kernels::GateShape GateShapeOf(const ModelConfig& config) {
+  using kernels::GroupScore;
+  GroupScore group_score = GroupScore::kNone;
+  if (config.gate_method == GateMethod::kGroupLimitedGreedy) group_score = GroupScore::kMax;
+  if (config.gate_method == GateMethod::kNoAuxTc) group_score = GroupScore::kTopTwoSum;
+  return {.experts = config.expert_count,
+          .top_k = config.experts_per_token,
+          .score = config.gate_scoring == GateScoring::kSoftmax ? kernels::GateScore::kSoftmax
+                                                                : kernels::GateScore::kSigmoid,
+          .group_score = group_score,
+          .groups = config.group_count,
+          .kept_groups = config.kept_group_count,
+          .normalise = config.normalise_weights,
+          .scaling = static_cast<float>(config.routed_scaling_factor)};
+}
+
+}  // namespace
+
+absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoint& checkpoint,
+                                       const LoadOptions& options) {
+  const WeightBinder binder(config, checkpoint);
+  WeightPlan plan;
+  const auto count = [&](const BoundWeight& weight) {
+    plan.source_bytes += weight.source_bytes();
+    plan.largest_tensor_bytes = std::max(plan.largest_tensor_bytes, weight.source_bytes());
+    const kernels::SourceMatrix& source = weight.source;
+    plan.packed_bytes +=
+        source.rows == 1 ? 4 * source.cols : PackedBytes(source.rows, source.cols, source.dtype);
+  };
+  ASSIGN_OR_RETURN(const BoundEnds ends, binder.BindEnds());
+  const DType embedding_type = ends.embedding.source.dtype;
+  plan.embedding_bytes =
+      int64_t{config.vocab_size} * config.hidden_size * (embedding_type == DType::kBF16 ? 2 : 4);
+  plan.source_bytes += ends.embedding.source_bytes();
+  plan.largest_tensor_bytes = ends.embedding.source_bytes();
+  count(ends.final_norm);
+  count(ends.head);
+  for (int layer = 0; layer < config.layer_count; ++layer) {
+    ASSIGN_OR_RETURN(const BoundLayer bound,
+                     binder.BindLayer(layer, WantedExperts(config, options, layer)));
+    for (const BoundWeight* weight : bound.all()) count(*weight);
+    plan.packed_bytes += SplitKvBytes(config);
+  }
+  return plan;
+}
+
+// Packs layer after layer, and lets go of what was read.
+class ModelLoader {
+ public:
+  ModelLoader(const ModelConfig& config, const Checkpoint& checkpoint, kernels::Backend& backend,
+              const LoadOptions& options)
+      : binder_(config, checkpoint), backend_(backend), options_(options), model_(new Model()) {
+    model_->config_ = config;
+    model_->rope_ = MakeRope(config);
+  }
+
+  absl::StatusOr<std::unique_ptr<Model>> Load() {
+    // Everything is found before anything is packed.
+    ASSIGN_OR_RETURN(const BoundEnds ends, binder_.BindEnds());
+    std::vector<BoundLayer> layers;
+    const ModelConfig& config = model_->config_;
+    for (int layer = 0; layer < config.layer_count; ++layer) {
+      ASSIGN_OR_RETURN(BoundLayer bound,
+                       binder_.BindLayer(layer, WantedExperts(config, options_, layer)));
+      for (const BoundWeight* weight : bound.all()) RETURN_IF_ERROR(CheckScales(*weight));
+      layers.push_back(std::move(bound));
+    }
+    LoadEnds(ends);
+    for (const BoundLayer& bound : layers) model_->layers_.push_back(LoadLayer(bound));
+    return std::move(model_);
+  }
+
+ private:
+  void LoadEnds(const BoundEnds& ends) {
+    LoadEmbedding(ends.embedding);
+    model_->final_norm_ = ReadVector(ends.final_norm);
+    Done({&ends.final_norm});
+    model_->head_ = backend_.LoadMatrix(ends.head.source);
+    Done({&ends.head});
+  }
+
+  void LoadEmbedding(const BoundWeight& weight) {
+    const kernels::SourceMatrix& source = weight.source;
+    const bool keep = source.dtype == DType::kBF16 || source.dtype == DType::kF32;
+    kernels::SourceMatrix& table = model_->embedding_;
+    table = {.dtype = keep ? source.dtype : DType::kF32, .rows = source.rows, .cols = source.cols};
+    const int64_t bytes = source.rows * source.cols * kernels::DTypeBytes(table.dtype);
+    model_->embedding_memory_ = backend_.Allocate(bytes);
+    std::byte* to = model_->embedding_memory_->data();
+    table.data = to;
+    if (keep) {
+      std::memcpy(to, source.data, bytes);
+    } else {
+      for (int64_t row = 0; row < source.rows; ++row) {
+        kernels::ReadSource(source, row, 0, source.cols,
+                            reinterpret_cast<float*>(to) + row * source.cols);
+      }
+    }
+    Done({&weight});
+  }
+
+  Layer LoadLayer(const BoundLayer& bound) {
+    Layer layer;
+    const std::vector<float> input_norm = ReadVector(bound.input_norm);
+    const std::vector<float> q_a_norm = ReadVector(bound.q_a_norm);
+    const std::vector<float> kv_a_norm = ReadVector(bound.kv_a_norm);
+    layer.mlp_norm = ReadVector(bound.mlp_norm);
+    layer.attention = backend_.LoadAttention({.shape = AttentionShapeOf(model_->config_),
+                                              .input_norm = input_norm,
+                                              .q_a = bound.q_a.source,
+                                              .q_a_norm = q_a_norm,
+                                              .q = bound.q.source,
+                                              .kv_a = bound.kv_a.source,
+                                              .kv_a_norm = kv_a_norm,
+                                              .kv_b = bound.kv_b.source,
+                                              .o = bound.o.source});
+    Done({&bound.input_norm, &bound.q_a, &bound.q_a_norm, &bound.q, &bound.kv_a, &bound.kv_a_norm,
+          &bound.kv_b, &bound.o, &bound.mlp_norm});
+    layer.dense = LoadMlp(bound.dense);
+    if (bound.router.name.empty()) return layer;
+    layer.gate = backend_.LoadGate(GateShapeOf(model_->config_), bound.router.source,
+                                   ReadVector(bound.correction_bias));
+    Done({&bound.router, &bound.correction_bias});
+    layer.shared = LoadMlp(bound.shared);
+    for (const std::optional<BoundMlp>& expert : bound.experts) {
+      layer.experts.push_back(LoadMlp(expert));
+    }
+    return layer;
+  }
+
+  std::unique_ptr<kernels::Mlp> LoadMlp(const std::optional<BoundMlp>& mlp) {
+    if (!mlp) return nullptr;
+    auto loaded = backend_.LoadMlp(mlp->gate.source, mlp->up.source, mlp->down.source);
+    Done({&mlp->gate, &mlp->up, &mlp->down});
+    return loaded;
+  }
+
+  void Done(std::initializer_list<const BoundWeight*> weights) {
+    for (const BoundWeight* weight : weights) {
+      if (weight->name.empty()) continue;
+      const kernels::SourceMatrix& source = weight->source;
+      const int64_t bytes = source.rows * source.cols * kernels::DTypeBytes(source.dtype);
+      if (bytes > 0) Checkpoint::Release(source.data, bytes);
+      bytes_ += weight->source_bytes();
+    }
+    if (options_.progress) options_.progress(bytes_);
+  }
+
+  WeightBinder binder_;
+  kernels::Backend& backend_;
+  const LoadOptions& options_;
+  std::unique_ptr<Model> model_;
+  int64_t bytes_ = 0;
+};
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const ModelConfig& config,
+                                                   const Checkpoint& checkpoint,
+                                                   kernels::Backend& backend,
+                                                   const LoadOptions& options) {
+  return ModelLoader(config, checkpoint, backend, options).Load();
+}
+
+}  // namespace epic::model

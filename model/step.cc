@@ -1,0 +1,196 @@
+#include "model/step.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace epic::model {
+
+using kernels::DType;
+using kernels::Tensor;
+
+StepBuffers::Shape StepBuffers::ShapeOf(const ModelConfig& config, Slot slot) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t heads = config.head_count;
+  const int64_t k = config.experts_per_token;
+  switch (slot) {
+    case kResidual:
+      return {DType::kF32, 1, hidden};
+    case kQuery:
+      return {DType::kBF16, 1, heads * (config.kv_lora_rank + config.qk_rope_head_dim)};
+    case kAttended:
+      return {DType::kBF16, 1, heads * config.kv_lora_rank};
+    case kNormed:
+    case kMlpOut:
+      return {DType::kBF16, 1, hidden};
+    case kExperts:
+      return {DType::kI32, 1, k};
+    case kWeights:
+      return {DType::kF32, 1, k};
+    case kFaults:
+      return {DType::kU8, 1, 1};
+    case kExpertRows:
+      return {DType::kBF16, k, hidden};
+    case kLogits:
+      return {DType::kF32, 1, config.vocab_size};
+    case kSlotCount:
+      break;
+  }
+  return {};
+}
+
+int64_t StepBuffers::Bytes(const ModelConfig& config, int rows_max, int logit_rows_max) {
+  int64_t total = 0;
+  for (int slot = 0; slot < kSlotCount; ++slot) {
+    const Shape shape = ShapeOf(config, static_cast<Slot>(slot));
+    const int64_t rows = slot == kLogits ? logit_rows_max : rows_max;
+    total += rows * shape.rows_per_row * shape.cols * kernels::DTypeBytes(shape.dtype);
+  }
+  return total;
+}
+
+StepBuffers::StepBuffers(const ModelConfig& config, kernels::Backend& backend, int rows_max,
+                         int logit_rows_max)
+    : rows_max_(rows_max), logit_rows_max_(logit_rows_max) {
+  for (int slot = 0; slot < kSlotCount; ++slot) {
+    const Shape shape = ShapeOf(config, static_cast<Slot>(slot));
+    const int64_t rows = slot == kLogits ? logit_rows_max : rows_max;
+    const int64_t bytes = rows * shape.rows_per_row * shape.cols * kernels::DTypeBytes(shape.dtype);
+    shapes_.push_back(shape);
+    memory_.push_back(backend.Allocate(std::max<int64_t>(bytes, 1)));
+  }
+}
+
+Tensor StepBuffers::View(Slot slot, int64_t rows) const {
+  const Shape& shape = shapes_[slot];
+  return {.dtype = shape.dtype,
+          .rows = rows * shape.rows_per_row,
+          .cols = shape.cols,
+          .data = memory_[slot]->data()};
+}
+
+Step::Step(const Model& model, kernels::Backend& backend, ExpertExchange& exchange,
+           const kernels::KvView& kv, const kernels::StepPlan& plan, StepBuffers& buffers)
+    : model_(model),
+      backend_(backend),
+      exchange_(exchange),
+      kv_(kv),
+      plan_(plan),
+      buffers_(buffers) {
+  const int rows = plan.rows();
+  CHECK(rows > 0 && rows <= buffers.rows_max_) << rows << " rows, buffers " << buffers.rows_max_;
+  CHECK_LE(static_cast<int>(plan.logit_rows.size()), buffers.logit_rows_max_);
+  residual_ = buffers.View(StepBuffers::kResidual, rows);
+  chosen_ = {.rows = buffers.View(StepBuffers::kNormed, rows),
+             .experts = buffers.View(StepBuffers::kExperts, rows),
+             .weights = buffers.View(StepBuffers::kWeights, rows),
+             .faults = buffers.View(StepBuffers::kFaults, rows)};
+}
+
+absl::StatusOr<Step::Progress> Step::Advance() {
+  switch (stage_) {
+    case Stage::kStart:
+      Start();
+      break;
+    case Stage::kAttention:
+      RunAttention();
+      break;
+    case Stage::kBegin:
+      BeginExchange();
+      break;
+    case Stage::kShared:
+      RunShared();
+      break;
+    case Stage::kFinish:
+      if (!exchange_.Ready(ticket_)) return Progress::kWaiting;
+      RETURN_IF_ERROR(FinishExchange());
+      break;
+    case Stage::kHead:
+      RunHead();
+      return Progress::kDone;
+    case Stage::kDone:
+      CHECK(false) << "the step is over";
+  }
+  return Progress::kRunning;
+}
+
+void Step::Start() {
+  faults_.assign(plan_.rows(), 0);
+  backend_.BeginStep(plan_, model_.rope());
+  backend_.Embed(plan_, model_.embedding(), residual_);
+  stage_ = Stage::kAttention;
+}
+
+void Step::RunAttention() {
+  const Layer& layer = model_.layers()[layer_];
+  const Tensor query = buffers_.View(StepBuffers::kQuery, plan_.rows());
+  const Tensor attended = buffers_.View(StepBuffers::kAttended, plan_.rows());
+  backend_.AttentionIn(*layer.attention, plan_, kv_, layer_, residual_, query);
+  backend_.Attend(*layer.attention, plan_, kv_, layer_, query, attended);
+  backend_.AttentionOut(*layer.attention, attended, residual_);
+  backend_.Norm(layer.mlp_norm, static_cast<float>(model_.config().rms_norm_eps), residual_,
+                chosen_.rows);
+  if (layer.dense != nullptr) {
+    RunDense();
+  } else {
+    stage_ = Stage::kBegin;
+  }
+}
+
+void Step::RunDense() {
+  const Tensor out = buffers_.View(StepBuffers::kMlpOut, plan_.rows());
+  backend_.ApplyMlp(*model_.layers()[layer_].dense, chosen_.rows, out);
+  backend_.Combine(out, {}, {}, residual_);
+  EnterNextLayer();
+}
+
+void Step::BeginExchange() {
+  backend_.ChooseExperts(*model_.layers()[layer_].gate, chosen_);
+  for (int row = 0; row < plan_.rows(); ++row) faults_[row] |= chosen_.faults.As<uint8_t>()[row];
+  ticket_ = exchange_.Begin({.layer = layer_, .rows = chosen_.rows, .experts = chosen_.experts});
+  stage_ = Stage::kShared;
+}
+
+void Step::RunShared() {
+  const kernels::Mlp* shared = model_.layers()[layer_].shared.get();
+  shared_ = {};
+  if (shared != nullptr) {
+    shared_ = buffers_.View(StepBuffers::kMlpOut, plan_.rows());
+    backend_.ApplyMlp(*shared, chosen_.rows, shared_);
+  }
+  stage_ = Stage::kFinish;
+}
+
+absl::Status Step::FinishExchange() {
+  const Tensor rows = buffers_.View(StepBuffers::kExpertRows, plan_.rows());
+  RETURN_IF_ERROR(exchange_.Finish(ticket_, rows));
+  backend_.Combine(shared_, rows, chosen_.weights, residual_);
+  EnterNextLayer();
+  return absl::OkStatus();
+}
+
+void Step::EnterNextLayer() {
+  ++layer_;
+  stage_ = layer_ < model_.config().layer_count ? Stage::kAttention : Stage::kHead;
+}
+
+void Step::RunHead() {
+  const auto count = static_cast<int>(plan_.logit_rows.size());
+  stage_ = Stage::kDone;
+  if (count == 0) return;
+  backend_.Head(model_.final_norm(), static_cast<float>(model_.config().rms_norm_eps),
+                model_.head(), plan_, residual_, buffers_.View(StepBuffers::kLogits, count));
+  for (int i = 0; i < count; ++i) {
+    const bool finite = std::ranges::all_of(logits(i), [](float x) { return std::isfinite(x); });
+    if (!finite) faults_[plan_.logit_rows[i]] = 1;
+  }
+}
+
+std::span<float> Step::logits(int index) const {
+  const Tensor logits = buffers_.View(StepBuffers::kLogits, plan_.logit_rows.size());
+  return {logits.Row<float>(index), static_cast<size_t>(logits.cols)};
+}
+
+}  // namespace epic::model

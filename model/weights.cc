@@ -1,0 +1,221 @@
+#include "model/weights.h"
+
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status.h"
+#include "kernels/number.h"
+
+namespace epic::model {
+namespace {
+
+using kernels::DType;
+
+std::optional<DType> ServedType(std::string_view dtype) {
+  if (dtype == "BF16") return DType::kBF16;
+  if (dtype == "F32") return DType::kF32;
+  if (dtype == "F16") return DType::kF16;
+  if (dtype == "F8_E4M3") return DType::kF8E4M3;
+  return std::nullopt;
+}
+
+int64_t Blocks(int64_t size) { return (size + kernels::kScaleBlock - 1) / kernels::kScaleBlock; }
+
+template <typename... Parts>
+absl::Status Invalid(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+}  // namespace
+
+int64_t BoundWeight::source_bytes() const {
+  const int64_t data = source.rows * source.cols * kernels::DTypeBytes(source.dtype);
+  return source.scales == nullptr ? data : data + 4 * Blocks(source.rows) * Blocks(source.cols);
+}
+
+std::vector<const BoundWeight*> BoundLayer::all() const {
+  std::vector<const BoundWeight*> result;
+  const auto add = [&](const BoundWeight& weight) {
+    if (!weight.name.empty()) result.push_back(&weight);
+  };
+  for (const BoundWeight* weight : {&input_norm, &q_a, &q_a_norm, &q, &kv_a, &kv_a_norm, &kv_b, &o,
+                                    &mlp_norm, &router, &correction_bias}) {
+    add(*weight);
+  }
+  const auto add_mlp = [&](const std::optional<BoundMlp>& mlp) {
+    if (!mlp) return;
+    for (const BoundWeight* weight : {&mlp->gate, &mlp->up, &mlp->down}) add(*weight);
+  };
+  add_mlp(dense);
+  add_mlp(shared);
+  for (const std::optional<BoundMlp>& expert : experts) add_mlp(expert);
+  return result;
+}
+
+absl::StatusOr<BoundWeight> WeightBinder::Bind(const std::string& name,
+                                               const std::vector<int64_t>& shape,
+                                               bool may_be_fp8) const {
+  const CheckpointTensor* tensor = checkpoint_.Find(name);
+  if (tensor == nullptr) {
+    return Invalid("tensor ", name, " is missing; expected [", absl::StrJoin(shape, ", "), "]");
+  }
+  const std::optional<DType> dtype = ServedType(tensor->dtype);
+  if (!dtype || (*dtype == DType::kF8E4M3 && !may_be_fp8)) {
+    return Invalid("tensor ", name, " is ", tensor->ToString(), "; it must be BF16, F16",
+                   may_be_fp8 ? ", F32 or F8_E4M3" : " or F32");
+  }
+  if (tensor->shape != shape) {
+    return Invalid("tensor ", name, " is ", tensor->ToString(), "; its shape must be [",
+                   absl::StrJoin(shape, ", "), "] by config.json");
+  }
+  BoundWeight weight{.name = name,
+                     .source = {.dtype = *dtype,
+                                .rows = shape.size() == 1 ? 1 : shape[0],
+                                .cols = shape.back(),
+                                .data = tensor->bytes.data()}};
+  if (*dtype == DType::kF8E4M3) RETURN_IF_ERROR(BindScales(weight));
+  return weight;
+}
+
+absl::Status WeightBinder::BindScales(BoundWeight& weight) const {
+  if (!config_.fp8_blocks) {
+    return Invalid("tensor ", weight.name,
+                   " is F8_E4M3, but config.json has no quantization_config of quant_method fp8");
+  }
+  const std::string name = absl::StrCat(weight.name, "_scale_inv");
+  const std::vector<int64_t> shape = {Blocks(weight.source.rows), Blocks(weight.source.cols)};
+  const CheckpointTensor* scales = checkpoint_.Find(name);
+  if (scales == nullptr) {
+    return Invalid("tensor ", name, " is missing; expected F32 [", absl::StrJoin(shape, ", "), "]");
+  }
+  if (scales->dtype != "F32" || scales->shape != shape) {
+    return Invalid("tensor ", name, " is ", scales->ToString(), "; it must be F32 [",
+                   absl::StrJoin(shape, ", "), "]");
+  }
+  weight.source.scales = scales->bytes.data();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BoundWeight> WeightBinder::Linear(const std::string& name, int64_t rows,
+                                                 int64_t cols) const {
+  return Bind(name, {rows, cols}, true);
+}
+
+absl::StatusOr<BoundWeight> WeightBinder::Plain(const std::string& name, int64_t rows,
+                                                int64_t cols) const {
+  return Bind(name, {rows, cols}, false);
+}
+
+absl::StatusOr<BoundWeight> WeightBinder::Vector(const std::string& name, int64_t count) const {
+  return Bind(name, {count}, false);
+}
+
+absl::StatusOr<BoundMlp> WeightBinder::Mlp(const std::string& prefix, int64_t intermediate) const {
+  const int64_t hidden = config_.hidden_size;
+  BoundMlp mlp;
+  ASSIGN_OR_RETURN(mlp.gate,
+                   Linear(absl::StrCat(prefix, "gate_proj.weight"), intermediate, hidden));
+  ASSIGN_OR_RETURN(mlp.up, Linear(absl::StrCat(prefix, "up_proj.weight"), intermediate, hidden));
+  ASSIGN_OR_RETURN(mlp.down,
+                   Linear(absl::StrCat(prefix, "down_proj.weight"), hidden, intermediate));
+  return mlp;
+}
+
+absl::Status WeightBinder::BindAttention(const std::string& prefix, BoundLayer& bound) const {
+  const ModelConfig& c = config_;
+  const int64_t hidden = c.hidden_size;
+  const int64_t heads = c.head_count;
+  const auto name = [&](const char* suffix) { return absl::StrCat(prefix, "self_attn.", suffix); };
+  if (c.q_lora_rank > 0) {
+    ASSIGN_OR_RETURN(bound.q_a, Linear(name("q_a_proj.weight"), c.q_lora_rank, hidden));
+    ASSIGN_OR_RETURN(bound.q_a_norm, Vector(name("q_a_layernorm.weight"), c.q_lora_rank));
+    ASSIGN_OR_RETURN(bound.q,
+                     Linear(name("q_b_proj.weight"), heads * c.qk_head_dim(), c.q_lora_rank));
+  } else {
+    ASSIGN_OR_RETURN(bound.q, Linear(name("q_proj.weight"), heads * c.qk_head_dim(), hidden));
+  }
+  ASSIGN_OR_RETURN(bound.kv_a, Linear(name("kv_a_proj_with_mqa.weight"),
+                                      c.kv_lora_rank + c.qk_rope_head_dim, hidden));
+  ASSIGN_OR_RETURN(bound.kv_a_norm, Vector(name("kv_a_layernorm.weight"), c.kv_lora_rank));
+  ASSIGN_OR_RETURN(bound.kv_b, Linear(name("kv_b_proj.weight"),
+                                      heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank));
+  ASSIGN_OR_RETURN(bound.o, Linear(name("o_proj.weight"), hidden, heads * c.v_head_dim));
+  return absl::OkStatus();
+}
+
+absl::Status WeightBinder::BindExperts(const std::string& prefix, const std::vector<bool>& wanted,
+                                       BoundLayer& bound) const {
+  const ModelConfig& c = config_;
+  ASSIGN_OR_RETURN(bound.router,
+                   Plain(absl::StrCat(prefix, "gate.weight"), c.expert_count, c.hidden_size));
+  if (c.gate_method == GateMethod::kNoAuxTc) {
+    ASSIGN_OR_RETURN(bound.correction_bias,
+                     Vector(absl::StrCat(prefix, "gate.e_score_correction_bias"), c.expert_count));
+  }
+  if (c.shared_expert_count > 0) {
+    ASSIGN_OR_RETURN(bound.shared,
+                     Mlp(absl::StrCat(prefix, "shared_experts."), c.shared_intermediate_size()));
+  }
+  bound.experts.resize(c.expert_count);
+  for (int e = 0; e < c.expert_count; ++e) {
+    if (!wanted.empty() && !wanted[e]) continue;
+    ASSIGN_OR_RETURN(bound.experts[e],
+                     Mlp(absl::StrCat(prefix, "experts.", e, "."), c.expert_intermediate_size));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BoundLayer> WeightBinder::BindLayer(int layer,
+                                                   const std::vector<bool>& wanted) const {
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  BoundLayer bound;
+  ASSIGN_OR_RETURN(bound.input_norm,
+                   Vector(absl::StrCat(prefix, "input_layernorm.weight"), config_.hidden_size));
+  ASSIGN_OR_RETURN(bound.mlp_norm, Vector(absl::StrCat(prefix, "post_attention_layernorm.weight"),
+                                          config_.hidden_size));
+  RETURN_IF_ERROR(BindAttention(prefix, bound));
+  const std::string mlp = absl::StrCat(prefix, "mlp.");
+  if (config_.is_sparse(layer)) {
+    RETURN_IF_ERROR(BindExperts(mlp, wanted, bound));
+  } else {
+    ASSIGN_OR_RETURN(bound.dense, Mlp(mlp, config_.intermediate_size));
+  }
+  return bound;
+}
+
+absl::StatusOr<BoundEnds> WeightBinder::BindEnds() const {
+  BoundEnds ends;
+  ASSIGN_OR_RETURN(ends.embedding,
+                   Plain("model.embed_tokens.weight", config_.vocab_size, config_.hidden_size));
+  ASSIGN_OR_RETURN(ends.final_norm, Vector("model.norm.weight", config_.hidden_size));
+  if (config_.tied_embeddings) {
+    ends.head = ends.embedding;
+  } else {
+    ASSIGN_OR_RETURN(ends.head, Plain("lm_head.weight", config_.vocab_size, config_.hidden_size));
+  }
+  return ends;
+}
+
+std::vector<float> ReadVector(const BoundWeight& weight) {
+  if (weight.name.empty()) return {};
+  std::vector<float> values(weight.source.cols);
+  kernels::ReadSource(weight.source, 0, 0, weight.source.cols, values.data());
+  return values;
+}
+
+absl::Status CheckScales(const BoundWeight& weight) {
+  if (weight.source.scales == nullptr) return absl::OkStatus();
+  const int64_t cols = Blocks(weight.source.cols);
+  const int64_t count = Blocks(weight.source.rows) * cols;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto scale = kernels::LoadUnaligned<float>(weight.source.scales, i);
+    if (std::isfinite(scale) && scale > 0) continue;
+    return Invalid("tensor ", weight.name, "_scale_inv holds ", scale, " at [", i / cols, ", ",
+                   i % cols, "]; a scale must be positive and finite");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace epic::model
