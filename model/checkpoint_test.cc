@@ -117,7 +117,7 @@ TEST(SafetensorsTest, EveryMutationIsAStatusOrTilesTheFile) {
   kernels::Random random(3);
   for (int round = 0; round < 20000; ++round) {
     std::string mutated = file;
-    for (int i = random.Integer(1, 4); i > 0; --i) {
+    for (int i = random.Integer(1, 4); i > 0 && !mutated.empty(); --i) {
       const int at = random.Integer(0, static_cast<int>(mutated.size()) - 1);
       switch (random.Integer(0, 3)) {
         case 0:
