@@ -1,0 +1,162 @@
+// The forward pass against the float32 logits of transformers, on tiny random checkpoints in every
+// style that is served (README.md beside says how they are made), and the bits of each profile.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/reference/reference_backend.h"
+#include "nlohmann/json.hpp"
+#include "tests/golden/golden_run.h"
+
+namespace epic::golden {
+namespace {
+
+constexpr char kData[] = "tests/golden/data";
+constexpr char kTinyR1[] = "models/tiny-r1";
+
+std::vector<std::string> Checkpoints() {
+  std::vector<std::string> names;
+  std::error_code none;  // then there is nothing to instantiate, which fails
+  for (const auto& entry : std::filesystem::directory_iterator(kData, none)) {
+    if (exists(entry.path() / "golden.safetensors")) names.push_back(entry.path().filename());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+std::unique_ptr<kernels::Backend> Cpu(const kernels::CpuOptions& options) {
+  return kernels::MakeCpuBackend(options).backend;
+}
+
+std::unique_ptr<GoldenModel> Loaded(const std::string& folder, kernels::Backend& backend) {
+  auto model = GoldenModel::Load(folder, backend);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return model.ok() ? *std::move(model) : nullptr;
+}
+
+struct Difference {
+  float largest = 0;        // over all logits
+  float logit_largest = 0;  // of transformers
+  double mean = 0;
+  double cosine_lowest = 1;  // of a position
+  int wrong_choices = 0;     // positions of another likeliest token in spite of the margin
+};
+
+Difference Compare(const Golden& golden, const Logits& logits, float margin) {
+  Difference difference;
+  int64_t count = 0;
+  for (const auto& [key, row] : logits) {
+    const std::vector<float>& expected = golden.logits[key.first][key.second];
+    double dot = 0, norm = 0, expected_norm = 0;
+    for (size_t i = 0; i < row.size(); ++i, ++count) {
+      const float delta = std::abs(row[i] - expected[i]);
+      difference.largest = std::max(difference.largest, delta);
+      difference.logit_largest = std::max(difference.logit_largest, std::abs(expected[i]));
+      difference.mean += delta;
+      dot += double{row[i]} * expected[i];
+      norm += double{row[i]} * row[i];
+      expected_norm += double{expected[i]} * expected[i];
+    }
+    difference.cosine_lowest =
+        std::min(difference.cosine_lowest, dot / std::sqrt(norm * expected_norm));
+    std::vector<float> sorted = expected;
+    std::ranges::nth_element(sorted, sorted.begin() + 1, std::greater<>());
+    const auto likeliest = std::ranges::max_element(row) - row.begin();
+    if (sorted[0] - sorted[1] > margin && expected[likeliest] != sorted[0]) {
+      ++difference.wrong_choices;
+    }
+  }
+  difference.mean /= static_cast<double>(count);
+  return difference;
+}
+
+class GoldenTest : public testing::TestWithParam<std::string> {
+ protected:
+  GoldenTest() : folder_(absl::StrCat(kData, "/", GetParam())) {
+    auto golden = ReadGolden(folder_);
+    EXPECT_TRUE(golden.ok()) << golden.status();
+    if (golden.ok()) golden_ = *std::move(golden);
+  }
+
+  Logits Run(kernels::Backend& backend, const Schedule& schedule) {
+    const auto model = Loaded(folder_, backend);
+    return model == nullptr ? Logits() : model->Run(golden_.sequences, schedule);
+  }
+  Schedule Whole() const { return OneByOne(golden_.sequences, 1 << 20); }
+
+  // The tolerance of BF16 activations, in units of logits whose largest is 7, as transformers' own
+  // BF16 run was measured there; it grows with the logits.
+  void ExpectCloseInBF16(const Logits& logits) const {
+    ASSERT_FALSE(logits.empty());
+    const float scale = std::max(1.0f, Compare(golden_, logits, 0).logit_largest / 7);
+    const Difference difference = Compare(golden_, logits, 0.5f * scale);
+    EXPECT_LE(difference.mean, 0.05 * scale) << "largest logit " << difference.logit_largest;
+    EXPECT_GE(difference.cosine_lowest, 0.995);
+    EXPECT_EQ(difference.wrong_choices, 0);
+  }
+
+  std::string folder_;
+  Golden golden_;
+};
+
+TEST_P(GoldenTest, ReferenceInFloat32IsTransformers) {
+  const auto backend = kernels::MakeReferenceBackend({.round_to_bf16 = false});
+  const Logits logits = Run(*backend, Whole());
+  ASSERT_FALSE(logits.empty());
+  const Difference difference = Compare(golden_, logits, 1e-3f);
+  EXPECT_LE(difference.largest, 1e-4f * difference.logit_largest);
+  EXPECT_EQ(difference.wrong_choices, 0);
+}
+
+TEST_P(GoldenTest, EveryFamilyIsCloseToTransformers) {
+  for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
+    const auto backend = Cpu({.family = family, .threads = 2});
+    if (backend == nullptr) continue;  // this CPU lacks it
+    SCOPED_TRACE(backend->profile());
+    ExpectCloseInBF16(Run(*backend, Whole()));
+  }
+}
+
+TEST_P(GoldenTest, FmaHasTheBitsOfTheReferenceOnAnyVectorsAndThreads) {
+  const auto reference = kernels::MakeReferenceBackend({.round_to_bf16 = true});
+  const Logits expected = Run(*reference, Whole());
+  ASSERT_FALSE(expected.empty());
+  for (const auto vectors : {kernels::CpuVectors::kAvx2, kernels::CpuVectors::kAvx512}) {
+    for (int threads : {1, 2, 3}) {
+      const auto backend =
+          Cpu({.family = kernels::CpuFamily::kFma, .vectors = vectors, .threads = threads});
+      if (backend == nullptr) continue;  // no AVX-512 here
+      EXPECT_EQ(backend->profile(), reference->profile());
+      EXPECT_TRUE(Run(*backend, Whole()) == expected) << backend->description();
+    }
+  }
+}
+
+TEST_P(GoldenTest, NoChunkingOrMixChangesABit) {
+  for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
+    const auto backend = Cpu({.family = family, .threads = 2});
+    if (backend == nullptr) continue;
+    const Logits expected = Run(*backend, Whole());
+    ASSERT_FALSE(expected.empty());
+    for (int rows : {1, 7, 64}) {
+      EXPECT_TRUE(Run(*backend, OneByOne(golden_.sequences, rows)) == expected) << rows;
+    }
+    EXPECT_TRUE(Run(*backend, SideBySide(golden_.sequences)) == expected);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, testing::ValuesIn(Checkpoints()),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace epic::golden
