@@ -1,6 +1,6 @@
 // Step: one forward pass over a batch, as an object that can be resumed at every stage: per layer
 // attention, Begin of the exchange, shared expert, Finish. Whoever drives it owns all waiting, and
-// two steps (halves of a batch) can take turns.
+// two steps (halves of a batch, each with a backend of its own) can take turns.
 //
 //   Step step(model, backend, exchange, kv, plan, buffers);
 //   while (true) {

@@ -21,6 +21,31 @@ T ValueAt(const std::string& file, const model::SafetensorsEntry& entry, int64_t
   return value;
 }
 
+// Every expert is here, and what each row of a step chose is written down.
+class RecordingExchange : public model::ExpertExchange {
+ public:
+  RecordingExchange(const model::Model& model, kernels::Backend& backend, int rows)
+      : local_(model, backend), chosen_(rows) {}
+
+  Ticket Begin(const model::ExpertDispatch& dispatch) override {
+    for (int64_t row = 0; row < dispatch.experts.rows; ++row) {
+      const int32_t* experts = dispatch.experts.Row<int32_t>(row);
+      chosen_[row].insert(chosen_[row].end(), experts, experts + dispatch.experts.cols);
+    }
+    return local_.Begin(dispatch);
+  }
+  bool Ready(Ticket ticket) override { return local_.Ready(ticket); }
+  absl::Status Finish(Ticket ticket, kernels::Tensor out) override {
+    return local_.Finish(ticket, out);
+  }
+
+  const std::vector<std::vector<int32_t>>& chosen() const { return chosen_; }
+
+ private:
+  model::LocalExchange local_;
+  std::vector<std::vector<int32_t>> chosen_;  // [row]
+};
+
 }  // namespace
 
 absl::StatusOr<Golden> ReadGolden(const std::string& folder) {
@@ -98,6 +123,7 @@ void GoldenModel::StartPages(int sequence_count, int length_max) {
   sequence_count_ = sequence_count;
   pages_per_sequence_ = (length_max + kernels::kPageTokens - 1) / kernels::kPageTokens;
   lengths_.assign(sequence_count, 0);
+  choices_.clear();
   slabs_.clear();
   slab_pointers_.clear();
   const int64_t bytes =
@@ -131,7 +157,7 @@ std::vector<std::vector<float>> GoldenModel::Step(
   const kernels::KvView kv{model_->kv_layout(), slab_pointers_,
                            sequence_count_ * pages_per_sequence_};
   model::StepBuffers buffers(model_->config(), backend_, plan.rows(), plan.rows());
-  model::LocalExchange exchange(*model_, backend_);
+  RecordingExchange exchange(*model_, backend_, plan.rows());
   model::Step step(*model_, backend_, exchange, kv, plan, buffers);
   while (true) {
     const auto progress = step.Advance();
@@ -142,6 +168,8 @@ std::vector<std::vector<float>> GoldenModel::Step(
   std::vector<std::vector<float>> logits;
   for (int row = 0; row < plan.rows(); ++row) {
     logits.emplace_back(step.logits(row).begin(), step.logits(row).end());
+    const int sequence = chunks[plan.row_sequence[row]].sequence;
+    choices_[{sequence, plan.positions[row]}] = exchange.chosen()[row];
   }
   return logits;
 }

@@ -28,6 +28,9 @@ absl::StatusOr<Golden> ReadGolden(const std::string& folder);
 // Logits by (sequence, position).
 using Logits = std::map<std::pair<int, int>, std::vector<float>>;
 
+// The experts chosen at (sequence, position), layer after layer.
+using Choices = std::map<std::pair<int, int>, std::vector<int32_t>>;
+
 // Rows of one sequence in one step; positions follow on from the steps before.
 struct Chunk {
   int sequence = 0;
@@ -50,6 +53,8 @@ class GoldenModel {
   // Computes every sequence as `schedule` says, from empty pages. The pages of sequences are
   // interleaved and hold NaN where nothing was written.
   Logits Run(const std::vector<std::vector<int32_t>>& sequences, const Schedule& schedule);
+  // Of the last Run.
+  const Choices& choices() const { return choices_; }
   // The most likely next tokens after `prompt`, until `stop` or `count`.
   std::vector<int32_t> Greedy(const std::vector<int32_t>& prompt, int32_t stop, int count);
 
@@ -68,6 +73,7 @@ class GoldenModel {
   std::vector<std::unique_ptr<kernels::Memory>> slabs_;
   std::vector<std::byte*> slab_pointers_;
   std::vector<int> lengths_;
+  Choices choices_;
 };
 
 // Over all logits in order, as 16 hex digits.

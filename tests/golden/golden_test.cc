@@ -48,10 +48,13 @@ struct Difference {
   int wrong_choices = 0;     // positions of another likeliest token in spite of the margin
 };
 
-Difference Compare(const Golden& golden, const Logits& logits, float margin) {
+// Over the positions that are not in `left_out`.
+Difference Compare(const Golden& golden, const Logits& logits, float margin,
+                   const std::set<std::pair<int, int>>& left_out = {}) {
   Difference difference;
   int64_t count = 0;
   for (const auto& [key, row] : logits) {
+    if (left_out.contains(key)) continue;
     const std::vector<float>& expected = golden.logits[key.first][key.second];
     double dot = 0, norm = 0, expected_norm = 0;
     for (size_t i = 0; i < row.size(); ++i, ++count) {
@@ -90,14 +93,27 @@ class GoldenTest : public testing::TestWithParam<std::string> {
   }
   Schedule Whole() const { return OneByOne(golden_.sequences, 1 << 20); }
 
-  // The tolerance of BF16 activations, in units of logits whose largest is 7, as transformers' own
-  // BF16 run was measured there; it grows with the logits.
-  void ExpectCloseInBF16(const Logits& logits) const {
-    ASSERT_FALSE(logits.empty());
+  // A gate is a step function: where two experts are nearly as good, BF16 rounding may choose the
+  // other one, and that position is then another computation. Such positions are few and are left
+  // out; those that attend to them keep a trace, so their cosine may be 0.99 instead of 0.995. The
+  // rest is the tolerance of BF16 activations, in units of logits whose largest is 7, where
+  // transformers' own BF16 run was measured.
+  void ExpectCloseInBF16(kernels::Backend& backend) {
+    const auto exact_backend = kernels::MakeReferenceBackend({.round_to_bf16 = false});
+    const auto exact = Loaded(folder_, *exact_backend);
+    const auto model = Loaded(folder_, backend);
+    ASSERT_TRUE(exact != nullptr && model != nullptr);
+    exact->Run(golden_.sequences, Whole());
+    const Logits logits = model->Run(golden_.sequences, Whole());
+    std::set<std::pair<int, int>> flipped;
+    for (const auto& [key, experts] : exact->choices()) {
+      if (model->choices().at(key) != experts) flipped.insert(key);
+    }
     const float scale = std::max(1.0f, Compare(golden_, logits, 0).logit_largest / 7);
-    const Difference difference = Compare(golden_, logits, 0.5f * scale);
+    const Difference difference = Compare(golden_, logits, 0.5f * scale, flipped);
+    EXPECT_LE(flipped.size(), logits.size() / 10);
     EXPECT_LE(difference.mean, 0.05 * scale) << "largest logit " << difference.logit_largest;
-    EXPECT_GE(difference.cosine_lowest, 0.995);
+    EXPECT_GE(difference.cosine_lowest, 0.99);
     EXPECT_EQ(difference.wrong_choices, 0);
   }
 
@@ -119,7 +135,7 @@ TEST_P(GoldenTest, EveryFamilyIsCloseToTransformers) {
     const auto backend = Cpu({.family = family, .threads = 2});
     if (backend == nullptr) continue;  // this CPU lacks it
     SCOPED_TRACE(backend->profile());
-    ExpectCloseInBF16(Run(*backend, Whole()));
+    ExpectCloseInBF16(*backend);
   }
 }
 
@@ -149,6 +165,47 @@ TEST_P(GoldenTest, NoChunkingOrMixChangesABit) {
     }
     EXPECT_TRUE(Run(*backend, SideBySide(golden_.sequences)) == expected);
   }
+}
+
+nlohmann::json ReadJson(const std::string& path) {
+  std::ifstream file(path);
+  return nlohmann::json::parse(file, nullptr, false);
+}
+
+// hashes.json: profile → checkpoint → hash. Other bits under the same profile would break replays
+// and page sharing: bump the numerics version in kernels/, then write the new hashes down.
+TEST_P(GoldenTest, ProfilesKeepTheirBits) {
+  const nlohmann::json hashes = ReadJson("tests/golden/hashes.json");
+  for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
+    const auto backend = Cpu({.family = family, .threads = 1});
+    if (backend == nullptr) continue;  // this CPU lacks it
+    const std::string hash = HashOf(Run(*backend, Whole()));
+    ASSERT_TRUE(hashes.contains(backend->profile())) << backend->profile() << " gives " << hash;
+    EXPECT_EQ(hashes[backend->profile()].value(GetParam(), ""), hash) << backend->profile();
+  }
+}
+
+// tiny_r1_answers.json: prompts and what float32 transformers answers, greedily.
+TEST(TinyR1Test, AnswersAsTheOracle) {
+  constexpr int kPrompts = 12;
+  constexpr int32_t kEndOfSentence = 1008;
+  const nlohmann::json answers = ReadJson(absl::StrCat(kData, "/tiny_r1_answers.json"));
+  ASSERT_TRUE(answers.is_array() && answers.size() >= kPrompts);
+  const auto backend = Cpu({.family = kernels::CpuFamily::kFma, .threads = 2});
+  ASSERT_NE(backend, nullptr);
+  const auto model = Loaded(kTinyR1, *backend);
+  ASSERT_NE(model, nullptr);
+  int equal = 0;
+  for (int i = 0; i < kPrompts; ++i) {
+    const nlohmann::json& answer = answers[i * answers.size() / kPrompts];
+    const auto expected = answer["output_ids"].get<std::vector<int32_t>>();
+    const std::vector<int32_t> given =
+        model->Greedy(answer["prompt_ids"].get<std::vector<int32_t>>(), kEndOfSentence,
+                      static_cast<int>(expected.size()));
+    if (given == expected) ++equal;
+  }
+  // BF16 activations may choose another word where two are nearly as likely.
+  EXPECT_GE(equal, kPrompts - 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, testing::ValuesIn(Checkpoints()),

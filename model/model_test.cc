@@ -1,0 +1,149 @@
+#include "model/model.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/number.h"
+#include "kernels/reference/reference_backend.h"
+#include "model/testing/tiny_checkpoint.h"
+
+namespace epic::model {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+constexpr char kQueryB[] = "model.layers.1.self_attn.q_b_proj.weight";
+constexpr char kBias[] = "model.layers.1.mlp.gate.e_score_correction_bias";
+
+json Fp8Config() {
+  json config = TinyConfig();
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+  return config;
+}
+
+class ModelTest : public testing::Test {
+ protected:
+  absl::StatusOr<std::unique_ptr<Model>> Load(const json& config, const TestTensors& tensors,
+                                              const LoadOptions& options = {}) {
+    const std::string folder = WriteCheckpoint(config, tensors);
+    const auto parsed = ReadModelConfig(folder);
+    EXPECT_TRUE(parsed.ok()) << parsed.status();
+    checkpoint_ = *Checkpoint::Open(folder);
+    plan_ = PlanWeights(*parsed, *checkpoint_, options).value_or(WeightPlan());
+    return Model::Load(*parsed, *checkpoint_, *backend_, options);
+  }
+  std::string ErrorOf(const json& config, const TestTensors& tensors) {
+    return std::string(Load(config, tensors).status().message());
+  }
+
+  std::unique_ptr<kernels::Backend> backend_ = kernels::MakeReferenceBackend({});
+  std::unique_ptr<Checkpoint> checkpoint_;
+  WeightPlan plan_;
+};
+
+TEST_F(ModelTest, BindsEveryLayer) {
+  const auto model = Load(TinyConfig(), TinyTensors(TinyConfig(), 1));
+  ASSERT_TRUE(model.ok()) << model.status();
+  const std::vector<Layer>& layers = (*model)->layers();
+  ASSERT_EQ(layers.size(), 3);
+  EXPECT_NE(layers[0].dense, nullptr);
+  EXPECT_EQ(layers[0].gate, nullptr);
+  EXPECT_EQ(layers[1].dense, nullptr);
+  EXPECT_EQ(layers[2].experts.size(), 12);
+  EXPECT_EQ(layers[2].gate->shape.group_score, kernels::GroupScore::kTopTwoSum);
+  EXPECT_EQ(layers[1].attention->shape.inner_norm_eps, 1e-6f);
+  EXPECT_EQ((*model)->embedding().dtype, kernels::DType::kBF16);
+  EXPECT_EQ((*model)->head().rows, 157);
+}
+
+TEST_F(ModelTest, ProgressEndsAtThePlannedBytes) {
+  int64_t last = 0;
+  const LoadOptions options = {.progress = [&](int64_t bytes) {
+    EXPECT_GE(bytes, last);
+    last = bytes;
+  }};
+  ASSERT_TRUE(Load(Fp8Config(), TinyFp8Tensors(Fp8Config(), 1), options).ok());
+  EXPECT_EQ(last, plan_.source_bytes);
+  EXPECT_EQ(plan_.source_bytes, checkpoint_->tensor_bytes());
+  EXPECT_EQ(plan_.embedding_bytes, 157 * 100 * 2);
+  EXPECT_EQ(plan_.largest_tensor_bytes, 157 * 100 * 2);
+  EXPECT_GE(plan_.packed_bytes, plan_.source_bytes - plan_.embedding_bytes);
+}
+
+TEST_F(ModelTest, LoadsOnlyWantedExperts) {
+  const LoadOptions options = {
+      .wants_expert = [](int layer, int expert) { return layer == 1 && expert == 5; }};
+  TestTensors tensors = TinyTensors(TinyConfig(), 1);
+  tensors.erase("model.layers.2.mlp.experts.5.up_proj.weight");
+  const auto model = Load(TinyConfig(), tensors, options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_NE((*model)->layers()[1].experts[5], nullptr);
+  EXPECT_EQ((*model)->layers()[1].experts[4], nullptr);
+  EXPECT_EQ((*model)->layers()[2].experts[5], nullptr);
+  EXPECT_LT(plan_.source_bytes, checkpoint_->tensor_bytes());
+}
+
+TEST_F(ModelTest, IgnoresStrayBuffersAndTheMtpLayer) {
+  TestTensors tensors = TinyTensors(TinyConfig(), 1);
+  tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = {"BF16", {1}, "xx"};
+  tensors["model.layers.3.eh_proj.weight"] = {"BF16", {1}, "xx"};
+  EXPECT_TRUE(Load(TinyConfig(), tensors).ok());
+}
+
+TEST_F(ModelTest, WidensABiasInBF16) {
+  TestTensors tensors = TinyTensors(TinyConfig(), 1);
+  TestTensor& bias = tensors[kBias];
+  std::string narrow;
+  for (int i = 0; i < 12; ++i) {
+    const auto value = kernels::LoadUnaligned<float>(bias.bytes.data(), i);
+    const kernels::BF16 rounded = kernels::ToBF16(value);
+    narrow.append(reinterpret_cast<const char*>(&rounded), 2);
+  }
+  bias = {"BF16", {12}, narrow};
+  EXPECT_TRUE(Load(TinyConfig(), tensors).ok());
+}
+
+TEST_F(ModelTest, TiedEmbeddingsNeedNoHead) {
+  json config = TinyConfig();
+  config["tie_word_embeddings"] = true;
+  TestTensors tensors = TinyTensors(config, 1);
+  tensors.erase("lm_head.weight");
+  EXPECT_TRUE(Load(config, tensors).ok());
+  EXPECT_THAT(ErrorOf(TinyConfig(), tensors),
+              HasSubstr("tensor lm_head.weight is missing; expected [157, 100]"));
+}
+
+TEST_F(ModelTest, NamesMissingAndMisshapenTensors) {
+  TestTensors tensors = TinyTensors(TinyConfig(), 1);
+  tensors[kQueryB].shape = {40, 72};
+  EXPECT_THAT(ErrorOf(TinyConfig(), tensors),
+              HasSubstr("q_b_proj.weight is BF16 [40, 72]; its shape must be [72, 40]"));
+  tensors[kQueryB] = {"I32", {1}, "1234"};
+  EXPECT_THAT(ErrorOf(TinyConfig(), tensors),
+              HasSubstr("q_b_proj.weight is I32 [1]; it must be BF16, F16, F32 or F8_E4M3"));
+  tensors.erase(kQueryB);
+  EXPECT_THAT(ErrorOf(TinyConfig(), tensors), HasSubstr("q_b_proj.weight is missing"));
+}
+
+TEST_F(ModelTest, RefusesScalesThatAreMissingOrNoPositiveNumber) {
+  const std::string scale_name = absl::StrCat(kQueryB, "_scale_inv");
+  for (float bad : {0.0f, -1.0f, NAN, std::numeric_limits<float>::infinity()}) {
+    TestTensors tensors = TinyFp8Tensors(Fp8Config(), 1);
+    std::memcpy(tensors[scale_name].bytes.data(), &bad, 4);
+    EXPECT_THAT(ErrorOf(Fp8Config(), tensors), HasSubstr("q_b_proj.weight_scale_inv holds")) << bad;
+  }
+  TestTensors tensors = TinyFp8Tensors(Fp8Config(), 1);
+  EXPECT_THAT(ErrorOf(TinyConfig(), tensors), HasSubstr("no quantization_config"));
+  tensors[scale_name].shape = {1, 1, 1};
+  EXPECT_THAT(ErrorOf(Fp8Config(), tensors), HasSubstr("it must be F32 [1, 1]"));
+  tensors.erase(scale_name);
+  EXPECT_THAT(ErrorOf(Fp8Config(), tensors), HasSubstr("q_b_proj.weight_scale_inv is missing"));
+}
+
+}  // namespace
+}  // namespace epic::model
