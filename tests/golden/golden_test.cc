@@ -95,10 +95,10 @@ class GoldenTest : public testing::TestWithParam<std::string> {
   Schedule Whole() const { return OneByOne(golden_.sequences, 1 << 20); }
 
   // A gate is a step function: where two experts are nearly as good, BF16 rounding may choose the
-  // other one, and that position is then another computation. Such positions are few and are left
-  // out; those that attend to them keep a trace, so their cosine may be 0.99 instead of 0.995. The
-  // rest is the tolerance of BF16 activations, in units of logits whose largest is 7, where
-  // transformers' own BF16 run was measured.
+  // other one, and that position is then another computation, of which those that attend to it
+  // carry a trace. Such positions are few and are left out; the cosine is held to where nothing of
+  // them can be. Tolerances are in units of logits whose largest is 7, where transformers' own BF16
+  // run was measured.
   void ExpectCloseInBF16(kernels::Backend& backend) {
     const auto exact_backend = kernels::MakeReferenceBackend({.round_to_bf16 = false});
     const auto exact = Loaded(folder_, *exact_backend);
@@ -106,16 +106,19 @@ class GoldenTest : public testing::TestWithParam<std::string> {
     ASSERT_TRUE(exact != nullptr && model != nullptr);
     exact->Run(golden_.sequences, Whole());
     const Logits logits = model->Run(golden_.sequences, Whole());
-    std::set<std::pair<int, int>> flipped;
+    std::set<std::pair<int, int>> flipped, touched;
     for (const auto& [key, experts] : exact->choices()) {
       if (model->choices().at(key) != experts) flipped.insert(key);
+      const auto first = flipped.lower_bound({key.first, 0});
+      if (first != flipped.end()) touched.insert(key);
     }
+    EXPECT_LE(flipped.size(), logits.size() / 10);
+    ASSERT_LE(touched.size() + 10, logits.size());
     const float scale = std::max(1.0f, Compare(golden_, logits, 0).logit_largest / 7);
     const Difference difference = Compare(golden_, logits, 0.5f * scale, flipped);
-    EXPECT_LE(flipped.size(), logits.size() / 10);
     EXPECT_LE(difference.mean, 0.05 * scale) << "largest logit " << difference.logit_largest;
-    EXPECT_GE(difference.cosine_lowest, 0.99);
     EXPECT_EQ(difference.wrong_choices, 0);
+    EXPECT_GE(Compare(golden_, logits, 0, touched).cosine_lowest, 0.995);
   }
 
   std::string folder_;
