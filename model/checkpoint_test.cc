@@ -44,10 +44,11 @@ TEST(SafetensorsTest, FindsTensorsInTheFile) {
 }
 
 TEST(SafetensorsTest, TakesScalarsEmptyTensorsAndMetadata) {
-  const std::string file = SafetensorsFile(
-      R"({"__metadata__": {"format": "pt"}, "s": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},)"
-      R"( "e": {"dtype": "I64", "shape": [3, 0], "data_offsets": [4, 4]}}  )",
-      4);
+  const std::string file =
+      SafetensorsFile(R"({"__metadata__": {"format": "pt"},)"
+                      R"( "s": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},)"
+                      R"( "e": {"dtype": "I64", "shape": [3, 0], "data_offsets": [4, 4]}}  )",
+                      4);
   const auto header = ParseSafetensors(Bytes(file), "x");
   ASSERT_TRUE(header.ok()) << header.status();
   EXPECT_EQ(header->entries.size(), 2);
@@ -69,8 +70,8 @@ TEST(SafetensorsTest, RefusesAHugeHeaderBeforeReadingIt) {
 }
 
 TEST(SafetensorsTest, RefusesOverlapsHolesAndHiddenPayload) {
-  const char* pair =
-      R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "b": {"dtype": "U8", "shape": [4], "data_offsets": [%d, %d]}})";
+  const char* pair = R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},)"
+                     R"( "b": {"dtype": "U8", "shape": [4], "data_offsets": [%d, %d]}})";
   const auto error = [&](int begin, int end, int data_bytes) {
     char header[300];
     std::snprintf(header, sizeof(header), pair, begin, end);
