@@ -1,0 +1,87 @@
+"""Trains the tiny model on a CPU: `python train.py OUT MINUTES [RESUME]`."""
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+import tasks
+from model import CONFIG, Model
+
+ROWS, LENGTH, LR, RESUME_LR, MTP_WEIGHT, BIAS_STEP = 8, 320, 2.5e-3, 1e-3, 0.3, 0.002
+SAVE_EVERY = 50
+
+
+def batches(tok: Tokenizer, seed: int):
+    """ids, targets (-100 where nothing is to be learnt), positions and segments, all (ROWS, LENGTH), samples packed."""
+    r = random.Random(seed)
+    left = None
+    while True:
+        x = torch.zeros(4, ROWS, LENGTH, dtype=torch.long)
+        x[1] = -100
+        x[3] = -1
+        for row in range(ROWS):
+            at, segment = 0, 0
+            while True:
+                if left is None:
+                    s = tasks.draw(r)
+                    p = tok.encode(tasks.prompt_of(s), add_special_tokens=False).ids
+                    left = (p, p + tok.encode(tasks.reply_of(s), add_special_tokens=False).ids)
+                p, ids = left
+                n = len(ids)
+                if at + n > LENGTH:
+                    break
+                x[0, row, at:at + n] = torch.tensor(ids)
+                x[1, row, at + len(p) - 1:at + n - 1] = torch.tensor(ids[len(p):])
+                x[2, row, at:at + n] = torch.arange(n)
+                x[3, row, at:at + n] = segment
+                at, segment, left = at + n, segment + 1, None
+        yield x.unbind()
+
+
+def main(out: str, minutes: float, resume: str | None = None) -> None:
+    torch.manual_seed(1)
+    tok, model = Tokenizer.from_file(f"{out}/tokenizer.json"), Model()
+    if resume:
+        model.load_state_dict(load_file(resume) if resume.endswith(".safetensors") else torch.load(resume))
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    opt = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+                            lr=LR, betas=(0.9, 0.95), fused=True)
+    start, data, seen = time.time(), batches(tok, int(time.time()) if resume else 3), 0
+    for step, (x, y, positions, segments) in enumerate(data):
+        done = (time.time() - start) / (60 * minutes)
+        if done >= 1:
+            break
+        lr = (RESUME_LR if resume else LR) * min(1, (step + 1) / 40) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
+        for g in opt.param_groups:
+            g["lr"] = lr
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, after = model(x, positions, segments)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-100)
+        later = y[:, 1:].masked_fill(segments[:, 1:] != segments[:, :-1], -100)
+        mtp = F.cross_entropy(after.float().flatten(0, 1), later.flatten(), ignore_index=-100)
+        opt.zero_grad(set_to_none=True)
+        (loss + MTP_WEIGHT * mtp).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        for moe in model.gates():
+            moe.gate.e_score_correction_bias += BIAS_STEP * (moe.load.mean() - moe.load).sign() * (1 - done)
+        seen += x.numel()
+        if step % 25 == 0:
+            skew = max((m.load.max() / m.load.mean()).item() for m in model.gates())
+            print(f"{step} {100 * done:.1f}% loss {loss.item():.4f} mtp {mtp.item():.4f} lr {lr:.5f} "
+                  f"skew {skew:.2f} tokens/s {seen / (time.time() - start):.0f}", flush=True)
+        if step % SAVE_EVERY == SAVE_EVERY - 1:
+            torch.save(model.state_dict(), f"{out}/state.pt")
+    torch.save(model.state_dict(), f"{out}/state.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])
