@@ -1,0 +1,167 @@
+#include "cluster/grpc/control_client.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "cluster/grpc/control_stream.h"
+#include "cluster/grpc/session_driver.h"
+#include "cluster/mailbox.h"
+#include "cluster/version.h"
+
+namespace epic::cluster {
+namespace {
+
+class ClientStream
+    : public ReactorStream<grpc::ClientBidiReactor<v1::ControlFrame, v1::ControlFrame>> {
+ public:
+  using ReactorStream::ReactorStream;
+
+  static std::shared_ptr<ClientStream> Dial(std::shared_ptr<Mailbox> mailbox,
+                                            const std::string& address) {
+    auto stream = std::make_shared<ClientStream>(std::move(mailbox));
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    arguments.SetMaxReceiveMessageSize(-1);
+    stream->stub_ = v1::WorkerControl::NewStub(
+        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+    stream->self_ = stream;
+    stream->stub_->async()->Connect(&stream->context_, stream.get());
+    stream->AddHold();
+    return stream;
+  }
+
+  void Begin(v1::ControlFrame hello) {
+    Write(std::move(hello));
+    StartRead(&read_);
+    StartCall();
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    const auto self = std::exchange(self_, nullptr);
+    ToLoop([this, status] {
+      if (events_.on_closed) events_.on_closed(status);
+    });
+  }
+
+ protected:
+  void End(const grpc::Status&) override { Release(); }
+  void Orphaned() override { Release(); }
+  // The status comes with OnDone.
+  void Lost(grpc::Status) override { Release(); }
+
+ private:
+  void Release() {
+    context_.TryCancel();
+    if (!released_.exchange(true)) RemoveHold();
+  }
+
+  grpc::ClientContext context_;
+  std::unique_ptr<v1::WorkerControl::Stub> stub_;
+  std::atomic<bool> released_ = false;
+};
+
+class DialledLink : public ControlLink {
+ public:
+  DialledLink(Env env, std::string address, v1::ControlHello hello, ControlLinkHandlers handlers)
+      : env_(env),
+        address_(std::move(address)),
+        hello_(std::move(hello)),
+        handlers_(std::move(handlers)),
+        mailbox_(std::make_shared<Mailbox>(env.loop)),
+        driver_([this](const v1::ControlMessage& message) { handlers_.on_message(message); },
+                [this](const grpc::Status& status) { OnBroken(status); }) {
+    hello_.set_protocol_version(kProtocolVersion);
+    Dial();
+  }
+
+  ~DialledLink() override {
+    if (timer_ != 0) env_.loop.Cancel(timer_);
+    mailbox_->Close();
+    if (dialled_ != nullptr) dialled_->Close(grpc::Status::CANCELLED);
+  }
+
+  void Send(v1::ControlMessage message) override {
+    if (down_) return;
+    if (const absl::Status status = driver_.Send(std::move(message)); !status.ok()) Down(status);
+  }
+
+ private:
+  void Dial() {
+    timer_ = 0;
+    dialled_ = ClientStream::Dial(mailbox_, address_);
+    dialled_->SetEvents({.on_frame = [this](const v1::ControlFrame& frame) { OnHello(frame); },
+                         .on_written = [this] { hello_written_ = true; },
+                         .on_closed = [this](const grpc::Status& status) { OnBroken(status); }});
+    hello_written_ = false;
+    v1::ControlFrame frame;
+    *frame.mutable_hello() = hello_;
+    frame.set_acknowledged(driver_.received());
+    dialled_->Begin(std::move(frame));
+  }
+
+  void OnHello(const v1::ControlFrame& frame) {
+    if (!frame.has_hello()) return OnBroken(grpc::Status(grpc::StatusCode::DATA_LOSS, "no hello"));
+    hello_.set_term(frame.hello().term());
+    delay_ = kDelayMin;
+    if (std::exchange(said_lost_, false)) LOG_INFO("connected to the coordinator again");
+    const absl::Status status =
+        driver_.Attach(std::exchange(dialled_, nullptr), frame.acknowledged(), !hello_written_);
+    if (!status.ok()) Down(status);
+  }
+
+  void OnBroken(const grpc::Status& status) {
+    if (dialled_ != nullptr) std::exchange(dialled_, nullptr)->Close(grpc::Status::CANCELLED);
+    if (down_) return;
+    if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
+      return Down(absl::FailedPreconditionError(status.error_message()));
+    }
+    if (status.error_code() == grpc::StatusCode::ABORTED) {
+      return Down(absl::AbortedError(status.error_message()));
+    }
+    if (!std::exchange(said_lost_, true)) {
+      LOG_WARNING("no connection to the coordinator at {}: {}; dialling again", address_,
+                  status.error_message());
+    }
+    const absl::Duration jitter =
+        (delay_ / 2) * (static_cast<double>(env_.random.Next() >> 11) / (uint64_t{1} << 53));
+    timer_ = env_.loop.At(env_.clock.Now() + std::max(kDelayMin, delay_ / 2 + jitter),
+                          [this] { Dial(); });
+    delay_ = std::min(delay_ * 2, kDelayMax);
+  }
+
+  void Down(absl::Status status) {
+    if (std::exchange(down_, true)) return;
+    driver_.Detach(grpc::Status::CANCELLED);
+    const auto on_down = std::exchange(handlers_.on_down, nullptr);
+    if (on_down) on_down(std::move(status));
+  }
+
+  static constexpr absl::Duration kDelayMin = absl::Milliseconds(50);
+  static constexpr absl::Duration kDelayMax = absl::Milliseconds(500);
+
+  Env env_;
+  const std::string address_;
+  v1::ControlHello hello_;
+  ControlLinkHandlers handlers_;
+  const std::shared_ptr<Mailbox> mailbox_;
+  SessionDriver driver_;
+  std::shared_ptr<ClientStream> dialled_;  // until its hello came
+  bool hello_written_ = false;
+  bool said_lost_ = false;
+  bool down_ = false;
+  absl::Duration delay_ = kDelayMin;
+  TimerId timer_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<ControlLink> DialControl(Env env, const std::string& address,
+                                         v1::ControlHello hello, ControlLinkHandlers handlers) {
+  return std::make_unique<DialledLink>(env, address, std::move(hello), std::move(handlers));
+}
+
+}  // namespace epic::cluster

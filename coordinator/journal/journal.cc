@@ -1,0 +1,107 @@
+#include "coordinator/journal/journal.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace epic::coordinator {
+
+AppendResult Journal::Append(int choice, uint32_t attempt, int position, JournalToken token) {
+  const std::lock_guard lock(mutex_);
+  Choice& at = choices_[choice];
+  if (attempt != at.attempt || at.finish != FinishReason::kNone) return AppendResult::kStale;
+  const int length = static_cast<int>(at.tokens.size());
+  if (position > length || position < 0) return AppendResult::kGap;
+  if (position < length) {
+    return at.tokens[position].token == token.token ? AppendResult::kRepeated
+                                                    : AppendResult::kMismatch;
+  }
+  at.tokens.push_back(std::move(token));
+  return AppendResult::kAppended;
+}
+
+uint32_t Journal::BeginAttempt(int choice) {
+  const std::lock_guard lock(mutex_);
+  return ++choices_[choice].attempt;
+}
+
+void Journal::Seal(int choice, FinishReason finish, absl::Status error) {
+  const std::lock_guard lock(mutex_);
+  Choice& at = choices_[choice];
+  if (at.finish != FinishReason::kNone) return;
+  at.finish = finish;
+  at.error = std::move(error);
+}
+
+bool Journal::sealed(int choice) const {
+  const std::lock_guard lock(mutex_);
+  return choices_[choice].finish != FinishReason::kNone;
+}
+
+bool Journal::all_sealed() const {
+  const std::lock_guard lock(mutex_);
+  return std::all_of(choices_.begin(), choices_.end(),
+                     [](const Choice& c) { return c.finish != FinishReason::kNone; });
+}
+
+std::vector<int32_t> Journal::Tokens(int choice) const {
+  const std::lock_guard lock(mutex_);
+  std::vector<int32_t> tokens;
+  tokens.reserve(choices_[choice].tokens.size());
+  for (const JournalToken& token : choices_[choice].tokens) tokens.push_back(token.token);
+  return tokens;
+}
+
+int Journal::length(int choice) const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(choices_[choice].tokens.size());
+}
+
+Slice Journal::Read(int choice, int from) const {
+  const std::lock_guard lock(mutex_);
+  const Choice& at = choices_[choice];
+  const size_t begin = std::min<size_t>(std::max(from, 0), at.tokens.size());
+  return {.tokens = {at.tokens.begin() + static_cast<ptrdiff_t>(begin), at.tokens.end()},
+          .finish = at.finish,
+          .error = at.error};
+}
+
+void Journal::SetPrompt(int cached_tokens, std::vector<JournalToken> logprobs) {
+  const std::lock_guard lock(mutex_);
+  if (std::exchange(prompt_known_, true)) return;
+  cached_tokens_ = cached_tokens;
+  prompt_logprobs_ = std::move(logprobs);
+}
+
+bool Journal::prompt_known() const {
+  const std::lock_guard lock(mutex_);
+  return prompt_known_;
+}
+
+int Journal::cached_tokens() const {
+  const std::lock_guard lock(mutex_);
+  return cached_tokens_;
+}
+
+std::vector<JournalToken> Journal::prompt_logprobs() const {
+  const std::lock_guard lock(mutex_);
+  return prompt_logprobs_;
+}
+
+void Journal::SetListener(std::function<void()> listener) {
+  {
+    const std::lock_guard lock(mutex_);
+    listener_ = listener;
+  }
+  if (listener) listener();
+}
+
+void Journal::Notify() const {
+  std::function<void()> listener;
+  {
+    const std::lock_guard lock(mutex_);
+    listener = listener_;
+  }
+  if (listener) listener();
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,43 @@
+#include "coordinator/journal/journal.h"
+
+#include <gtest/gtest.h>
+
+namespace epic::coordinator {
+namespace {
+
+TEST(JournalTest, AppendsByCompare) {
+  Journal journal(1);
+  EXPECT_EQ(journal.Append(0, 0, 0, {.token = 5}), AppendResult::kStale);
+  EXPECT_EQ(journal.BeginAttempt(0), 1u);
+  EXPECT_EQ(journal.Append(0, 1, 0, {.token = 5}), AppendResult::kAppended);
+  EXPECT_EQ(journal.Append(0, 1, 0, {.token = 5}), AppendResult::kRepeated);
+  EXPECT_EQ(journal.Append(0, 1, 0, {.token = 6}), AppendResult::kMismatch);
+  EXPECT_EQ(journal.Append(0, 1, 2, {.token = 7}), AppendResult::kGap);
+  EXPECT_EQ(journal.BeginAttempt(0), 2u);
+  EXPECT_EQ(journal.Append(0, 1, 1, {.token = 7}), AppendResult::kStale);
+  EXPECT_EQ(journal.Append(0, 2, 1, {.token = 7}), AppendResult::kAppended);
+  EXPECT_EQ(journal.Tokens(0), (std::vector<int32_t>{5, 7}));
+}
+
+TEST(JournalTest, ASealedChoiceTakesNothingAndKeepsItsFirstEnd) {
+  Journal journal(2);
+  const uint32_t attempt = journal.BeginAttempt(1);
+  journal.Seal(1, FinishReason::kStop);
+  journal.Seal(1, FinishReason::kCancelled);
+  EXPECT_EQ(journal.Append(1, attempt, 0, {.token = 1}), AppendResult::kStale);
+  EXPECT_EQ(journal.Read(1, 0).finish, FinishReason::kStop);
+  EXPECT_FALSE(journal.all_sealed());
+  journal.Seal(0, FinishReason::kLength);
+  EXPECT_TRUE(journal.all_sealed());
+}
+
+TEST(JournalTest, AListenerIsCalledAtOnceAndOnGrowth) {
+  Journal journal(1);
+  int calls = 0;
+  journal.SetListener([&] { ++calls; });
+  journal.Notify();
+  EXPECT_EQ(calls, 2);
+}
+
+}  // namespace
+}  // namespace epic::coordinator
