@@ -1,0 +1,43 @@
+#include "coordinator/core/convert.h"
+
+#include "absl/strings/str_format.h"
+
+namespace epic::coordinator {
+
+JournalToken TokenFrom(const v1::SequenceToken& message) {
+  JournalToken token{.token = message.token(), .logprob = message.logprob()};
+  token.top.reserve(message.top_size());
+  for (const v1::Logprob& top : message.top()) token.top.push_back({top.token(), top.logprob()});
+  return token;
+}
+
+v1::StartSequence StartFrom(const Request& request, uint64_t seed, int choice) {
+  v1::StartSequence start;
+  start.mutable_prompt()->Add(request.prompt.begin(), request.prompt.end());
+  v1::SamplingSpec& sampling = *start.mutable_sampling();
+  sampling.set_temperature(request.sampling.temperature);
+  sampling.set_top_p(request.sampling.top_p);
+  sampling.set_top_k(request.sampling.top_k);
+  sampling.set_min_p(request.sampling.min_p);
+  sampling.set_seed(seed);
+  sampling.set_choice(choice);
+  sampling.set_repetition_penalty(request.sampling.repetition_penalty);
+  sampling.set_presence_penalty(request.sampling.presence_penalty);
+  sampling.set_frequency_penalty(request.sampling.frequency_penalty);
+  start.set_max_tokens(request.max_tokens);
+  start.set_min_tokens(request.min_tokens);
+  start.mutable_stop_token_ids()->Add(request.stop_token_ids.begin(), request.stop_token_ids.end());
+  start.set_logprobs(request.logprobs);
+  start.set_priority(request.priority);
+  return start;
+}
+
+std::string Fingerprint(const std::string& profile, const std::string& checkpoint) {
+  uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const char c : profile + '\n' + checkpoint) {
+    hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211u;
+  }
+  return absl::StrFormat("epic-%016x", hash);
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,152 @@
+// Core: the one mind across ranks. It admits requests, sends each choice as a sequence to an
+// attention rank, appends the tokens that come back to the request's journal, and ends every
+// request once. When a worker is lost its sequences are submitted again, with what they have
+// generated, to a rank that is ready: nothing is lost, and no token comes twice.
+//
+//   Core core(env, {.names = {"tiny-r1"}, .vocab_size = 1024}, tokenizer);
+//   ControlServer control(env, term, build, [&](const auto& hello, auto link) {
+//     return core.AddWorker(hello, std::move(link)); });
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/env.h"
+#include "cluster/control_link.h"
+#include "cluster/mailbox.h"
+#include "coordinator/admission/admission.h"
+#include "coordinator/core/stop_detector.h"
+#include "coordinator/inference.h"
+#include "coordinator/journal/journal.h"
+#include "text/tokenizer.h"
+
+namespace epic::coordinator {
+
+struct CoreOptions {
+  std::vector<std::string> names;  // served names, the first is canonical
+  int vocab_size = 0;
+  AdmissionLimits admission;
+};
+
+// What the core counts, for /metrics.
+struct MetricsSnapshot {
+  int64_t replay_mismatches = 0;  // must stay 0
+  int64_t resubmissions = 0;      // sequences sent to another rank, or again
+  int64_t workers_lost = 0;
+};
+
+// Inference's methods, StartDraining, EndAll and metrics: any thread. The rest: the loop's.
+// Listeners of streams are called on the loop's thread.
+class Core : public Inference {
+ public:
+  // `tokenizer` reads stop strings; null: there are none.
+  Core(Env env, CoreOptions options, std::shared_ptr<const text::Tokenizer> tokenizer);
+  // On the loop's thread, or when the loop has ended. Streams may outlive the core.
+  ~Core() override;
+
+  absl::StatusOr<std::shared_ptr<RequestStream>> Submit(Request request) override;
+  absl::Status Cancel(const std::string& request_id) override;
+  ModelInfo model() const override;
+  Status status() const override;
+
+  // A worker has dialled; returns what happens on `link`.
+  cluster::ControlLinkHandlers AddWorker(const v1::ControlHello& hello,
+                                         std::unique_ptr<cluster::ControlLink> link);
+  // Refuses new requests (Unavailable); those accepted go on.
+  void StartDraining();
+  // Ends every request with `status`.
+  void EndAll(const absl::Status& status);
+  int active_requests() const;
+  MetricsSnapshot metrics() const;
+
+  // Work queued and no step for so long: not ready.
+  static constexpr absl::Duration kStepAgeMax = absl::Seconds(10);
+
+ private:
+  class Stream;
+  struct Entry {
+    Request request;
+    std::shared_ptr<Journal> journal;
+    std::vector<uint64_t> sequences;  // of each choice
+    uint64_t seed = 0;
+    TimerId timer = 0;
+  };
+  struct Sequence {
+    uint64_t request = 0;
+    int choice = 0;
+    uint32_t attempt = 0;
+    int rank = -1;  // none: waits for one
+    int64_t uncomputed_tokens = 0;
+    std::unique_ptr<StopDetector> stop;
+  };
+  struct Worker {
+    std::unique_ptr<cluster::ControlLink> link;
+    RankStatus status;
+    v1::WorkerReady ready;
+    std::set<uint64_t> sequences;
+    absl::Time last_step_at;
+  };
+
+  // Runs `change` under the lock, then tells the streams of journals that have grown.
+  template <class Change>
+  void Locked(Change change);
+
+  // All below: with the lock, on the loop's thread.
+  void Begin(uint64_t request);
+  void PlaceWaiting();
+  bool Place(uint64_t sequence);
+  void SendStart(uint64_t id, Sequence& sequence, Worker& worker);
+  void Resubmit(uint64_t sequence);
+  void OnMessage(int rank, const v1::ControlMessage& message);
+  void OnReady(int rank, const v1::WorkerReady& ready);
+  void OnStep(int rank, const v1::StepReport& report);
+  void OnToken(int rank, const v1::SequenceToken& token);
+  void OnPrompt(int rank, const v1::PromptScored& prompt);
+  void OnFailed(int rank, const v1::SequenceFailed& failed);
+  void OnDown(int rank, const absl::Status& status);
+  void EndSequence(uint64_t sequence, FinishReason finish, absl::Status error);
+  void EndRequest(uint64_t request, FinishReason finish, const absl::Status& error);
+  // Why nothing can be served; OK: it can. With the lock, any thread.
+  absl::Status Ready() const;
+  // As Ready, and steps are being made.
+  absl::Status Healthy() const;
+  absl::Duration StepAge(const Worker& worker) const;
+
+  Env env_;
+  const CoreOptions options_;
+  const std::shared_ptr<const text::Tokenizer> tokenizer_;
+  const std::shared_ptr<cluster::Mailbox> mailbox_;
+
+  mutable std::mutex mutex_;  // guards all below
+  Admission admission_;
+  bool draining_ = false;
+  uint64_t next_id_ = 1;
+  int next_rank_ = 0;
+  std::map<uint64_t, Entry> requests_;
+  std::map<std::string, uint64_t> ids_;
+  std::map<uint64_t, Sequence> sequences_;
+  std::set<std::pair<int, uint64_t>> waiting_;  // (-priority, sequence)
+  std::map<int, Worker> workers_;
+  ModelInfo model_;
+  std::string profile_, checkpoint_;  // of the world
+  MetricsSnapshot metrics_;
+  std::map<uint64_t, std::shared_ptr<Journal>> grown_;  // by request
+};
+
+template <class Change>
+void Core::Locked(Change change) {
+  std::map<uint64_t, std::shared_ptr<Journal>> grown;
+  {
+    const std::lock_guard lock(mutex_);
+    change();
+    grown.swap(grown_);
+  }
+  for (const auto& [request, journal] : grown) journal->Notify();
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,232 @@
+// epic-coordinator: the door for clients and the mind across ranks.
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/epoll_loop.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "cluster/grpc/control_server.h"
+#include "cluster/version.h"
+#include "coordinator/core/core.h"
+#include "coordinator/frontend/context.h"
+#include "coordinator/frontend/grpc_inference.h"
+#include "coordinator/frontend/http_server.h"
+#include "coordinator/frontend/metrics.h"
+#include "coordinator/options.h"
+#include "coordinator/service/cluster_service.h"
+#include "coordinator/service/grpc_listener.h"
+#include "grpcpp/impl/service_type.h"
+#include "model/config.h"
+
+namespace epic::coordinator {
+namespace {
+
+struct ModelFiles {
+  model::ModelConfig config;
+  model::GenerationDefaults defaults;
+  std::shared_ptr<const text::Tokenizer> tokenizer;
+  std::shared_ptr<const text::ChatTemplate> chat_template;
+};
+
+absl::StatusOr<ModelFiles> LoadModelFiles(const std::string& folder) {
+  ModelFiles files;
+  ASSIGN_OR_RETURN(files.config, model::ReadModelConfig(folder));
+  ASSIGN_OR_RETURN(files.defaults, model::ReadGenerationDefaults(folder, files.config));
+  ASSIGN_OR_RETURN(files.tokenizer, text::Tokenizer::Load(folder));
+  auto chat_template = text::ChatTemplate::Load(folder);
+  if (chat_template.ok()) {
+    files.chat_template = *chat_template;
+  } else if (!absl::IsNotFound(chat_template.status())) {
+    return chat_template.status();
+  }
+  return files;
+}
+
+FrontendContext NewContext(const CoordinatorOptions& options, const ModelFiles& files, Env env,
+                           Inference& inference, FrontendMetrics& metrics) {
+  FrontendContext context{.inference = inference,
+                          .clock = env.clock,
+                          .random = env.random,
+                          .metrics = metrics,
+                          .tokenizer = files.tokenizer,
+                          .chat_template = files.chat_template};
+  context.defaults = {.temperature = static_cast<float>(files.defaults.temperature),
+                      .top_p = static_cast<float>(files.defaults.top_p),
+                      .top_k = files.defaults.top_k,
+                      .min_p = static_cast<float>(files.defaults.min_p),
+                      .repetition_penalty = static_cast<float>(files.defaults.repetition_penalty),
+                      .eos_ids = files.defaults.eos_token_ids};
+  context.limits.timeout = absl::Seconds(options.default_timeout_s);
+  context.api_keys = options.api_keys;
+  context.version = cluster::kBuildId;
+  return context;
+}
+
+std::vector<std::string> ServedNames(const CoordinatorOptions& options) {
+  if (!options.served_model_names.empty()) return options.served_model_names;
+  std::filesystem::path folder = std::filesystem::path(options.model).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();
+  return {folder.filename().string()};
+}
+
+std::string Address(const std::string& host, int port) {
+  return absl::StrContains(host, ':') ? absl::StrCat("[", host, "]:", port)
+                                      : absl::StrCat(host, ":", port);
+}
+
+// All of the running coordinator.
+class Program {
+ public:
+  Program(const CoordinatorOptions& options, const ModelFiles& files, EpollLoop& loop)
+      : options_(options),
+        loop_(loop),
+        env_{RealClock(), loop, RealRandom(), RealThreads()},
+        term_(RealRandom().Next() | 1),
+        core_(env_,
+              {.names = ServedNames(options),
+               .vocab_size = files.tokenizer->vocab_size(),
+               .admission = {.requests_max = options.max_queued_requests}},
+              files.tokenizer),
+        metrics_(core_),
+        context_(NewContext(options, files, env_, core_, metrics_)),
+        control_(env_, term_, cluster::kBuildId,
+                 [this](const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
+                   return core_.AddWorker(hello, std::move(link));
+                 }),
+        cluster_service_(NewClusterService(core_, term_)),
+        inference_service_(NewGrpcInference(context_, RealThreads())),
+        http_(RealThreads(), {.host = options.host, .port = options.port}, context_) {
+    metrics_.AddCounter("epic_replay_mismatch_total",
+                        "Tokens that came again and differed: must stay 0",
+                        [this] { return static_cast<double>(core_.metrics().replay_mismatches); });
+    metrics_.AddCounter("epic_resubmissions_total", "Sequences submitted again",
+                        [this] { return static_cast<double>(core_.metrics().resubmissions); });
+    metrics_.AddCounter("epic_workers_lost_total", "Workers lost",
+                        [this] { return static_cast<double>(core_.metrics().workers_lost); });
+  }
+
+  absl::Status Start() {
+    ASSIGN_OR_RETURN(control_listener_,
+                     GrpcListener::Start({.address = options_.control}, {control_.service()}));
+    ASSIGN_OR_RETURN(operators_listener_, GrpcListener::Start({.address = options_.operators},
+                                                              {cluster_service_.get()}));
+    const std::string grpc_address = Address(options_.host, options_.grpc_port);
+    ASSIGN_OR_RETURN(grpc_listener_,
+                     GrpcListener::Start({.address = grpc_address, .client_api = true},
+                                         {inference_service_.get()}));
+    ASSIGN_OR_RETURN(const int port, http_.Start());
+    LOG_INFO("HTTP on {}, gRPC on {}, workers on {}", Address(options_.host, port), grpc_address,
+             options_.control);
+    LOG_INFO("accepted requests survive workers, not this process: there is no state directory");
+    Watch();
+    return absl::OkStatus();
+  }
+
+  // A second call ends what still runs.
+  void Drain() {
+    if (draining_) return End();
+    draining_ = true;
+    LOG_INFO("draining: {} requests to end within {} s", core_.active_requests(),
+             options_.shutdown_timeout_s);
+    core_.StartDraining();
+    grpc_listener_->SetServing(false);
+    http_.Drain();
+    drain_until_ = env_.clock.Now() + absl::Seconds(options_.shutdown_timeout_s);
+    Wait();
+  }
+
+  void Stop() {
+    control_.Close();
+    http_.Stop();
+    for (auto* listener : {&grpc_listener_, &operators_listener_, &control_listener_}) {
+      if (*listener != nullptr) (*listener)->Stop();
+    }
+  }
+
+ private:
+  void Watch() {
+    if (draining_) return;
+    grpc_listener_->SetServing(core_.status().ready);
+    loop_.At(env_.clock.Now() + absl::Milliseconds(200), [this] { Watch(); });
+  }
+
+  void Wait() {
+    if (core_.active_requests() + http_.active_requests() == 0) return loop_.Stop();
+    if (env_.clock.Now() >= drain_until_) return End();
+    loop_.At(env_.clock.Now() + absl::Milliseconds(20), [this] { Wait(); });
+  }
+
+  // Tells the streams that are left, and gives them a moment to pass it on.
+  void End() {
+    LOG_WARNING("ending {} requests", core_.active_requests());
+    core_.EndAll(absl::UnavailableError("the server is shutting down"));
+    loop_.At(env_.clock.Now() + absl::Milliseconds(300), [this] { loop_.Stop(); });
+  }
+
+  const CoordinatorOptions& options_;
+  EpollLoop& loop_;
+  Env env_;
+  const uint64_t term_;
+  Core core_;
+  FrontendMetrics metrics_;
+  const FrontendContext context_;
+  cluster::ControlServer control_;
+  std::unique_ptr<grpc::Service> cluster_service_, inference_service_;
+  std::unique_ptr<GrpcListener> control_listener_, operators_listener_, grpc_listener_;
+  HttpServer http_;
+  bool draining_ = false;
+  absl::Time drain_until_;
+};
+
+absl::Status Run(const CoordinatorOptions& options, int signals) {
+  ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(options.model));
+  EpollLoop loop(RealClock());
+  Program program(options, files, loop);
+  if (absl::Status status = program.Start(); !status.ok()) {
+    program.Stop();
+    return status;
+  }
+  loop.Watch(signals, [&] {
+    signalfd_siginfo signal;
+    if (read(signals, &signal, sizeof signal) != sizeof signal) return;
+    // Ctrl-C reaches the whole terminal; the parent decides what it means.
+    if (options.exit_with_parent && signal.ssi_signo == SIGINT) return;
+    program.Drain();
+  });
+  loop.Run();
+  program.Stop();
+  LOG_INFO("ended");
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace epic::coordinator
+
+int main(int argc, char** argv) {
+  epic::coordinator::CoordinatorOptions options;
+  CLI::App app("EPIC's coordinator: HTTP and gRPC for clients, and the mind across workers");
+  epic::coordinator::AddCoordinatorOptions(app, options);
+  CLI11_PARSE(app, argc, argv);
+  // Before any thread, so that all leave the signals to the loop.
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  epic::InitLog("coordinator", options.log_level);
+  const absl::Status status =
+      epic::coordinator::Run(options, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (status.ok()) return 0;
+  std::cerr << "error: " << status.message() << std::endl;
+  return 1;
+}

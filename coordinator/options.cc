@@ -1,0 +1,46 @@
+#include "coordinator/options.h"
+
+namespace epic::coordinator {
+
+void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
+  app.add_option("--host", options.host, "Address that clients reach")->capture_default_str();
+  app.add_option("--port", options.port, "Port of HTTP")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  app.add_option("--grpc-port", options.grpc_port, "Port of gRPC")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  app.add_option("--served-model-name", options.served_model_names,
+                 "Names that clients may use; the first is the canonical one");
+  app.add_option("--max-queued-requests,--max-num-requests", options.max_queued_requests,
+                 "Requests accepted and not ended; more are refused with 429")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--api-key", options.api_keys, "Keys of which clients must give one")
+      ->envname("EPIC_API_KEY");
+  app.add_option("--shutdown-timeout", options.shutdown_timeout_s,
+                 "Seconds that running requests have to end after SIGTERM")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str();
+  app.add_option("--default-timeout", options.default_timeout_s,
+                 "Seconds that a request may take if it does not say")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level, "debug, info, warning or error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str();
+}
+
+void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options) {
+  app.add_option("--model", options.model, "Folder of the Hugging Face checkpoint")->required();
+  AddServingOptions(app, options);
+  app.add_option("--control", options.control, "Where workers dial: host:port or unix:/path")
+      ->capture_default_str();
+  app.add_option("--operators", options.operators,
+                 "Where operators ask (epic.v1.Cluster): host:port or unix:/path")
+      ->capture_default_str();
+  app.add_flag("--exit-with-parent", options.exit_with_parent,
+               "Exit when the process that started this one dies; leave Ctrl-C to it");
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,31 @@
+// The flags of epic-coordinator.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+
+namespace epic::coordinator {
+
+struct CoordinatorOptions {
+  std::string model;  // folder of the checkpoint
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  int grpc_port = 50051;
+  std::string control = "127.0.0.1:50061";    // workers dial it
+  std::string operators = "127.0.0.1:50062";  // epic.v1.Cluster
+  std::vector<std::string> served_model_names;
+  int max_queued_requests = 4096;
+  std::vector<std::string> api_keys;
+  double shutdown_timeout_s = 30;
+  double default_timeout_s = 1800;
+  bool exit_with_parent = false;
+  std::string log_level = "info";
+};
+
+void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options);
+// Those of them that `epic serve` passes on as they are.
+void AddServingOptions(CLI::App& app, CoordinatorOptions& options);
+
+}  // namespace epic::coordinator

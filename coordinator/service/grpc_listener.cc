@@ -1,0 +1,54 @@
+#include "coordinator/service/grpc_listener.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace epic::coordinator {
+
+bool IsLoopback(const std::string& address) {
+  return absl::StartsWith(address, "unix:") || absl::StartsWith(address, "127.") ||
+         absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "[::1]:");
+}
+
+absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Start(
+    const Options& options, const std::vector<grpc::Service*>& services) {
+  // Both are builder plugins of the whole process: a server takes what is set when it is built.
+  grpc::EnableDefaultHealthCheckService(options.client_api);
+  grpc::ServerBuilder builder;
+  int port = -1;
+  builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  if (!options.client_api) builder.SetMaxReceiveMessageSize(-1);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port < 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot listen on ", options.address, " for gRPC: is it in use?"));
+  }
+  return std::unique_ptr<GrpcListener>(new GrpcListener(std::move(server)));
+}
+
+GrpcListener::GrpcListener(std::unique_ptr<grpc::Server> server) : server_(std::move(server)) {}
+
+GrpcListener::~GrpcListener() { Stop(); }
+
+void GrpcListener::SetServing(bool serving) {
+  if (auto* health = server_->GetHealthCheckService()) health->SetServingStatus(serving);
+}
+
+void GrpcListener::Stop() {
+  if (server_ == nullptr) return;
+  server_->Shutdown(gpr_time_0(GPR_CLOCK_REALTIME));
+  server_->Wait();
+  server_.reset();
+}
+
+}  // namespace epic::coordinator
