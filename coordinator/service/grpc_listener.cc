@@ -3,22 +3,42 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace epic::coordinator {
 
+namespace {
+
+// Whether only this machine reaches the address.
 bool IsLoopback(const std::string& address) {
-  return absl::StartsWith(address, "unix:") || absl::StartsWith(address, "127.") ||
-         absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "[::1]:");
+  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
+         absl::StartsWith(address, "[::1]:");
 }
+
+// Linked in, reflection would be on every server.
+class WithoutReflection : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->clear();
+  }
+};
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Start(
     const Options& options, const std::vector<grpc::Service*>& services) {
-  // Both are builder plugins of the whole process: a server takes what is set when it is built.
+  // A setting of the whole process: a server takes what is set when it is built.
   grpc::EnableDefaultHealthCheckService(options.client_api);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
+  if (!options.client_api || !IsLoopback(options.address)) {
+    builder.SetOption(std::make_unique<WithoutReflection>());
+  }
   int port = -1;
   builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

@@ -14,9 +14,6 @@ class Service;
 
 namespace epic::coordinator {
 
-// Whether only this machine reaches the address (127.0.0.1, localhost, [::1], unix:…).
-bool IsLoopback(const std::string& address);
-
 class GrpcListener {
  public:
   struct Options {

@@ -1,0 +1,204 @@
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cli/commands.h"
+#include "cli/supervisor.h"
+#include "coordinator/options.h"
+#include "proto/epic/v1/cluster.grpc.pb.h"
+
+namespace epic::cli {
+namespace {
+
+struct ServeOptions {
+  coordinator::CoordinatorOptions coordinator;
+  // The worker's flags, as given; their values are checked by the worker.
+  std::vector<std::pair<std::string, std::shared_ptr<std::string>>> worker;
+  bool dry_run = false;
+};
+
+// A private folder for the control sockets, gone at the end.
+class RunFolder {
+ public:
+  RunFolder() {
+    std::string path = (std::filesystem::temp_directory_path() / "epic-XXXXXX").string();
+    if (mkdtemp(path.data()) != nullptr) path_ = path;
+  }
+  ~RunFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// Where this program's companions are.
+std::string Beside(const std::string& program) {
+  return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / program).string();
+}
+
+std::vector<std::string> WorkerCommand(const ServeOptions& options, const std::string& control) {
+  std::vector<std::string> command = {Beside("epic-worker"), "--model", options.coordinator.model,
+                                      "--log-level", options.coordinator.log_level};
+  for (const auto& [name, value] : options.worker) {
+    if (!value->empty()) command.insert(command.end(), {name, *value});
+  }
+  if (options.dry_run) {
+    command.push_back("--dry-run");
+  } else {
+    command.insert(command.end(), {"--coordinator", control, "--exit-with-parent"});
+  }
+  return command;
+}
+
+std::vector<std::string> CoordinatorCommand(const ServeOptions& options, const std::string& control,
+                                            const std::string& operators) {
+  const coordinator::CoordinatorOptions& given = options.coordinator;
+  std::vector<std::string> command = {Beside("epic-coordinator"),
+                                      "--model",
+                                      given.model,
+                                      "--host",
+                                      given.host,
+                                      "--port",
+                                      absl::StrCat(given.port),
+                                      "--grpc-port",
+                                      absl::StrCat(given.grpc_port),
+                                      "--control",
+                                      control,
+                                      "--operators",
+                                      operators,
+                                      "--max-queued-requests",
+                                      absl::StrCat(given.max_queued_requests),
+                                      "--shutdown-timeout",
+                                      absl::StrCat(given.shutdown_timeout_s),
+                                      "--default-timeout",
+                                      absl::StrCat(given.default_timeout_s),
+                                      "--log-level",
+                                      given.log_level,
+                                      "--exit-with-parent"};
+  for (const std::string& name : given.served_model_names) {
+    command.insert(command.end(), {"--served-model-name", name});
+  }
+  for (const std::string& key : given.api_keys) command.insert(command.end(), {"--api-key", key});
+  return command;
+}
+
+// Asks the coordinator how far the worker is, and tells the person who waits.
+class Progress {
+ public:
+  Progress(const coordinator::CoordinatorOptions& options, const std::string& operators)
+      : options_(options),
+        stub_(v1::Cluster::NewStub(
+            grpc::CreateChannel(operators, grpc::InsecureChannelCredentials()))) {}
+
+  // True once EPIC is ready.
+  bool Poll() {
+    grpc::ClientContext context;
+    context.set_deadline(
+        gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_millis(500, GPR_TIMESPAN)));
+    v1::ClusterState state;
+    if (!stub_->GetState(&context, {}, &state).ok()) return false;
+    if (!state.ready()) {
+      ShowBar(state);
+      return false;
+    }
+    if (bar_) std::cerr << "\r\033[K";
+    const std::string host = options_.host == "0.0.0.0" ? "127.0.0.1" : options_.host;
+    std::cerr << "EPIC is ready: http://" << host << ":" << options_.port << "/v1  gRPC " << host
+              << ":" << options_.grpc_port << std::endl;
+    return true;
+  }
+
+ private:
+  void ShowBar(const v1::ClusterState& state) {
+    if (state.ranks().empty() || state.ranks(0).total_bytes() == 0 || !isatty(STDERR_FILENO))
+      return;
+    const double part = static_cast<double>(state.ranks(0).loaded_bytes()) /
+                        static_cast<double>(state.ranks(0).total_bytes());
+    const int filled = static_cast<int>(part * 40);
+    std::fprintf(stderr, "\rloading [%s%s] %3.0f %%", std::string(filled, '#').c_str(),
+                 std::string(40 - filled, '.').c_str(), part * 100);
+    bar_ = true;
+  }
+
+  const coordinator::CoordinatorOptions& options_;
+  const std::unique_ptr<v1::Cluster::Stub> stub_;
+  bool bar_ = false;
+};
+
+int DryRun(const ServeOptions& options) {
+  const std::vector<std::string> command = WorkerCommand(options, "");
+  std::vector<char*> arguments;
+  for (const std::string& argument : command) {
+    arguments.push_back(const_cast<char*>(argument.c_str()));
+  }
+  arguments.push_back(nullptr);
+  execv(arguments[0], arguments.data());
+  std::perror(arguments[0]);
+  return 1;
+}
+
+int Serve(const ServeOptions& options) {
+  if (!std::filesystem::is_directory(options.coordinator.model)) {
+    std::cerr << "error: model: " << options.coordinator.model << " is no folder" << std::endl;
+    return 1;
+  }
+  if (options.dry_run) return DryRun(options);
+  const RunFolder folder;
+  if (folder.path().empty()) {
+    std::perror("error: no folder for the control sockets");
+    return 1;
+  }
+  const std::string control = absl::StrCat("unix:", folder.path(), "/control");
+  const std::string operators = absl::StrCat("unix:", folder.path(), "/operators");
+  Supervisor supervisor(
+      RealClock(),
+      {{.name = "coordinator", .command = CoordinatorCommand(options, control, operators)},
+       {.name = "worker", .command = WorkerCommand(options, control)}});
+  // Made at the first poll: gRPC's threads come after the signals are blocked.
+  std::optional<Progress> progress;
+  bool ready = false;
+  return supervisor.Run([&] {
+    if (ready) return;
+    if (!progress) progress.emplace(options.coordinator, operators);
+    ready = progress->Poll();
+    if (ready) supervisor.SetReady();
+  });
+}
+
+}  // namespace
+
+void AddServeCommand(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<ServeOptions>();
+  CLI::App* command = app.add_subcommand("serve", "Serve a model on this machine");
+  command->add_option("model", options->coordinator.model, "Folder of the Hugging Face checkpoint")
+      ->required();
+  coordinator::AddServingOptions(*command, options->coordinator);
+  const std::pair<const char*, const char*> flags[] = {
+      {"--threads", "Compute threads; default: all cores"},
+      {"--numerics", "Instruction family: auto, fma or amx-bf16"},
+      {"--max-model-len", "Tokens of prompt and answer together"},
+      {"--max-num-seqs", "Sequences computed at a time"},
+      {"--max-num-batched-tokens", "Rows of a step"},
+      {"--kv-cache-memory", "Bytes of KV pages (512MiB, 8GiB)"},
+      {"--memory-utilization,--gpu-memory-utilization", "Share of the available memory to use"}};
+  for (const auto& [names, help] : flags) {
+    auto value = std::make_shared<std::string>();
+    command->add_option(names, *value, help);
+    options->worker.emplace_back(std::string(names).substr(0, std::string(names).find(',')), value);
+  }
+  command->add_flag("--dry-run", options->dry_run, "Print the memory plan and exit");
+  command->callback([options, exit_code] { *exit_code = Serve(*options); });
+}
+
+}  // namespace epic::cli

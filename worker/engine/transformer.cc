@@ -1,0 +1,19 @@
+#include "worker/engine/transformer.h"
+
+namespace epic::worker {
+
+absl::StatusOr<TokenModel::Progress> Transformer::Advance() {
+  const absl::StatusOr<model::Step::Progress> progress = step_->Advance();
+  if (!progress.ok()) return progress.status();
+  switch (*progress) {
+    case model::Step::Progress::kRunning:
+      return Progress::kRunning;
+    case model::Step::Progress::kWaiting:
+      return Progress::kWaiting;
+    case model::Step::Progress::kDone:
+      break;
+  }
+  return Progress::kDone;
+}
+
+}  // namespace epic::worker

@@ -1,0 +1,42 @@
+// Transformer: the model as a TokenModel: a model::Step over the KV pool, every expert here.
+#pragma once
+
+#include <optional>
+
+#include "model/local_exchange.h"
+#include "model/model.h"
+#include "model/step.h"
+#include "worker/engine/token_model.h"
+#include "worker/kv/kv_pool.h"
+
+namespace epic::worker {
+
+class Transformer : public TokenModel {
+ public:
+  // All outlive this. Steps have at most `rows_max` rows, `logit_rows_max` of them with logits.
+  Transformer(const model::Model& model, kernels::Backend& backend, const KvPool& pool,
+              int rows_max, int logit_rows_max)
+      : model_(model),
+        backend_(backend),
+        kv_(pool.view()),
+        exchange_(model, backend),
+        buffers_(model.config(), backend, rows_max, logit_rows_max) {}
+
+  int vocab_size() const override { return model_.config().vocab_size; }
+  void Begin(const kernels::StepPlan& plan) override {
+    step_.emplace(model_, backend_, exchange_, kv_, plan, buffers_);
+  }
+  absl::StatusOr<Progress> Advance() override;
+  std::span<float> Logits(int index) override { return step_->logits(index); }
+  bool Fault(int row) const override { return step_->faults()[row] != 0; }
+
+ private:
+  const model::Model& model_;
+  kernels::Backend& backend_;
+  const kernels::KvView kv_;
+  model::LocalExchange exchange_;
+  model::StepBuffers buffers_;
+  std::optional<model::Step> step_;
+};
+
+}  // namespace epic::worker
