@@ -1,5 +1,5 @@
-// The subcommands of `epic`. Each adds itself to `app`; when it is the one called, its callback runs
-// and stores the process's exit code.
+// The subcommands of `epic`. Each adds itself to `app`; the one called runs in its callback and
+// stores the exit code of the process.
 #pragma once
 
 #include "CLI/CLI.hpp"
