@@ -101,13 +101,13 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryNeeds& needs, const MemoryLimi
                                   limits.kv_cache_bytes ? " in --kv-cache-memory"
                                                         : " in what the model leaves of memory"));
   }
+  if (limits.kv_cache_bytes && *limits.kv_cache_bytes > usable - fixed) {
+    return Shortfall(fixed + *limits.kv_cache_bytes, usable, "the model with --kv-cache-memory");
+  }
   const MemoryPlan plan{
       .needs = needs,
       .limits = limits,
       .page_count = static_cast<int>(std::min(room / needs.page_bytes, pages_max))};
-  if (plan.total_bytes() > usable) {
-    return Shortfall(plan.total_bytes(), usable, "the model with --kv-cache-memory");
-  }
   return plan;
 }
 
