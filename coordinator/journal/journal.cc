@@ -8,7 +8,8 @@ namespace epic::coordinator {
 AppendResult Journal::Append(int choice, uint32_t attempt, int position, JournalToken token) {
   const std::lock_guard lock(mutex_);
   Choice& at = choices_[choice];
-  if (attempt != at.attempt || at.finish != FinishReason::kNone) return AppendResult::kStale;
+  const bool current = attempt == at.attempt && attempt != 0;
+  if (!current || at.finish != FinishReason::kNone) return AppendResult::kStale;
   const int length = static_cast<int>(at.tokens.size());
   if (position > length || position < 0) return AppendResult::kGap;
   if (position < length) {
