@@ -70,8 +70,9 @@ void WidenRow(const BF16* x, int64_t count, float* out) {
 
 // acc[r][p] continues over k in [k_begin, k_end); k_begin is even.
 template <class Weight, int kRows, int kPanels>
-inline void Accumulate(const char* const (&weights)[kPanels], const float* a, int64_t a_stride,
-                       int64_t k_begin, int64_t k_end, F16 (&acc)[kRows][kPanels]) {
+[[gnu::always_inline]] inline void Accumulate(const char* const (&weights)[kPanels], const float* a,
+                                              int64_t a_stride, int64_t k_begin, int64_t k_end,
+                                              F16 (&acc)[kRows][kPanels]) {
   int64_t k = k_begin;
   for (; k + 2 <= k_end; k += 2) {
     const int64_t at = k / 2 * Weight::kPairBytes;
@@ -103,7 +104,7 @@ inline void Accumulate(const char* const (&weights)[kPanels], const float* a, in
 }
 
 template <int kRows, int kPanels>
-inline void Clear(F16 (&acc)[kRows][kPanels]) {
+[[gnu::always_inline]] inline void Clear(F16 (&acc)[kRows][kPanels]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -191,8 +192,8 @@ void DecodeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, in
 }
 
 template <int kRows>
-void LargeTile(const float* wide, const float* a, int64_t count,
-               F16 (&acc)[kRows][kLargeTilePanels]) {
+[[gnu::always_inline]] inline void LargeTile(const float* wide, const float* a, int64_t count,
+                                             F16 (&acc)[kRows][kLargeTilePanels]) {
   for (int64_t k = 0; k < count; ++k) {
     F16 w[kLargeTilePanels];
 #pragma GCC unroll 8

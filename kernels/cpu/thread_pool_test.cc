@@ -1,0 +1,61 @@
+#include "kernels/cpu/thread_pool.h"
+
+#include <gtest/gtest.h>
+#include <xmmintrin.h>
+
+#include <numeric>
+
+namespace epic::kernels {
+namespace {
+
+TEST(ThreadPool, RunsEachIndexOnceInEveryRegion) {
+  for (const int threads : {1, 2, 3, 7}) {
+    ThreadPool pool(threads, false);
+    std::vector<int> calls(threads, 0);
+    for (int region = 0; region < 500; ++region) {
+      pool.Run([&](int thread) { ++calls[thread]; });
+    }
+    EXPECT_EQ(calls, std::vector<int>(threads, 500));
+  }
+}
+
+TEST(ThreadPool, WritesOfARegionAreSeenByTheCallerAndByTheNextRegion) {
+  ThreadPool pool(4, false);
+  std::vector<int64_t> values(4, 1);
+  int64_t total = 0;
+  for (int region = 0; region < 200; ++region) {
+    pool.Run([&](int thread) { values[thread] = total + thread; });
+    total = std::accumulate(values.begin(), values.end(), int64_t{0}) % 1000003;
+  }
+  int64_t expected = 0;
+  for (int region = 0; region < 200; ++region) expected = (4 * expected + 6) % 1000003;
+  EXPECT_EQ(total, expected);
+}
+
+TEST(ThreadPool, CallersOnSeveralThreadsTakeTurns) {
+  ThreadPool pool(3, false);
+  int inside = 0;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 3; ++i) {
+    callers.emplace_back([&] {
+      for (int region = 0; region < 100; ++region) {
+        pool.Run([&](int thread) {
+          if (thread == 0) ++inside;
+        });
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(inside, 300);
+}
+
+TEST(ThreadPool, FlushesDenormalsOnItsOwnThreads) {
+  ThreadPool pool(3, true);
+  std::vector<unsigned> state(3);
+  pool.Run([&](int thread) { state[thread] = _mm_getcsr() & 0x8040u; });
+  EXPECT_EQ(state[1], 0x8040u);
+  EXPECT_EQ(state[2], 0x8040u);
+}
+
+}  // namespace
+}  // namespace epic::kernels
