@@ -49,10 +49,11 @@ def test_streams_what_it_answers_at_once(client):
 
 
 def test_seeds_repeat_and_choices_differ(client):
+    # A text that the model was never taught to continue: every token is a draw among many.
     def ask(seed):
-        answer = client.chat.completions.create(model="tiny-r1", messages=QUESTION, temperature=2, seed=seed, n=3,
-                                                max_tokens=24)
-        return [c.message.reasoning_content for c in answer.choices]
+        answer = client.completions.create(model="tiny-r1", prompt="Once upon", temperature=2, seed=seed, n=3,
+                                           max_tokens=24)
+        return [c.text for c in answer.choices]
 
     first = ask(7)
     assert first == ask(7)

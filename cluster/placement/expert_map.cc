@@ -1,0 +1,113 @@
+#include "cluster/placement/expert_map.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace epic::cluster {
+namespace {
+
+absl::Status CheckRanks(const ExpertMap& map) {
+  int last = -1;
+  for (const RankEntry& entry : map.ranks) {
+    if (entry.rank <= last) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("map.ranks: rank ", entry.rank, " follows rank ", last));
+    }
+    last = entry.rank;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckReplicas(const ExpertMap& map) {
+  size_t experts = 0;
+  for (size_t layer = 0; layer < map.replicas.size(); ++layer) {
+    const auto& of_layer = map.replicas[layer];
+    if (of_layer.empty()) continue;
+    if (experts != 0 && of_layer.size() != experts) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "map.layers[", layer, "] has ", of_layer.size(), " experts, others ", experts));
+    }
+    experts = of_layer.size();
+    for (size_t expert = 0; expert < of_layer.size(); ++expert) {
+      for (const int rank : of_layer[expert]) {
+        const RankEntry* entry = map.Find(rank);
+        if (entry != nullptr && entry->experts) continue;
+        return absl::InvalidArgumentError(absl::StrCat("map.layers[", layer, "].experts[", expert,
+                                                       "] names rank ", rank,
+                                                       ", which holds no experts in this map"));
+      }
+      if (!std::ranges::is_sorted(of_layer[expert], std::ranges::less_equal())) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("map.layers[", layer, "].experts[", expert, "]: its ranks do not ascend"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+const RankEntry* ExpertMap::Find(int rank) const {
+  const auto found = std::ranges::lower_bound(ranks, rank, {}, &RankEntry::rank);
+  return found != ranks.end() && found->rank == rank ? &*found : nullptr;
+}
+
+int ExpertMap::unhosted_count() const {
+  int count = 0;
+  for (const auto& of_layer : replicas) {
+    for (const auto& of_expert : of_layer) count += of_expert.empty() ? 1 : 0;
+  }
+  return count;
+}
+
+absl::StatusOr<ExpertMap> ExpertMapFrom(const v1::PublishMap& message) {
+  ExpertMap map;
+  map.version = {message.term(), message.number()};
+  for (const v1::MapRank& from : message.ranks()) {
+    map.ranks.push_back({.rank = from.rank(),
+                         .generation = from.generation(),
+                         .attention = from.attention(),
+                         .experts = from.experts(),
+                         .host = from.host(),
+                         .run_dir = from.run_dir(),
+                         .address = from.address(),
+                         .pair_key = from.pair_key()});
+  }
+  for (const v1::MapLayer& layer : message.layers()) {
+    auto& of_layer = map.replicas.emplace_back();
+    for (const v1::MapExpert& expert : layer.experts()) {
+      of_layer.emplace_back(expert.ranks().begin(), expert.ranks().end());
+    }
+  }
+  if (absl::Status status = CheckRanks(map); !status.ok()) return status;
+  if (absl::Status status = CheckReplicas(map); !status.ok()) return status;
+  return map;
+}
+
+v1::PublishMap ToMessage(const ExpertMap& map) {
+  v1::PublishMap message;
+  message.set_term(map.version.term);
+  message.set_number(map.version.number);
+  for (const RankEntry& entry : map.ranks) {
+    v1::MapRank& to = *message.add_ranks();
+    to.set_rank(entry.rank);
+    to.set_generation(entry.generation);
+    to.set_attention(entry.attention);
+    to.set_experts(entry.experts);
+    to.set_host(entry.host);
+    to.set_run_dir(entry.run_dir);
+    to.set_address(entry.address);
+    to.set_pair_key(entry.pair_key);
+  }
+  for (const auto& of_layer : map.replicas) {
+    v1::MapLayer& layer = *message.add_layers();
+    for (const auto& of_expert : of_layer) {
+      v1::MapExpert& expert = *layer.add_experts();
+      expert.mutable_ranks()->Add(of_expert.begin(), of_expert.end());
+    }
+  }
+  return message;
+}
+
+}  // namespace epic::cluster

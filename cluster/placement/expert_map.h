@@ -1,0 +1,57 @@
+// ExpertMap: which rank holds which expert (protocol.md §1, §6). The coordinator is its only
+// author; every exchange uses the newest map its rank holds. Placement never changes a result, so
+// nobody waits for anybody to take a newer map. A value; equal on all ranks that hold the same
+// version.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "proto/epic/v1/worker.pb.h"
+
+namespace epic::cluster {
+
+// Ordered by term, then number. {0, 0}: no map yet.
+struct MapVersion {
+  uint64_t term = 0;
+  uint64_t number = 0;
+
+  auto operator<=>(const MapVersion&) const = default;
+};
+
+// A rank of the world and how to reach it. Numbers are given by the coordinator and never used
+// again within a term.
+struct RankEntry {
+  int rank = 0;
+  uint64_t generation = 0;
+  bool attention = false;
+  bool experts = false;
+  std::string host;     // equal strings: the same machine
+  std::string run_dir;  // where its unix socket for shared memory is; empty: none
+  std::string address;  // host:port of its tcp listener; empty: none
+  // Of a hello between this rank and the one that is told; 32 bytes, or empty without a token.
+  std::string pair_key;
+};
+
+struct ExpertMap {
+  MapVersion version;
+  std::vector<RankEntry> ranks;  // ascending
+  // replicas[layer][expert]: the ranks that are ready with it, ascending. Dense layers: empty.
+  std::vector<std::vector<std::vector<int>>> replicas;
+
+  // Null: not of this world.
+  const RankEntry* Find(int rank) const;
+  // Experts of layers with experts that no rank holds.
+  int unhosted_count() const;
+};
+
+// InvalidArgument, naming the field, for a map that no coordinator could have meant (a replica on
+// an unknown rank, ranks out of order, an expert count that is not the same in all layers with
+// experts).
+absl::StatusOr<ExpertMap> ExpertMapFrom(const v1::PublishMap& message);
+v1::PublishMap ToMessage(const ExpertMap& map);
+
+}  // namespace epic::cluster

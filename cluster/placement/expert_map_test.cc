@@ -1,0 +1,53 @@
+#include "cluster/placement/expert_map.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace epic::cluster {
+namespace {
+
+ExpertMap SmallMap() {
+  ExpertMap map{.version = {3, 7}};
+  map.ranks = {{.rank = 0, .generation = 11, .attention = true},
+               {.rank = 2, .generation = 12, .experts = true, .address = "127.0.0.1:9"}};
+  map.replicas = {{}, {{2}, {}}};
+  return map;
+}
+
+TEST(ExpertMapTest, PassesThroughItsMessage) {
+  const auto back = ExpertMapFrom(ToMessage(SmallMap()));
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->version, (MapVersion{3, 7}));
+  EXPECT_EQ(back->replicas, SmallMap().replicas);
+  EXPECT_EQ(back->Find(2)->address, "127.0.0.1:9");
+  EXPECT_EQ(back->Find(1), nullptr);
+  EXPECT_EQ(back->unhosted_count(), 1);
+}
+
+TEST(ExpertMapTest, VersionsAreOrderedByTermFirst) {
+  EXPECT_LT((MapVersion{1, 9}), (MapVersion{2, 0}));
+  EXPECT_LT((MapVersion{2, 0}), (MapVersion{2, 1}));
+}
+
+TEST(ExpertMapTest, RefusesWhatNoCoordinatorMeans) {
+  const auto expect_refused = [](const ExpertMap& map, const std::string& what) {
+    const auto refused = ExpertMapFrom(ToMessage(map));
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(refused.status().message()), testing::HasSubstr(what));
+  };
+  ExpertMap map = SmallMap();
+  map.replicas[1][1] = {0};
+  expect_refused(map, "map.layers[1].experts[1] names rank 0");
+  map = SmallMap();
+  map.replicas[1][0] = {2, 2};
+  expect_refused(map, "do not ascend");
+  map = SmallMap();
+  map.ranks[0].rank = 2;
+  expect_refused(map, "rank 2 follows rank 2");
+  map = SmallMap();
+  map.replicas[0] = {{2}};
+  expect_refused(map, "map.layers[1] has 2 experts, others 1");
+}
+
+}  // namespace
+}  // namespace epic::cluster

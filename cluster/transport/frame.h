@@ -1,0 +1,55 @@
+// Frame: what travels between ranks of the exchange (design.md, protocol.md §3): a fixed header and
+// a payload. The same bytes on every transport, little-endian.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace epic::cluster {
+
+enum class FrameKind : uint8_t {
+  kHello = 1,     // of the transport itself
+  kDispatch = 2,  // rows and the experts that they want
+  kCombine = 3,   // one answer row per (row, expert), in the order of the dispatch
+  kNack = 4,      // a dispatch is refused: NackReason
+  kCredit = 5,    // room for more dispatches
+};
+
+enum class NackReason : uint8_t {
+  kNotHere = 1,   // an expert is not held; the payload tells the version of the map here
+  kNoCredit = 2,  // sent without room granted
+  kBadFrame = 3,  // what it says does not fit together
+  kRevoked = 4,   // the sender's generation is out of the world
+};
+
+inline constexpr uint32_t kFrameMagic = 0x43495045;  // "EPIC"
+inline constexpr uint8_t kFrameVersion = 1;
+
+// 64 bytes on the wire. `crc` is CRC32C of the header with crc = 0.
+struct FrameHeader {
+  uint32_t magic = kFrameMagic;
+  uint8_t version = kFrameVersion;
+  FrameKind kind = FrameKind::kHello;
+  uint16_t layer = 0;
+  int32_t source = 0;       // rank
+  uint32_t attempt = 0;     // the try of the dispatch (protocol.md: "try")
+  uint64_t generation = 0;  // of the source
+  uint64_t term = 0;        // of the map used
+  uint64_t map_number = 0;  // of the map used
+  uint64_t dispatch = 0;    // id, never used again by (source, generation); a reply carries it back
+  uint32_t payload_bytes = 0;
+  uint32_t payload_crc = 0;  // CRC32C on tcp; 0 where memory is shared
+  uint16_t flags = 0;        // kFrameDecode
+  uint16_t detail = 0;       // NackReason of a kNack
+  uint32_t crc = 0;
+};
+static_assert(sizeof(FrameHeader) == 64 && std::is_trivially_copyable_v<FrameHeader>);
+
+// The rows are decode rows: served before prompt rows.
+inline constexpr uint16_t kFrameDecode = 1;
+
+// Larger payloads are refused before anything is allocated.
+inline constexpr uint32_t kPayloadBytesMax = 64u << 20;
+
+}  // namespace epic::cluster
