@@ -15,8 +15,6 @@ namespace {
 using kernels::DType;
 
 constexpr float kInnerNormEps = 1e-6f;  // whatever rms_norm_eps is, as transformers has it
-constexpr int64_t kPackUnit = 32;       // rows and columns of a packed weight are padded to it
-constexpr int64_t kAllocationBytes = 4096;
 
 std::vector<bool> WantedExperts(const ModelConfig& config, const LoadOptions& options, int layer) {
   if (!options.wants_expert || !config.is_sparse(layer)) return {};
@@ -25,21 +23,11 @@ std::vector<bool> WantedExperts(const ModelConfig& config, const LoadOptions& op
   return wanted;
 }
 
-int64_t Padded(int64_t size) { return (size + kPackUnit - 1) / kPackUnit * kPackUnit; }
-
-int64_t PackedBytes(int64_t rows, int64_t cols, DType dtype) {
-  const int64_t item = dtype == DType::kF8E4M3 ? 1 : dtype == DType::kBF16 ? 2 : 4;
-  const int64_t panels = Padded(rows) / 16;
-  const int64_t panel_header =
-      dtype == DType::kF8E4M3 ? 128 + 4 * (Padded(cols) / kernels::kScaleBlock + 1) : 64;
-  return Padded(rows) * Padded(cols) * item + panels * panel_header + kAllocationBytes;
-}
-
 // W_UK and W_UV of each head, in BF16.
 int64_t SplitKvBytes(const ModelConfig& config) {
   return config.head_count *
-         (PackedBytes(config.kv_lora_rank, config.qk_nope_head_dim, DType::kBF16) +
-          PackedBytes(config.v_head_dim, config.kv_lora_rank, DType::kBF16));
+         (PackedBytes({DType::kBF16, config.kv_lora_rank, config.qk_nope_head_dim}) +
+          PackedBytes({DType::kBF16, config.v_head_dim, config.kv_lora_rank}));
 }
 
 kernels::AttentionShape AttentionShapeOf(const ModelConfig& config) {
@@ -82,8 +70,7 @@ absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoi
     plan.source_bytes += weight.source_bytes();
     plan.largest_tensor_bytes = std::max(plan.largest_tensor_bytes, weight.source_bytes());
     const kernels::SourceMatrix& source = weight.source;
-    plan.packed_bytes +=
-        source.rows == 1 ? 4 * source.cols : PackedBytes(source.rows, source.cols, source.dtype);
+    plan.packed_bytes += source.rows == 1 ? 4 * source.cols : PackedBytes(source);
   };
   ASSIGN_OR_RETURN(const BoundEnds ends, binder.BindEnds());
   const DType embedding_type = ends.embedding.source.dtype;
@@ -195,11 +182,8 @@ class ModelLoader {
 
   void Done(std::initializer_list<const BoundWeight*> weights) {
     for (const BoundWeight* weight : weights) {
-      if (weight->name.empty()) continue;
-      const kernels::SourceMatrix& source = weight->source;
-      const int64_t bytes = source.rows * source.cols * kernels::DTypeBytes(source.dtype);
-      if (bytes > 0) Checkpoint::Release(source.data, bytes);
-      bytes_ += weight->source_bytes();
+      ReleaseSource(*weight);
+      if (!weight->name.empty()) bytes_ += weight->source_bytes();
     }
     if (options_.progress) options_.progress(bytes_);
   }

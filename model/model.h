@@ -38,6 +38,28 @@ struct WeightPlan {
 absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoint& checkpoint,
                                        const LoadOptions& options);
 
+// What one expert takes; all experts of a model have the same shape. Zeroes for a model without
+// experts. As PlanWeights, for every expert.
+struct ExpertPlan {
+  int64_t source_bytes = 0;
+  int64_t packed_bytes = 0;
+  int64_t largest_tensor_bytes = 0;
+};
+absl::StatusOr<ExpertPlan> PlanExperts(const ModelConfig& config, const Checkpoint& checkpoint);
+
+// An expert of its own, for ranks that hold some.
+struct LoadedExpert {
+  std::unique_ptr<kernels::Mlp> mlp;
+  // XXH3-64 of its bytes in the checkpoint and of what the packed expert makes of a fixed row:
+  // equal on all ranks of a numeric profile, or one of them holds something else.
+  uint64_t proof = 0;
+  int64_t source_bytes = 0;
+};
+// Packs it, touched in full. InvalidArgument as Model::Load. `layer` has experts. Not thread-safe:
+// it computes with the backend.
+absl::StatusOr<LoadedExpert> LoadExpert(const ModelConfig& config, const Checkpoint& checkpoint,
+                                        kernels::Backend& backend, int layer, int expert);
+
 struct Layer {
   std::unique_ptr<kernels::Attention> attention;
   std::vector<float> mlp_norm;          // post_attention_layernorm

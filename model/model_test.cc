@@ -145,5 +145,45 @@ TEST_F(ModelTest, RefusesScalesThatAreMissingOrNoPositiveNumber) {
   EXPECT_THAT(ErrorOf(Fp8Config(), tensors), HasSubstr("q_b_proj.weight_scale_inv is missing"));
 }
 
+TEST_F(ModelTest, AnExpertOfItsOwnComputesWhatTheModelsDoesAndProvesItself) {
+  const auto model = Load(Fp8Config(), TinyFp8Tensors(Fp8Config(), 1));
+  ASSERT_TRUE(model.ok()) << model.status();
+  const ModelConfig& config = (*model)->config();
+  const auto plan = PlanExperts(config, *checkpoint_);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const auto load = [&](int layer, int expert) {
+    auto loaded = LoadExpert(config, *checkpoint_, *backend_, layer, expert);
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    return std::move(*loaded);
+  };
+  const LoadedExpert expert = load(1, 5);
+  EXPECT_EQ(expert.source_bytes, plan->source_bytes);
+  EXPECT_EQ(expert.proof, load(1, 5).proof);
+  EXPECT_NE(expert.proof, load(1, 4).proof);
+  EXPECT_NE(expert.proof, load(2, 5).proof);
+
+  std::vector<kernels::BF16> row(config.hidden_size);
+  for (size_t i = 0; i < row.size(); ++i) row[i] = kernels::ToBF16(0.01f * static_cast<float>(i));
+  const auto apply = [&](const kernels::Mlp& mlp) {
+    std::vector<uint16_t> out(config.hidden_size);
+    backend_->ApplyMlp(mlp, {kernels::DType::kBF16, 1, config.hidden_size, row.data()},
+                       {kernels::DType::kBF16, 1, config.hidden_size, out.data()});
+    return out;
+  };
+  EXPECT_EQ(apply(*expert.mlp), apply(*(*model)->layers()[1].experts[5]));
+}
+
+TEST_F(ModelTest, PlansAndLoadsExpertsOnlyWithSoundTensors) {
+  TestTensors tensors = TinyTensors(TinyConfig(), 1);
+  tensors.erase("model.layers.2.mlp.experts.5.up_proj.weight");
+  const LoadOptions none = {.wants_expert = [](int, int) { return false; }};
+  const auto model = Load(TinyConfig(), tensors, none);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_THAT(PlanExperts((*model)->config(), *checkpoint_).status().message(),
+              HasSubstr("experts.5.up_proj.weight is missing"));
+  EXPECT_FALSE(LoadExpert((*model)->config(), *checkpoint_, *backend_, 2, 5).ok());
+  EXPECT_TRUE(LoadExpert((*model)->config(), *checkpoint_, *backend_, 2, 4).ok());
+}
+
 }  // namespace
 }  // namespace epic::model

@@ -161,10 +161,17 @@ absl::Status WeightBinder::BindExperts(const std::string& prefix, const std::vec
   bound.experts.resize(c.expert_count);
   for (int e = 0; e < c.expert_count; ++e) {
     if (!wanted.empty() && !wanted[e]) continue;
-    ASSIGN_OR_RETURN(bound.experts[e],
-                     Mlp(absl::StrCat(prefix, "experts.", e, "."), c.expert_intermediate_size));
+    ASSIGN_OR_RETURN(bound.experts[e], Expert(prefix, e));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<BoundMlp> WeightBinder::Expert(const std::string& prefix, int expert) const {
+  return Mlp(absl::StrCat(prefix, "experts.", expert, "."), config_.expert_intermediate_size);
+}
+
+absl::StatusOr<BoundMlp> WeightBinder::BindExpert(int layer, int expert) const {
+  return Expert(absl::StrCat("model.layers.", layer, ".mlp."), expert);
 }
 
 absl::StatusOr<BoundLayer> WeightBinder::BindLayer(int layer,
@@ -196,6 +203,25 @@ absl::StatusOr<BoundEnds> WeightBinder::BindEnds() const {
     ASSIGN_OR_RETURN(ends.head, Plain("lm_head.weight", config_.vocab_size, config_.hidden_size));
   }
   return ends;
+}
+
+int64_t PackedBytes(const kernels::SourceMatrix& source) {
+  constexpr int64_t kPackUnit = 32;  // rows and columns of a packed weight are padded to it
+  constexpr int64_t kAllocationBytes = 4096;
+  const auto padded = [](int64_t size) { return (size + kPackUnit - 1) / kPackUnit * kPackUnit; };
+  const int64_t rows = padded(source.rows);
+  const int64_t cols = padded(source.cols);
+  const bool fp8 = source.dtype == DType::kF8E4M3;
+  const int64_t item_bytes = fp8 ? 1 : source.dtype == DType::kBF16 ? 2 : 4;
+  const int64_t panel_header_bytes = fp8 ? 128 + 4 * (cols / kernels::kScaleBlock + 1) : 64;
+  return rows * cols * item_bytes + rows / 16 * panel_header_bytes + kAllocationBytes;
+}
+
+void ReleaseSource(const BoundWeight& weight) {
+  if (weight.name.empty()) return;
+  const kernels::SourceMatrix& source = weight.source;
+  const int64_t bytes = source.rows * source.cols * kernels::DTypeBytes(source.dtype);
+  if (bytes > 0) Checkpoint::Release(source.data, bytes);
 }
 
 std::vector<float> ReadVector(const BoundWeight& weight) {

@@ -50,12 +50,15 @@ class WeightBinder {
   absl::StatusOr<BoundEnds> BindEnds() const;
   // `wanted` [expert_count]; empty: all.
   absl::StatusOr<BoundLayer> BindLayer(int layer, const std::vector<bool>& wanted) const;
+  // One expert of a layer with experts.
+  absl::StatusOr<BoundMlp> BindExpert(int layer, int expert) const;
 
  private:
   absl::Status BindAttention(const std::string& prefix, BoundLayer& bound) const;
   absl::Status BindExperts(const std::string& prefix, const std::vector<bool>& wanted,
                            BoundLayer& bound) const;
   absl::StatusOr<BoundMlp> Mlp(const std::string& prefix, int64_t intermediate) const;
+  absl::StatusOr<BoundMlp> Expert(const std::string& prefix, int expert) const;
   // A linear layer's weight: BF16, F16, F32, or FP8 with its scales.
   absl::StatusOr<BoundWeight> Linear(const std::string& name, int64_t rows, int64_t cols) const;
   // As Linear but never FP8.
@@ -70,6 +73,10 @@ class WeightBinder {
   const Checkpoint& checkpoint_;
 };
 
+// What a matrix takes once a backend has packed it, rounded up.
+int64_t PackedBytes(const kernels::SourceMatrix& source);
+// Reading is over: the file's pages go back to the system; a later read maps them again.
+void ReleaseSource(const BoundWeight& weight);
 // Reads a bound vector as FP32.
 std::vector<float> ReadVector(const BoundWeight& weight);
 // InvalidArgument naming the first block scale that is not a positive finite number.

@@ -1,0 +1,110 @@
+#include "worker/experts/loaded_experts.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace epic::worker {
+
+LoadedExperts::LoadedExperts(const Clock& clock, const model::ModelConfig& config,
+                             const model::Checkpoint& checkpoint, kernels::Backend& backend,
+                             int slots)
+    : clock_(clock),
+      config_(config),
+      checkpoint_(checkpoint),
+      backend_(backend),
+      slots_(slots),
+      by_layer_(config.layer_count) {
+  for (int layer = 0; layer < config.layer_count; ++layer) {
+    if (config.is_sparse(layer)) by_layer_[layer].resize(config.expert_count);
+  }
+}
+
+void LoadedExperts::Order(ExpertOrder order) {
+  order_ = std::move(order);
+  began_ = clock_.Now();
+  order_bytes_ = 0;
+  missing_.clear();
+  if (!CheckOrder().ok()) return;
+  for (auto held = held_.begin(); held != held_.end();) {
+    if (order_->wanted.contains(held->first)) {
+      ++held;
+      continue;
+    }
+    by_layer_[held->first.layer][held->first.expert] = nullptr;
+    held = held_.erase(held);
+  }
+  for (const auto& [name, proof] : order_->wanted) {
+    if (!held_.contains(name)) missing_.push_back(name);
+  }
+}
+
+absl::Status LoadedExperts::CheckOrder() const {
+  if (static_cast<int>(order_->wanted.size()) > slots_) {
+    return absl::ResourceExhaustedError(absl::StrCat("the order wants ", order_->wanted.size(),
+                                                     " experts; this rank has ", slots_, " slots"));
+  }
+  for (const auto& [name, proof] : order_->wanted) {
+    const bool known = name.layer >= 0 && name.layer < config_.layer_count && name.expert >= 0 &&
+                       name.expert < static_cast<int>(by_layer_[name.layer].size());
+    if (known) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model has no expert ", name.expert, " in layer ", name.layer));
+  }
+  return absl::OkStatus();
+}
+
+std::optional<ExpertOutcome> LoadedExperts::Advance() {
+  if (!order_) return std::nullopt;
+  if (absl::Status status = CheckOrder(); !status.ok()) return Finish(std::move(status));
+  if (!missing_.empty()) {
+    if (absl::Status status = LoadOne(); !status.ok()) return Finish(std::move(status));
+  }
+  if (!missing_.empty()) return std::nullopt;
+  return Finish(absl::OkStatus());
+}
+
+absl::Status LoadedExperts::LoadOne() {
+  const ExpertName name = missing_.front();
+  ASSIGN_OR_RETURN(model::LoadedExpert loaded,
+                   model::LoadExpert(config_, checkpoint_, backend_, name.layer, name.expert));
+  const uint64_t known = order_->wanted.at(name);
+  if (known != 0 && known != loaded.proof) {
+    return absl::DataLossError(absl::StrCat("expert ", name.expert, " of layer ", name.layer,
+                                            " differs from another rank's: its proof is ",
+                                            absl::Hex(loaded.proof, absl::kZeroPad16), ", not ",
+                                            absl::Hex(known, absl::kZeroPad16)));
+  }
+  missing_.pop_front();
+  order_bytes_ += loaded.source_bytes;
+  loaded_bytes_ += loaded.source_bytes;
+  by_layer_[name.layer][name.expert] = loaded.mlp.get();
+  held_[name] = std::move(loaded);
+  return absl::OkStatus();
+}
+
+ExpertOutcome LoadedExperts::Finish(absl::Status status) {
+  ExpertOutcome outcome{.order = order_->order,
+                        .status = std::move(status),
+                        .loaded_bytes = order_bytes_,
+                        .duration = clock_.Now() - began_};
+  for (const auto& [name, proof] : order_->wanted) {
+    const auto held = held_.find(name);
+    if (held != held_.end()) outcome.proofs[name] = held->second.proof;
+  }
+  order_.reset();
+  missing_.clear();
+  return outcome;
+}
+
+bool LoadedExperts::Holds(int layer, int expert) const {
+  if (layer < 0 || layer >= static_cast<int>(by_layer_.size())) return false;
+  const auto& of_layer = by_layer_[layer];
+  return expert >= 0 && expert < static_cast<int>(of_layer.size()) && of_layer[expert] != nullptr;
+}
+
+void LoadedExperts::Compute(int layer, kernels::Tensor rows,
+                            std::span<const kernels::ExpertRow> pairs, kernels::Tensor out) {
+  backend_.Experts(by_layer_[layer], rows, pairs, out);
+}
+
+}  // namespace epic::worker
