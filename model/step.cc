@@ -94,8 +94,14 @@ absl::StatusOr<Step::Progress> Step::Advance() {
     case Stage::kStart:
       Start();
       break;
-    case Stage::kAttention:
-      RunAttention();
+    case Stage::kAttentionIn:
+      RunAttentionIn();
+      break;
+    case Stage::kAttend:
+      RunAttend();
+      break;
+    case Stage::kAttentionOut:
+      RunAttentionOut();
       break;
     case Stage::kBegin:
       BeginExchange();
@@ -120,16 +126,26 @@ void Step::Start() {
   faults_.assign(plan_.rows(), 0);
   backend_.BeginStep(plan_, model_.rope());
   backend_.Embed(plan_, model_.embedding(), residual_);
-  stage_ = Stage::kAttention;
+  stage_ = Stage::kAttentionIn;
 }
 
-void Step::RunAttention() {
+void Step::RunAttentionIn() {
+  backend_.AttentionIn(*model_.layers()[layer_].attention, plan_, kv_, layer_, residual_,
+                       buffers_.View(StepBuffers::kQuery, plan_.rows()));
+  stage_ = Stage::kAttend;
+}
+
+void Step::RunAttend() {
+  backend_.Attend(*model_.layers()[layer_].attention, plan_, kv_, layer_,
+                  buffers_.View(StepBuffers::kQuery, plan_.rows()),
+                  buffers_.View(StepBuffers::kAttended, plan_.rows()));
+  stage_ = Stage::kAttentionOut;
+}
+
+void Step::RunAttentionOut() {
   const Layer& layer = model_.layers()[layer_];
-  const Tensor query = buffers_.View(StepBuffers::kQuery, plan_.rows());
-  const Tensor attended = buffers_.View(StepBuffers::kAttended, plan_.rows());
-  backend_.AttentionIn(*layer.attention, plan_, kv_, layer_, residual_, query);
-  backend_.Attend(*layer.attention, plan_, kv_, layer_, query, attended);
-  backend_.AttentionOut(*layer.attention, attended, residual_);
+  backend_.AttentionOut(*layer.attention, buffers_.View(StepBuffers::kAttended, plan_.rows()),
+                        residual_);
   backend_.Norm(layer.mlp_norm, static_cast<float>(model_.config().rms_norm_eps), residual_,
                 chosen_.rows);
   if (layer.dense != nullptr) {
@@ -173,7 +189,7 @@ absl::Status Step::FinishExchange() {
 
 void Step::EnterNextLayer() {
   ++layer_;
-  stage_ = layer_ < model_.config().layer_count ? Stage::kAttention : Stage::kHead;
+  stage_ = layer_ < model_.config().layer_count ? Stage::kAttentionIn : Stage::kHead;
 }
 
 void Step::RunHead() {
@@ -186,6 +202,28 @@ void Step::RunHead() {
     const bool finite = std::ranges::all_of(logits(i), [](float x) { return std::isfinite(x); });
     if (!finite) faults_[plan_.logit_rows[i]] = 1;
   }
+}
+
+const char* Step::stage_name() const {
+  switch (stage_) {
+    case Stage::kStart:
+      return "start";
+    case Stage::kAttentionIn:
+    case Stage::kAttend:
+    case Stage::kAttentionOut:
+      return "attention";
+    case Stage::kBegin:
+      return "dispatch";
+    case Stage::kShared:
+      return "shared expert";
+    case Stage::kFinish:
+      return "combine";
+    case Stage::kHead:
+      return "head";
+    case Stage::kDone:
+      break;
+  }
+  return "done";
 }
 
 std::span<float> Step::logits(int index) const {

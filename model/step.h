@@ -1,6 +1,6 @@
 // Step: one forward pass over a batch, as an object that can be resumed at every stage: per layer
-// attention, Begin of the exchange, shared expert, Finish. Whoever drives it owns all waiting, and
-// two steps (halves of a batch, each with a backend of its own) can take turns.
+// attention in three parts, Begin of the exchange, shared expert, Finish. Whoever drives it owns
+// all waiting, and two steps (halves of a batch, each with a backend of its own) can take turns.
 //
 //   Step step(model, backend, exchange, kv, plan, buffers);
 //   while (true) {
@@ -78,6 +78,10 @@ class Step {
   // exchange) ends the step. Not to be called after kDone or an error.
   absl::StatusOr<Progress> Advance();
 
+  // Where the step is: for reports.
+  int layer() const { return layer_; }
+  const char* stage_name() const;
+
   // After kDone, until the buffers' next step.
   // F32 [vocab] of row plan.logit_rows[index].
   std::span<float> logits(int index) const;
@@ -85,10 +89,22 @@ class Step {
   std::span<const uint8_t> faults() const { return faults_; }
 
  private:
-  enum class Stage { kStart, kAttention, kBegin, kShared, kFinish, kHead, kDone };
+  enum class Stage {
+    kStart,
+    kAttentionIn,
+    kAttend,
+    kAttentionOut,
+    kBegin,
+    kShared,
+    kFinish,
+    kHead,
+    kDone
+  };
 
   void Start();
-  void RunAttention();
+  void RunAttentionIn();
+  void RunAttend();
+  void RunAttentionOut();
   void RunDense();
   void BeginExchange();
   void RunShared();

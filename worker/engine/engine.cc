@@ -192,9 +192,9 @@ void Engine::Sample(const BatchSequence& entry, Sequence& sequence) {
   const std::span<const int32_t> tokens = scheduler_.tokens(entry.id);
   const auto prompt = tokens.first(request.prompt.size());
   const auto generated = tokens.subspan(request.prompt.size());
-  const std::vector<float> unprocessed =
-      request.logprobs >= 0 ? std::vector<float>(logits.begin(), logits.end())
-                            : std::vector<float>();
+  const std::vector<float> unprocessed = request.logprobs >= 0
+                                             ? std::vector<float>(logits.begin(), logits.end())
+                                             : std::vector<float>();
   const int position = static_cast<int>(generated.size());
   if (position < request.min_tokens) {
     for (int32_t stop : request.stop_token_ids) {

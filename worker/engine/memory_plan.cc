@@ -15,7 +15,8 @@ namespace epic::worker {
 namespace {
 
 int64_t FixedBytes(const MemoryNeeds& needs) {
-  return needs.weights_bytes + needs.embedding_bytes + needs.loading_bytes + needs.buffers_bytes;
+  return needs.weights_bytes + needs.embedding_bytes + needs.expert_slots * needs.expert_bytes +
+         needs.loading_bytes + needs.buffers_bytes + needs.exchange_bytes;
 }
 
 absl::Status Shortfall(int64_t needed, int64_t had, const std::string& what) {
@@ -63,21 +64,32 @@ std::string MemoryPlan::ToString() const {
   const auto line = [&](const char* what, int64_t bytes, const std::string& note) {
     absl::StrAppendFormat(&text, "  %-18s %10s%s\n", what, BytesToString(bytes), note);
   };
-  line("weights (packed)", needs.weights_bytes, "");
-  line("embedding", needs.embedding_bytes, "");
+  if (needs.page_bytes > 0) {
+    line("weights (packed)", needs.weights_bytes, "");
+    line("embedding", needs.embedding_bytes, "");
+  }
+  if (needs.expert_slots > 0) {
+    const std::string spare =
+        needs.spare_slots > 0 ? absl::StrCat(", ", needs.spare_slots, " of them spare") : "";
+    line("experts", needs.expert_slots * needs.expert_bytes,
+         absl::StrCat("  ", needs.expert_slots, " slots of ", BytesToString(needs.expert_bytes),
+                      spare));
+  }
   line("loading", needs.loading_bytes, "  while loading: the largest tensor");
   line("step buffers", needs.buffers_bytes, "");
-  line("KV pages", kv_bytes(),
-       absl::StrFormat("  %d pages of %d tokens = %d tokens, %.1f sequences of %d", page_count,
-                       kernels::kPageTokens, tokens,
-                       static_cast<double>(tokens) / limits.max_model_len, limits.max_model_len));
+  if (needs.exchange_bytes > 0) line("exchange", needs.exchange_bytes, "");
+  if (needs.page_bytes > 0) {
+    line("KV pages", kv_bytes(),
+         absl::StrFormat("  %d pages of %d tokens = %d tokens, %.1f sequences of %d", page_count,
+                         kernels::kPageTokens, tokens,
+                         static_cast<double>(tokens) / limits.max_model_len, limits.max_model_len));
+  }
   line("total", total_bytes(),
        absl::StrCat("  of ", BytesToString(limits.available_bytes), " available"));
   return text;
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryNeeds& needs, const MemoryLimits& limits) {
-  CHECK_GT(needs.page_bytes, 0);
   CHECK_GT(limits.max_model_len, 0);
   const int64_t usable =
       limits.kv_cache_bytes
@@ -94,6 +106,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryNeeds& needs, const MemoryLimi
   if (fixed > usable) {
     return Shortfall(fixed, usable, absl::StrCat("loading the model into ", share));
   }
+  if (needs.page_bytes == 0) return MemoryPlan{.needs = needs, .limits = limits};
   const int64_t room = limits.kv_cache_bytes.value_or(usable - fixed);
   if (room / needs.page_bytes < sequence_pages) {
     return Shortfall(sequence_pages * needs.page_bytes, room,

@@ -10,11 +10,15 @@
 namespace epic::worker {
 
 struct MemoryNeeds {
-  int64_t weights_bytes = 0;    // packed, embedding apart
+  int64_t weights_bytes = 0;    // packed; embedding and experts apart
   int64_t embedding_bytes = 0;  // the table
+  int expert_slots = 0;         // experts that this rank has room for
+  int spare_slots = 0;          // of these, kept for experts that other ranks lose
+  int64_t expert_bytes = 0;     // of one, packed
   int64_t loading_bytes = 0;    // the largest tensor while it is packed; free again afterwards
   int64_t buffers_bytes = 0;    // activations and logits of one step
-  int64_t page_bytes = 0;       // of one KV page over all layers
+  int64_t exchange_bytes = 0;   // frames under way between ranks
+  int64_t page_bytes = 0;       // of one KV page over all layers; 0: this rank has no sequences
 };
 
 struct MemoryLimits {

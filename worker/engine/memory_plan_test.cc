@@ -30,6 +30,27 @@ TEST(MemoryPlanTest, GivesPagesWhatTheShareLeaves) {
   EXPECT_THAT(plan->ToString(), HasSubstr("30 pages of 64 tokens = 1920 tokens, 3.0 sequences"));
 }
 
+TEST(MemoryPlanTest, CountsSlotsForExperts) {
+  MemoryNeeds needs = kNeeds;
+  needs.expert_slots = 7;
+  needs.spare_slots = 2;
+  needs.expert_bytes = 20;
+  needs.exchange_bytes = 10;
+  const auto plan = PlanMemory(needs, Limits(3000));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->page_count, 15);  // (0.5 · 3000 − 1350) / 10
+  EXPECT_THAT(plan->ToString(), HasSubstr("7 slots of 20 B, 2 of them spare"));
+}
+
+TEST(MemoryPlanTest, ARankOfExpertsAloneHasNoPages) {
+  const MemoryNeeds needs{.expert_slots = 7, .expert_bytes = 100, .page_bytes = 0};
+  const auto plan = PlanMemory(needs, Limits(1400));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->page_count, 0);
+  EXPECT_EQ(plan->total_bytes(), 700);
+  EXPECT_FALSE(PlanMemory(needs, Limits(1399)).ok());
+}
+
 TEST(MemoryPlanTest, TakesNoMoreThanAllSequencesCanUse) {
   EXPECT_EQ(PlanMemory(kNeeds, Limits(1'000'000))->page_count, 40);
 }
