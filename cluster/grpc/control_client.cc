@@ -1,7 +1,10 @@
 #include "cluster/grpc/control_client.h"
 
 #include <algorithm>
+#include <condition_variable>
+#include <mutex>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 #include "cluster/grpc/control_stream.h"
@@ -12,14 +15,56 @@
 namespace epic::cluster {
 namespace {
 
+class ClientStream;
+
+// Where finished streams wait to be destroyed. The last channel of a process must not go in a
+// thread of gRPC's: it would wait for itself to end.
+class Graveyard {
+ public:
+  void Begin() {
+    const std::lock_guard lock(mutex_);
+    ++open_;
+  }
+  // The stream's last event; from any thread.
+  void End(std::shared_ptr<ClientStream> stream) {
+    const std::lock_guard lock(mutex_);
+    dead_.push_back(std::move(stream));
+    --open_;
+    changed_.notify_all();
+  }
+  // Destroys those that have ended.
+  void Clear() {
+    std::vector<std::shared_ptr<ClientStream>> dead;
+    const std::lock_guard lock(mutex_);
+    dead.swap(dead_);
+  }
+  // Also waits for the others, all of them closed.
+  void ClearAll() {
+    std::vector<std::shared_ptr<ClientStream>> dead;
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return open_ == 0; });
+    dead.swap(dead_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int open_ = 0;
+  std::vector<std::shared_ptr<ClientStream>> dead_;
+};
+
 class ClientStream
     : public ReactorStream<grpc::ClientBidiReactor<v1::ControlFrame, v1::ControlFrame>> {
  public:
-  using ReactorStream::ReactorStream;
+  ClientStream(std::shared_ptr<Mailbox> mailbox, std::shared_ptr<Graveyard> graveyard)
+      : ReactorStream(std::move(mailbox)), graveyard_(std::move(graveyard)) {
+    graveyard_->Begin();
+  }
 
   static std::shared_ptr<ClientStream> Dial(std::shared_ptr<Mailbox> mailbox,
+                                            std::shared_ptr<Graveyard> graveyard,
                                             const std::string& address) {
-    auto stream = std::make_shared<ClientStream>(std::move(mailbox));
+    auto stream = std::make_shared<ClientStream>(std::move(mailbox), std::move(graveyard));
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
@@ -41,10 +86,12 @@ class ClientStream
   }
 
   void OnDone(const grpc::Status& status) override {
-    const auto self = std::exchange(self_, nullptr);
+    // Not this object's: the loop may destroy it as soon as it lies there.
+    const auto graveyard = graveyard_;
     ToLoop([this, status] {
       if (events_.on_closed) events_.on_closed(status);
     });
+    graveyard->End(std::static_pointer_cast<ClientStream>(std::exchange(self_, nullptr)));
   }
 
  protected:
@@ -59,6 +106,7 @@ class ClientStream
     if (!released_.exchange(true)) RemoveHold();
   }
 
+  const std::shared_ptr<Graveyard> graveyard_;
   grpc::ClientContext context_;
   std::unique_ptr<v1::WorkerControl::Stub> stub_;
   std::atomic<bool> released_ = false;
@@ -82,6 +130,9 @@ class DialledLink : public ControlLink {
     if (timer_ != 0) env_.loop.Cancel(timer_);
     mailbox_->Close();
     if (dialled_ != nullptr) dialled_->Close(grpc::Status::CANCELLED);
+    dialled_.reset();
+    driver_.Detach(grpc::Status::CANCELLED);
+    graveyard_->ClearAll();
   }
 
   void Send(v1::ControlMessage message) override {
@@ -92,7 +143,8 @@ class DialledLink : public ControlLink {
  private:
   void Dial() {
     timer_ = 0;
-    dialled_ = ClientStream::Dial(mailbox_, address_);
+    graveyard_->Clear();
+    dialled_ = ClientStream::Dial(mailbox_, graveyard_, address_);
     dialled_->SetEvents({.on_frame = [this](const v1::ControlFrame& frame) { OnHello(frame); },
                          .on_written = [this] { hello_written_ = true; },
                          .on_closed = [this](const grpc::Status& status) { OnBroken(status); }});
@@ -148,6 +200,7 @@ class DialledLink : public ControlLink {
   v1::ControlHello hello_;
   ControlLinkHandlers handlers_;
   const std::shared_ptr<Mailbox> mailbox_;
+  const std::shared_ptr<Graveyard> graveyard_ = std::make_shared<Graveyard>();
   SessionDriver driver_;
   std::shared_ptr<ClientStream> dialled_;  // until its hello came
   bool hello_written_ = false;
