@@ -12,6 +12,9 @@ struct ExpertDispatch {
   int layer = 0;
   kernels::Tensor rows;     // BF16 [T, hidden], normed
   kernels::Tensor experts;  // I32 [T, k], ids ascending within a row
+  // What Finish will be given; may be written from Begin on.
+  kernels::Tensor out;
+  bool decode = false;  // no prompt rows among them: others' experts serve such rows first
 };
 
 // One thread at a time. Two phases, so that the shared expert, or the other half of a batch,

@@ -165,7 +165,11 @@ void Step::RunDense() {
 void Step::BeginExchange() {
   backend_.ChooseExperts(*model_.layers()[layer_].gate, chosen_);
   for (int row = 0; row < plan_.rows(); ++row) faults_[row] |= chosen_.faults.As<uint8_t>()[row];
-  ticket_ = exchange_.Begin({.layer = layer_, .rows = chosen_.rows, .experts = chosen_.experts});
+  ticket_ = exchange_.Begin({.layer = layer_,
+                             .rows = chosen_.rows,
+                             .experts = chosen_.experts,
+                             .out = buffers_.View(StepBuffers::kExpertRows, plan_.rows()),
+                             .decode = plan_.sequences.size() == plan_.token_ids.size()});
   stage_ = Stage::kShared;
 }
 

@@ -1,0 +1,133 @@
+// MessageExchange: a rank's side of the exchange by messages (protocol.md §3). Its own rows go to
+// the ranks that the newest map names and come back as answers; other ranks' rows are served by
+// its ExpertSet. Ranks never move in step: nobody waits but for the answers to its own rows.
+//
+//   MessageExchange exchange(shape, limits, clock, transport, experts, {.on_link_down = …});
+//   exchange.Join(rank);                   // Welcome
+//   exchange.SetMap(map);                  // every PublishMap
+//   while (…) {                            // the rank's loop
+//     loop.RunOnce(busy ? zero : wait);    // sockets: handlers are called from here, or from Serve
+//     service.Advance();                   // one stage of a step
+//     exchange.Serve();                    // one commit of rows for experts held here
+//   }
+//
+// Whether rows are computed here or elsewhere, by which replica, and how often they had to be sent
+// changes no bit of what Finish gives. docs/exchange.md tells the frames.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "base/env.h"
+#include "cluster/placement/expert_map.h"
+#include "cluster/transport/transport.h"
+#include "model/expert_exchange.h"
+#include "worker/exchange/expert_server.h"
+#include "worker/experts/expert_set.h"
+
+namespace epic::worker {
+
+// What an exchange waits for, as RankReport tells it.
+struct ExchangeWait {
+  int rank = -1;  // whose answer, credit or connection; -1: a map that hosts the expert
+  int layer = 0;
+  absl::Time since;
+};
+
+// Since the object was made, but for the gauges.
+struct ExchangeCounters {
+  int outstanding_dispatches = 0;  // gauge
+  int64_t credits = 0;             // gauge: granted to this rank and not used
+  int64_t dispatches_sent = 0;
+  int64_t dispatches_resent = 0;  // of rows that had been sent before
+  int64_t stale_frames = 0;       // dropped: of a try that is not outstanding
+  int64_t bad_frames = 0;         // that made no sense; not those refused by the server
+  int64_t nacks_received = 0;
+};
+
+struct ExchangeHandlers {
+  // The connection to a rank of the newest map broke (LinkDown). Called from the transport's on_down.
+  std::function<void(const cluster::RankEntry& rank, const absl::Status& why)> on_link_down;
+};
+
+// A plain object on the rank's loop. Two tickets may be open.
+class MessageExchange : public model::ExpertExchange {
+ public:
+  // All references outlive this; the transport's handlers are set here.
+  MessageExchange(const ExchangeShape& shape, const ExchangeLimits& limits, const Clock& clock,
+                  cluster::Transport& transport, ExpertSet& experts,
+                  ExchangeHandlers handlers = {});
+  ~MessageExchange() override;
+
+  // This process is `rank` of the world from now on, and knows no map yet. What was under way under
+  // another number ends: open tickets are ready, and Finish says Aborted.
+  void Join(int rank);
+  // Older maps than the one held are ignored. Connections follow the map; rows whose host has left
+  // it are sent elsewhere.
+  void SetMap(cluster::ExpertMap map);
+  const cluster::ExpertMap& map() const { return map_; }
+
+  // `dispatch.out` is written from now on. Rows of an expert that is held nowhere wait for a map.
+  Ticket Begin(const model::ExpertDispatch& dispatch) override;
+  bool Ready(Ticket ticket) override;
+  // OK, or Aborted after Join.
+  absl::Status Finish(Ticket ticket, kernels::Tensor out) override;
+
+  // Takes in what has arrived and computes at most one group of rows (of one layer, at most
+  // `tile_rows_max`) for experts held here. Never waits. Called at stage boundaries and while
+  // waiting; a rank's own rows are computed here too. False: there was nothing to compute.
+  bool Serve();
+  // Whether Serve would compute something that has already arrived.
+  bool serving() const { return server_.busy(); }
+
+  // What the oldest open ticket waits for; none if all is here or is to be computed here.
+  std::optional<ExchangeWait> waiting() const;
+  ExchangeCounters counters() const;
+  const ServerCounters& served() const { return server_.counters(); }
+
+ private:
+  struct Open;
+  struct Try;
+  struct Peer;
+
+  void OnUp(int rank);
+  void OnFrame(int rank, const cluster::FrameHeader& header, cluster::Bytes payload);
+  void OnDown(int rank, const absl::Status& why);
+  void OnCombine(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
+  void OnNack(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
+  void OnNotHere(Peer& peer, const Try& refused, cluster::Bytes payload);
+  void Distrust(Peer& peer, const char* what);
+
+  // Rows that are not under way: chosen anew.
+  void RouteAll();
+  void Route(Ticket ticket, int32_t pair);
+  Peer* ChooseHost(int layer, int expert, int32_t row);
+  void FailTries(Peer& peer);
+  void Abandon(Try& attempt);
+  // Sends what credits allow.
+  void Pump(Peer& peer);
+  bool SendNext(Peer& peer, Ticket ticket);
+  void UpdatePeers();
+  Peer* Find(int rank);
+
+  const ExchangeShape shape_;
+  const ExchangeLimits limits_;
+  const Clock& clock_;
+  cluster::Transport& transport_;
+  ExpertSet& experts_;
+  const ExchangeHandlers handlers_;
+  ExpertServer server_;
+  cluster::ExpertMap map_;
+  int rank_ = -1;
+  std::vector<std::unique_ptr<Peer>> peers_;  // ascending by rank
+  std::unique_ptr<Open[]> open_;              // [2]
+  uint64_t next_dispatch_ = 1;
+  ExchangeCounters counters_;
+};
+
+}  // namespace epic::worker
