@@ -1,12 +1,59 @@
 #include "worker/options.h"
 
+#include <algorithm>
+
 namespace epic::worker {
+namespace {
+
+void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
+  app.add_option("--roles", options.roles,
+                 "attention (owns sequences), experts (owns weights), or both")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"attention", "experts"}))
+      ->capture_default_str();
+  app.add_option("--expert-ranks", options.expert_ranks,
+                 "Expert ranks that the world starts with: sets how many experts this rank has "
+                 "room for")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--tolerate-losses", options.tolerate_losses,
+                 "Keep room for the experts of so many lost expert ranks")
+      ->check(CLI::Range(0, 4095))
+      ->capture_default_str();
+  app.add_option("--expert-slots", options.expert_slots,
+                 "Experts, over all layers, that this rank has room for; 0: by --expert-ranks and "
+                 "--tolerate-losses")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--local-ranks", options.local_ranks,
+                 "Ranks that share this machine's cores and memory evenly")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--transport", options.transport,
+                 "How rows travel between ranks; auto: shm on one machine, else tcp")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
+  app.add_option("--exchange-address", options.exchange_address,
+                 "host:port where other ranks reach this one over tcp; port 0: any")
+      ->capture_default_str();
+  app.add_option("--run-dir", options.run_dir,
+                 "Folder of the socket through which ranks of this machine share memory");
+  app.add_option("--join-token-file", options.join_token_file,
+                 "File with the secret that the coordinator and its workers share");
+}
+
+}  // namespace
+
+bool WorkerOptions::attention() const { return std::ranges::count(roles, "attention") > 0; }
+bool WorkerOptions::experts() const { return std::ranges::count(roles, "experts") > 0; }
 
 void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--model", options.model, "Folder of the Hugging Face checkpoint")->required();
   app.add_option("--coordinator", options.coordinator,
                  "Where the coordinator listens for workers: host:port or unix:/path");
-  app.add_option("--threads", options.threads, "Compute threads; 0: all cores")
+  AddWorldOptions(app, options);
+  app.add_option("--threads", options.threads,
+                 "Compute threads; 0: the cores of this machine, shared with --local-ranks")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   app.add_option("--numerics", options.numerics, "Instruction family, which fixes every bit")

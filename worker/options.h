@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 
@@ -12,7 +13,16 @@ namespace epic::worker {
 struct WorkerOptions {
   std::string model;        // folder of the checkpoint
   std::string coordinator;  // host:port or unix:/path
-  int threads = 0;          // 0: all cores that this process may use
+  std::vector<std::string> roles = {"attention", "experts"};
+  int expert_slots = 0;     // 0: what expert_ranks and tolerate_losses ask for
+  int expert_ranks = 1;     // that the world starts with
+  int tolerate_losses = 1;  // of expert ranks, where there are two or more
+  int local_ranks = 1;      // that share this machine
+  std::string transport = "auto";
+  std::string exchange_address = "127.0.0.1:0";  // host:port; port 0: any
+  std::string run_dir;  // of the unix socket for shared memory; empty: none
+  std::string join_token_file;
+  int threads = 0;  // 0: this rank's share of the cores that this process may use
   std::string numerics = "auto";
   int max_model_len = 0;  // 0: what the model says
   int max_num_seqs = 256;
@@ -22,6 +32,9 @@ struct WorkerOptions {
   bool dry_run = false;
   bool exit_with_parent = false;
   std::string log_level = "info";
+
+  bool attention() const;
+  bool experts() const;
 };
 
 void AddWorkerOptions(CLI::App& app, WorkerOptions& options);

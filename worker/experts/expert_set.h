@@ -1,13 +1,25 @@
-// ExpertSet: the experts that this rank holds, as whoever serves rows sees them. LoadedExperts
-// (loaded_experts.h) packs them from the checkpoint; simulations put an order-sensitive hash in
-// their place.
+// The experts that this rank holds. ExpertSet is what whoever serves rows sees of them, ExpertSlots
+// what whoever fills them sees. LoadedExperts (loaded_experts.h) packs them from the checkpoint;
+// simulations put an order-sensitive hash in their place.
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <optional>
 #include <span>
 
+#include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "kernels/backend.h"
 
 namespace epic::worker {
+
+struct ExpertName {
+  int layer = 0;
+  int expert = 0;
+
+  auto operator<=>(const ExpertName&) const = default;
+};
 
 // One thread, the rank's loop.
 class ExpertSet {
@@ -20,6 +32,41 @@ class ExpertSet {
   // alone.
   virtual void Compute(int layer, kernels::Tensor rows, std::span<const kernels::ExpertRow> pairs,
                        kernels::Tensor out) = 0;
+};
+
+// What the coordinator wants to be held (PlaceExperts).
+struct ExpertOrder {
+  uint64_t order = 0;
+  // All of it, with the proof that another holder gave (0: none is known).
+  std::map<ExpertName, uint64_t> wanted;
+};
+
+// What became of an order.
+struct ExpertOutcome {
+  uint64_t order = 0;
+  absl::Status status;                    // not OK: what was loaded before stays
+  std::map<ExpertName, uint64_t> proofs;  // of all that is held now and was wanted
+  int64_t loaded_bytes = 0;               // of the checkpoint, for this order
+  absl::Duration duration;
+};
+
+// One thread, the rank's loop.
+class ExpertSlots : public ExpertSet {
+ public:
+  // Drops what is held and not wanted, at once (dropping is always safe: NOT_HERE); the rest is
+  // loaded by Advance. Takes the place of an unfinished order.
+  virtual void Order(ExpertOrder order) = 0;
+  virtual bool loading() const = 0;
+  // Loads one expert. The outcome, once the order is done or failed: ResourceExhausted for want of
+  // slots, InvalidArgument for an expert that is not in the model or cannot be loaded, DataLoss if
+  // its proof is not the one that was given.
+  virtual std::optional<ExpertOutcome> Advance() = 0;
+
+  // How many experts there is room for.
+  virtual int slots() const = 0;
+  // Of the order under way: checkpoint bytes read, and of all that it was to load.
+  virtual int64_t order_bytes() const = 0;
+  virtual int64_t order_total_bytes() const = 0;
 };
 
 }  // namespace epic::worker

@@ -7,12 +7,13 @@ namespace epic::worker {
 
 LoadedExperts::LoadedExperts(const Clock& clock, const model::ModelConfig& config,
                              const model::Checkpoint& checkpoint, kernels::Backend& backend,
-                             int slots)
+                             int slots, int64_t expert_bytes)
     : clock_(clock),
       config_(config),
       checkpoint_(checkpoint),
       backend_(backend),
       slots_(slots),
+      expert_bytes_(expert_bytes),
       by_layer_(config.layer_count) {
   for (int layer = 0; layer < config.layer_count; ++layer) {
     if (config.is_sparse(layer)) by_layer_[layer].resize(config.expert_count);
@@ -23,6 +24,7 @@ void LoadedExperts::Order(ExpertOrder order) {
   order_ = std::move(order);
   began_ = clock_.Now();
   order_bytes_ = 0;
+  order_total_bytes_ = 0;
   missing_.clear();
   if (!CheckOrder().ok()) return;
   for (auto held = held_.begin(); held != held_.end();) {
@@ -36,6 +38,7 @@ void LoadedExperts::Order(ExpertOrder order) {
   for (const auto& [name, proof] : order_->wanted) {
     if (!held_.contains(name)) missing_.push_back(name);
   }
+  order_total_bytes_ = static_cast<int64_t>(missing_.size()) * expert_bytes_;
 }
 
 absl::Status LoadedExperts::CheckOrder() const {
@@ -76,7 +79,6 @@ absl::Status LoadedExperts::LoadOne() {
   }
   missing_.pop_front();
   order_bytes_ += loaded.source_bytes;
-  loaded_bytes_ += loaded.source_bytes;
   by_layer_[name.layer][name.expert] = loaded.mlp.get();
   held_[name] = std::move(loaded);
   return absl::OkStatus();

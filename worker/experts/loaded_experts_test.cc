@@ -22,7 +22,7 @@ class LoadedExpertsTest : public testing::Test {
   LoadedExpertsTest() : folder_(model::WriteCheckpoint(model::TinyConfig(), Tensors())) {
     config_ = *model::ReadModelConfig(folder_);
     checkpoint_ = *model::Checkpoint::Open(folder_);
-    experts_.emplace(loop_, config_, *checkpoint_, *backend_, 3);
+    experts_.emplace(loop_, config_, *checkpoint_, *backend_, 3, 1000);
   }
 
   static model::TestTensors Tensors() {
@@ -59,14 +59,15 @@ TEST_F(LoadedExpertsTest, LoadsOneATurnAndKeepsWhatIsStillWanted) {
   EXPECT_TRUE(experts_->Holds(1, 2));
   EXPECT_TRUE(experts_->Holds(2, 0));
   EXPECT_FALSE(experts_->Holds(2, 2));
-  const int64_t bytes = experts_->loaded_bytes();
+  EXPECT_EQ(experts_->order_total_bytes(), 3000);
 
   const ExpertOutcome second = Fill(2, {{{1, 2}, first.proofs.at({1, 2})}, {{2, 5}, 0}}, 1);
   ASSERT_TRUE(second.status.ok()) << second.status;
   EXPECT_FALSE(experts_->Holds(1, 3));
   EXPECT_TRUE(experts_->Holds(2, 5));
   EXPECT_EQ(experts_->held_count(), 2);
-  EXPECT_EQ(second.loaded_bytes, bytes / 3);
+  EXPECT_EQ(second.loaded_bytes, first.loaded_bytes / 3);
+  EXPECT_EQ(experts_->order_total_bytes(), 1000);
   EXPECT_EQ(second.proofs.at({1, 2}), first.proofs.at({1, 2}));
 }
 
