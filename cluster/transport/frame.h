@@ -17,7 +17,7 @@ enum class FrameKind : uint8_t {
 };
 
 enum class NackReason : uint8_t {
-  kNotHere = 1,   // an expert is not held; the payload tells the version of the map here
+  kNotHere = 1,   // an expert is not held; the header tells the map here
   kNoCredit = 2,  // sent without room granted
   kBadFrame = 3,  // what it says does not fit together
   kRevoked = 4,   // the sender's generation is out of the world
@@ -35,13 +35,13 @@ struct FrameHeader {
   int32_t source = 0;       // rank
   uint32_t attempt = 0;     // the try of the dispatch (protocol.md: "try")
   uint64_t generation = 0;  // of the source
-  uint64_t term = 0;        // of the map used
-  uint64_t map_number = 0;  // of the map used
+  uint64_t term = 0;        // of the map used; of a reply: held
+  uint64_t map_number = 0;  // as `term`
   uint64_t dispatch = 0;    // id, never used again by (source, generation); a reply carries it back
   uint32_t payload_bytes = 0;
   uint32_t payload_crc = 0;  // CRC32C on tcp; 0 where memory is shared
   uint16_t flags = 0;        // kFrameDecode
-  uint16_t detail = 0;       // NackReason of a kNack
+  uint16_t detail = 0;       // NackReason of a kNack; of a kCredit: how many dispatches
   uint32_t crc = 0;
 };
 static_assert(sizeof(FrameHeader) == 64 && std::is_trivially_copyable_v<FrameHeader>);

@@ -48,6 +48,7 @@ struct DispatchFrame {
   const std::byte* rows = nullptr;  // BF16 [row_count, hidden]
 };
 
+int64_t PayloadBytesMax(const ExchangeShape& shape, const ExchangeLimits& limits);
 // What stands before the rows, padded so that they are aligned to 64 bytes if the payload is.
 void WriteDispatchHead(std::span<const FramePair> pairs, int row_count,
                        std::vector<std::byte>& head);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -25,8 +26,8 @@ namespace epic::worker {
 struct ServerCounters {
   int64_t commits = 0;
   int64_t frames_served = 0;
-  int64_t rows_served = 0;        // (row, expert) products for other ranks
-  int64_t local_rows = 0;         // the same for this rank's own steps
+  int64_t rows_served = 0;  // (row, expert) products for other ranks
+  int64_t local_rows = 0;   // the same for this rank's own steps
   int64_t refused_not_here = 0;
   int64_t refused_no_credit = 0;
   int64_t refused_bad_frame = 0;
@@ -67,41 +68,49 @@ class ExpertServer {
   const ServerCounters& counters() const { return counters_; }
 
  private:
+  // Rows of one frame, or of one ticket of this rank.
   struct Job {
     int peer = -1;  // -1: this rank's own
     bool decode = false;
+    bool done = false;
     int layer = 0;
     absl::Time arrived;
     // Of a frame.
     cluster::FrameHeader header;
-    DispatchFrame frame;  // views into `bytes`
     RowBuffer bytes;
+    DispatchFrame frame;  // views into `bytes`
     // Of this rank's own.
     int ticket = 0;
     model::ExpertDispatch dispatch;
     std::vector<int32_t> pairs;
     size_t next_pair = 0;
   };
-  // A job's part of the group being computed.
+  // What a job gives to the group being computed.
   struct Part {
-    size_t job = 0;
-    int64_t first_pair = 0;  // of the group
-    int64_t pair_count = 0;
+    Job* job = nullptr;
+    size_t first_pair = 0;  // of the job
+    size_t pair_count = 0;
   };
 
   const Job& Head() const;
   bool Urgent(const Job& job) const;
-  bool RefuseMissing(Job& job);
-  void Gather(int layer, bool urgent);
-  bool AddFrame(size_t index);
-  bool AddLocalRows(size_t index);
-  void AddRow(const std::byte* row);
-  bool ComputeInPlace(const Part& part);
-  void Answer(const Part& part);
+  // The parts of a commit, in order.
+  void ChooseParts();
+  void Gather();
+  void Answer();
+  void RemoveDone();
+
+  bool AddFrame(Job& job);
+  bool AddLocalPart(Job& job);
+  bool Refused(Job& job);
+  void SkipMissing(Job& job);
+  void GatherFrame(const Job& job);
+  void GatherLocal(const Part& part);
+  void AnswerLocal(const Part& part, const std::byte* answers);
   void Refuse(int peer, const cluster::FrameHeader& header, cluster::NackReason reason,
               cluster::Bytes payload = {});
-  void RemoveDone();
-  RowBuffer TakeBuffer(int64_t bytes);
+  cluster::FrameHeader ReplyTo(const cluster::FrameHeader& header, cluster::FrameKind kind) const;
+  Job TakeJob();
 
   const ExchangeShape shape_;
   const ExchangeLimits limits_;
@@ -110,13 +119,18 @@ class ExpertServer {
   ExpertSet& experts_;
   const LocalHandlers local_;
   cluster::MapVersion version_;
-  std::vector<Job> jobs_;  // by arrival
-  std::vector<RowBuffer> spare_;
+  std::vector<Job> jobs_;   // by arrival
+  std::vector<Job> spare_;  // done; their memory is used again
   // The group.
   std::vector<Part> parts_;
+  int64_t rows_left_ = 0;  // that it may still take
+  int64_t pairs_left_ = 0;
   std::vector<kernels::ExpertRow> pairs_;
-  RowBuffer rows_, answers_;
-  int64_t row_count_ = 0;
+  RowBuffer gathered_, answers_;
+  int64_t row_count_ = 0;  // in gathered_
+  kernels::Tensor rows_, out_;
+  std::vector<uint16_t> missing_experts_;
+  std::vector<std::pair<int, int32_t>> missing_pairs_;  // (ticket, pair)
   ServerCounters counters_;
 };
 

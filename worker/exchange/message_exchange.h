@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -44,14 +45,15 @@ struct ExchangeCounters {
   int outstanding_dispatches = 0;  // gauge
   int64_t credits = 0;             // gauge: granted to this rank and not used
   int64_t dispatches_sent = 0;
-  int64_t dispatches_resent = 0;  // of rows that had been sent before
-  int64_t stale_frames = 0;       // dropped: of a try that is not outstanding
-  int64_t bad_frames = 0;         // that made no sense; not those refused by the server
+  int64_t dispatches_lost = 0;  // peer down, revoked or said no: their rows were sent again
+  int64_t stale_frames = 0;     // dropped: of a try that is not outstanding
+  int64_t bad_frames = 0;       // that made no sense; not those refused by the server
   int64_t nacks_received = 0;
 };
 
 struct ExchangeHandlers {
-  // The connection to a rank of the newest map broke (LinkDown). Called from the transport's on_down.
+  // The connection to a rank of the newest map broke (LinkDown). Called from the transport's
+  // on_down.
   std::function<void(const cluster::RankEntry& rank, const absl::Status& why)> on_link_down;
 };
 
@@ -95,25 +97,34 @@ class MessageExchange : public model::ExpertExchange {
   struct Try;
   struct Peer;
 
+  static constexpr int kTickets = 2;
+
   void OnUp(int rank);
-  void OnFrame(int rank, const cluster::FrameHeader& header, cluster::Bytes payload);
   void OnDown(int rank, const absl::Status& why);
+  void OnFrame(int rank, const cluster::FrameHeader& header, cluster::Bytes payload);
   void OnCombine(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
   void OnNack(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
-  void OnNotHere(Peer& peer, const Try& refused, cluster::Bytes payload);
-  void Distrust(Peer& peer, const char* what);
+  void NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes payload);
+  void AddCredits(Peer& peer, int count);
+  // Ends the connection.
+  void Distrust(Peer& peer, const std::string& what);
+  void OnLocalDone(Ticket ticket, int64_t count);
+  void OnLocalMissing(Ticket ticket, int32_t pair);
 
-  // Rows that are not under way: chosen anew.
+  void UpdatePeers();
+  Peer* Find(int rank) const;
+  // Chooses hosts anew for all that is not under way, and sends.
   void RouteAll();
   void Route(Ticket ticket, int32_t pair);
+  void AddLocal(Ticket ticket);
   Peer* ChooseHost(int layer, int expert, int32_t row);
-  void FailTries(Peer& peer);
-  void Abandon(Try& attempt);
   // Sends what credits allow.
   void Pump(Peer& peer);
   bool SendNext(Peer& peer, Ticket ticket);
-  void UpdatePeers();
-  Peer* Find(int rank);
+  void AddFrameRow(const kernels::Tensor& rows, int32_t row, bool follows);
+  void FailTries(Peer& peer);
+  void Abandon(Try& attempt);
+  void TakeQueued(Peer& peer);
 
   const ExchangeShape shape_;
   const ExchangeLimits limits_;
@@ -125,8 +136,14 @@ class MessageExchange : public model::ExpertExchange {
   cluster::ExpertMap map_;
   int rank_ = -1;
   std::vector<std::unique_ptr<Peer>> peers_;  // ascending by rank
-  std::unique_ptr<Open[]> open_;              // [2]
+  std::unique_ptr<Open[]> open_;              // [kTickets]
+  uint64_t next_ticket_ = 1;
   uint64_t next_dispatch_ = 1;
+  // Scratch.
+  std::vector<int32_t> local_pairs_;
+  std::vector<FramePair> frame_pairs_;
+  std::vector<std::byte> frame_head_;
+  std::vector<cluster::Bytes> frame_parts_;
   ExchangeCounters counters_;
 };
 

@@ -1,0 +1,135 @@
+// MessageExchange: what arrives.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "worker/exchange/message_exchange.h"
+#include "worker/exchange/message_exchange_peer.h"
+
+namespace epic::worker {
+
+using cluster::FrameHeader;
+using cluster::FrameKind;
+using cluster::NackReason;
+
+void MessageExchange::OnUp(int rank) {
+  Peer* peer = Find(rank);
+  if (peer == nullptr) return;
+  peer->up = true;
+  peer->credits = 0;
+  transport_.Send(rank,
+                  {.kind = FrameKind::kCredit,
+                   .term = map_.version.term,
+                   .map_number = map_.version.number,
+                   .detail = static_cast<uint16_t>(limits_.tiles_in_flight_max)},
+                  {});
+  RouteAll();
+}
+
+void MessageExchange::OnDown(int rank, const absl::Status& why) {
+  Peer* peer = Find(rank);
+  if (peer == nullptr) return;
+  peer->up = false;
+  peer->credits = 0;
+  FailTries(*peer);
+  server_.Drop(rank);
+  RouteAll();
+  const cluster::RankEntry entry = peer->entry;
+  if (handlers_.on_link_down) handlers_.on_link_down(entry, why);
+}
+
+void MessageExchange::OnFrame(int rank, const FrameHeader& header, cluster::Bytes payload) {
+  Peer* peer = Find(rank);
+  if (header.kind == FrameKind::kDispatch) {
+    return server_.OnDispatch(rank, /*known=*/peer != nullptr, header, payload);
+  }
+  if (peer == nullptr) {
+    ++counters_.stale_frames;
+    return;
+  }
+  switch (header.kind) {
+    case FrameKind::kCombine:
+      return OnCombine(*peer, header, payload);
+    case FrameKind::kNack:
+      return OnNack(*peer, header, payload);
+    case FrameKind::kCredit:
+      AddCredits(*peer, header.detail);
+      return Pump(*peer);
+    default:
+      Distrust(*peer, absl::StrCat("a frame of kind ", static_cast<int>(header.kind)));
+  }
+}
+
+void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::Bytes payload) {
+  Try* attempt = peer.Outstanding(header.dispatch, header.attempt);
+  if (attempt == nullptr) {
+    ++counters_.stale_frames;
+    return;
+  }
+  Open& open = open_[attempt->ticket];
+  const auto row_bytes = static_cast<size_t>(shape_.row_bytes());
+  if (payload.size() != attempt->pairs.size() * row_bytes || header.layer != open.dispatch.layer) {
+    return Distrust(
+        peer, absl::StrCat("an answer of ", payload.size(), " bytes for layer ", header.layer,
+                           " to ", attempt->pairs.size(), " rows of layer ", open.dispatch.layer));
+  }
+  for (size_t i = 0; i < attempt->pairs.size(); ++i) {
+    std::memcpy(open.dispatch.out.Row<kernels::BF16>(attempt->pairs[i]),
+                payload.data() + i * row_bytes, row_bytes);
+  }
+  open.unanswered -= static_cast<int64_t>(attempt->pairs.size());
+  attempt->used = false;
+  AddCredits(peer, 1);
+  Pump(peer);
+}
+
+void MessageExchange::OnNack(Peer& peer, const FrameHeader& header, cluster::Bytes payload) {
+  Try* attempt = peer.Outstanding(header.dispatch, header.attempt);
+  if (attempt == nullptr) {
+    ++counters_.stale_frames;
+    return;
+  }
+  ++counters_.nacks_received;
+  if (header.detail != static_cast<uint16_t>(NackReason::kNotHere)) {
+    // The two ends disagree about what holds between them; a new connection starts empty.
+    return Distrust(peer, absl::StrCat("a refusal for reason ", header.detail));
+  }
+  NoteAbsent(peer, *attempt, payload);
+  Abandon(*attempt);
+  AddCredits(peer, 1);
+  RouteAll();
+}
+
+// The experts that the refusal names, or all of the try if it names none of them: the same rows
+// must not come back to the same refusal.
+void MessageExchange::NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes payload) {
+  const model::ExpertDispatch& dispatch = open_[refused.ticket].dispatch;
+  std::vector<uint16_t> named(payload.size() / sizeof(uint16_t));
+  std::memcpy(named.data(), payload.data(), named.size() * sizeof(uint16_t));
+  const auto note = [&](bool all) {
+    bool noted = false;
+    for (const int32_t pair : refused.pairs) {
+      const int32_t expert = dispatch.experts.As<int32_t>()[pair];
+      if (!all && std::ranges::find(named, expert) == named.end()) continue;
+      noted = true;
+      if (!peer.refuses(dispatch.layer, expert)) peer.absent.emplace_back(dispatch.layer, expert);
+    }
+    return noted;
+  };
+  if (!note(false)) note(true);
+}
+
+// Never more than what is free here: a hostile grant gains nothing.
+void MessageExchange::AddCredits(Peer& peer, int count) {
+  peer.credits = std::min(peer.credits + count, limits_.tiles_in_flight_max - peer.outstanding());
+}
+
+void MessageExchange::Distrust(Peer& peer, const std::string& what) {
+  ++counters_.bad_frames;
+  peer.up = false;
+  transport_.Disconnect(
+      peer.entry.rank, absl::DataLossError(absl::StrCat("rank ", peer.entry.rank, " sent ", what)));
+}
+
+}  // namespace epic::worker
