@@ -3,7 +3,7 @@
 #include <array>
 #include <cstring>
 
-#if defined(__x86_64__)
+#ifdef __x86_64__
 #include <nmmintrin.h>
 #endif
 
@@ -35,7 +35,7 @@ constexpr Tables kTables = MakeTables();
 
 using Extend = uint32_t (*)(uint32_t, std::span<const std::byte>);
 
-#if defined(__x86_64__)
+#ifdef __x86_64__
 __attribute__((target("sse4.2"))) uint32_t ExtendCrc32cSse42(uint32_t crc,
                                                              std::span<const std::byte> bytes) {
   const std::byte* at = bytes.data();
@@ -53,7 +53,7 @@ __attribute__((target("sse4.2"))) uint32_t ExtendCrc32cSse42(uint32_t crc,
 #endif
 
 Extend Choose() {
-#if defined(__x86_64__)
+#ifdef __x86_64__
   if (__builtin_cpu_supports("sse4.2")) return ExtendCrc32cSse42;
 #endif
   return internal::ExtendCrc32cPortable;
