@@ -13,21 +13,13 @@
 
 namespace epic {
 
-EpollLoop::EpollLoop(Clock& clock) : clock_(clock) {
-  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
-  CHECK(epoll_fd_ >= 0) << std::strerror(errno);
-  wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  CHECK(wake_fd_ >= 0) << std::strerror(errno);
-  Watch(wake_fd_, [this] {
+EpollLoop::EpollLoop(Clock& clock) : clock_(clock), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  CHECK(wake_.valid()) << std::strerror(errno);
+  Watch(wake_.get(), [this] {
     uint64_t count;
-    while (read(wake_fd_, &count, sizeof(count)) > 0) {
+    while (read(wake_.get(), &count, sizeof(count)) > 0) {
     }
   });
-}
-
-EpollLoop::~EpollLoop() {
-  close(wake_fd_);
-  close(epoll_fd_);
 }
 
 void EpollLoop::Post(Task task) {
@@ -39,7 +31,7 @@ void EpollLoop::Post(Task task) {
   }
   if (!first) return;  // whoever posted first has rung the bell
   const uint64_t one = 1;
-  [[maybe_unused]] ssize_t written = write(wake_fd_, &one, sizeof(one));
+  [[maybe_unused]] ssize_t written = write(wake_.get(), &one, sizeof(one));
 }
 
 TimerId EpollLoop::At(absl::Time when, Task task) {
@@ -57,18 +49,10 @@ void EpollLoop::Cancel(TimerId timer) {
 }
 
 void EpollLoop::Watch(int fd, std::function<void()> ready) {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.fd = fd;
-  const bool known = watched_.contains(fd);
-  CHECK(epoll_ctl(epoll_fd_, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0)
-      << "epoll_ctl of descriptor " << fd << ": " << std::strerror(errno);
-  watched_[fd] = std::move(ready);
+  descriptors_.Watch(fd, EPOLLIN, [ready = std::move(ready)](uint32_t) { ready(); });
 }
 
-void EpollLoop::Unwatch(int fd) {
-  if (watched_.erase(fd) > 0) epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, fd, nullptr);
-}
+void EpollLoop::Unwatch(int fd) { descriptors_.Unwatch(fd); }
 
 void EpollLoop::Run() {
   while (!stopped_) RunOnce(absl::InfiniteDuration());
@@ -77,20 +61,11 @@ void EpollLoop::Run() {
 
 void EpollLoop::RunOnce(absl::Duration wait) {
   wait = std::min(wait, UntilNextTimer());
-  // Rounded up, so that a timer is due when its wait ends.
-  const int64_t wait_ms =
-      wait == absl::InfiniteDuration()
-          ? -1
-          : absl::ToInt64Milliseconds(wait + absl::Milliseconds(1) - absl::Nanoseconds(1));
-  epoll_event events[64];
-  const int count =
-      epoll_wait(epoll_fd_, events, 64, static_cast<int>(std::min<int64_t>(wait_ms, 1 << 30)));
-  for (int i = 0; i < count; ++i) {
-    auto found = watched_.find(events[i].data.fd);
-    if (found == watched_.end()) continue;  // unwatched by an earlier event of this round
-    std::function<void()> ready = found->second;
-    ready();
+  if (sleeper_ != nullptr && wait > absl::ZeroDuration()) {
+    wait = std::min(wait, sleeper_->BeforeSleep());
   }
+  const int ready = descriptors_.Wait(wait);
+  if (sleeper_ != nullptr) sleeper_->AfterSleep(ready == 0 && wait > absl::ZeroDuration());
   RunPosted();
   RunTimers();
 }

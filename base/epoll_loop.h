@@ -7,13 +7,25 @@
 #include <vector>
 
 #include "base/env.h"
+#include "base/epoll_set.h"
+#include "base/unique_fd.h"
 
 namespace epic {
+
+// Someone who is told of news by memory that others write, and so must arm a bell before the loop
+// sleeps. Called on the loop's thread.
+class Sleeper {
+ public:
+  virtual ~Sleeper() = default;
+  // The loop is about to wait. Returns the longest that it may; zero if there is work already.
+  virtual absl::Duration BeforeSleep() = 0;
+  // After every wait, also one of no time; `timed_out` if it slept and no descriptor ended it.
+  virtual void AfterSleep(bool timed_out) = 0;
+};
 
 class EpollLoop : public Loop {
  public:
   explicit EpollLoop(Clock& clock);
-  ~EpollLoop() override;
   EpollLoop(const EpollLoop&) = delete;
 
   void Post(Task task) override;
@@ -24,6 +36,9 @@ class EpollLoop : public Loop {
   // the caller's; Unwatch before closing it.
   void Watch(int fd, std::function<void()> ready);
   void Unwatch(int fd);
+
+  // At most one; null: none. Outlives its being set. Loop thread only.
+  void SetSleeper(Sleeper* sleeper) { sleeper_ = sleeper; }
 
   // Runs until Stop; the calling thread is the loop's thread.
   void Run();
@@ -38,15 +53,15 @@ class EpollLoop : public Loop {
   absl::Duration UntilNextTimer() const;
 
   Clock& clock_;
-  int epoll_fd_ = -1;
-  int wake_fd_ = -1;
+  EpollSet descriptors_;
+  UniqueFd wake_;
+  Sleeper* sleeper_ = nullptr;
   bool stopped_ = false;
   std::mutex mutex_;  // guards posted_
   std::vector<Task> posted_;
   TimerId next_timer_ = 1;
   std::map<std::pair<absl::Time, TimerId>, Task> timers_;
   std::unordered_map<TimerId, absl::Time> timer_times_;
-  std::unordered_map<int, std::function<void()>> watched_;
 };
 
 }  // namespace epic

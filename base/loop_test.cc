@@ -1,3 +1,4 @@
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -56,6 +57,57 @@ TEST(EpollLoop, WatchesADescriptorUntilUnwatched) {
   for (int i = 0; i < 6; ++i) loop.RunOnce(absl::ZeroDuration());
   EXPECT_EQ(calls, 3);
   close(fd);
+}
+
+class RecordedSleeper : public Sleeper {
+ public:
+  absl::Duration BeforeSleep() override {
+    ++before;
+    return limit;
+  }
+  void AfterSleep(bool timed_out) override {
+    ++after;
+    timed_out_count += timed_out;
+  }
+
+  absl::Duration limit = absl::Milliseconds(1);
+  int before = 0, after = 0, timed_out_count = 0;
+};
+
+TEST(EpollLoop, AsksTheSleeperBeforeItWaitsAndTellsItAfter) {
+  EpollLoop loop(RealClock());
+  RecordedSleeper sleeper;
+  loop.SetSleeper(&sleeper);
+  loop.RunOnce(absl::InfiniteDuration());  // ends by the sleeper's limit
+  EXPECT_EQ(sleeper.before, 1);
+  EXPECT_EQ(sleeper.timed_out_count, 1);
+  sleeper.limit = absl::ZeroDuration();  // work already
+  loop.RunOnce(absl::InfiniteDuration());
+  EXPECT_EQ(sleeper.before, 2);
+  EXPECT_EQ(sleeper.timed_out_count, 1);
+  loop.RunOnce(absl::ZeroDuration());  // will not sleep: not asked
+  EXPECT_EQ(sleeper.before, 2);
+  sleeper.limit = absl::InfiniteDuration();
+  loop.Post([] {});
+  loop.RunOnce(absl::InfiniteDuration());  // a descriptor ends the sleep
+  EXPECT_EQ(sleeper.timed_out_count, 1);
+  EXPECT_EQ(sleeper.after, 4);
+}
+
+TEST(EpollSet, TellsEventsAndNestsInAnother) {
+  EpollSet inner, outer;
+  UniqueFd fd(eventfd(0, EFD_NONBLOCK));
+  uint32_t seen = 0;
+  inner.Watch(fd.get(), EPOLLIN, [&](uint32_t events) { seen = events; });
+  int inner_ready = 0;
+  outer.Watch(inner.fd(), EPOLLIN, [&](uint32_t) { inner_ready += inner.Wait({}); });
+  EXPECT_EQ(outer.Wait({}), 0);
+  inner.SetEvents(fd.get(), EPOLLIN | EPOLLOUT);
+  EXPECT_EQ(outer.Wait({}), 1);
+  EXPECT_EQ(inner_ready, 1);
+  EXPECT_EQ(seen, static_cast<uint32_t>(EPOLLOUT));
+  inner.Unwatch(fd.get());
+  EXPECT_EQ(outer.Wait({}), 0);
 }
 
 TEST(SimLoop, MovesTimeToEachTimer) {

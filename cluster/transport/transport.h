@@ -22,8 +22,10 @@ using Bytes = std::span<const std::byte>;
 // Called on the thread that owns the transport, from Poll or from the loop, never from Send.
 struct TransportHandlers {
   std::function<void(int peer)> on_up;
-  // `payload` is valid within the call. The header was checked: magic, version, crc, that it comes
-  // from the peer's rank and generation, and that its payload is whole.
+  // `payload` is valid within the call, and aligned to 64 bytes. The header was checked: magic,
+  // version, crc, that it comes from the peer's rank and generation, and that its payload is whole.
+  // On shm the payload may lie in memory that the peer can still write: copy a number, then check
+  // the copy.
   std::function<void(int peer, const FrameHeader& header, Bytes payload)> on_frame;
   // The connection is gone; what was sent and not answered may or may not have arrived.
   // Unavailable: the process is gone or cannot be reached; DataLoss: it sent what is no frame.

@@ -1,0 +1,200 @@
+#include "cluster/transport/peer_transport.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+
+namespace epic::cluster {
+namespace {
+
+// The longest sleep while a doorbell could be missed.
+constexpr absl::Duration kSleepMax = absl::Milliseconds(50);
+
+}  // namespace
+
+PeerTransport::PeerTransport(const PeerTransportOptions& options, EpollLoop& loop, Clock& clock,
+                             Random& random)
+    : options_(options), loop_(loop), clock_(clock), random_(random) {
+  // The descriptor only wakes the loop; AfterSleep polls.
+  loop_.Watch(sockets_.fd(), [] {});
+  loop_.SetSleeper(this);
+}
+
+PeerTransport::~PeerTransport() {
+  SetPeers({});
+  while (!inbound_.empty()) EndInbound(inbound_.begin()->first);
+  for (const auto& [listener, timer] : paused_) loop_.Cancel(timer);
+  loop_.SetSleeper(nullptr);
+  loop_.Unwatch(sockets_.fd());
+  if (!unix_path_.empty()) unlink(unix_path_.c_str());
+}
+
+void PeerTransport::SetSelf(int rank) {
+  CHECK(!polling_) << "not from a handler";
+  if (rank == rank_) return;
+  SetPeers({});
+  while (!inbound_.empty()) EndInbound(inbound_.begin()->first);
+  rank_ = rank;
+}
+
+void PeerTransport::SetPeers(const std::vector<RankEntry>& peers) {
+  if (polling_) {
+    next_peers_ = peers;
+    return;
+  }
+  std::map<int, const RankEntry*> entries;
+  for (const RankEntry& entry : peers) {
+    if (entry.rank != rank_) entries[entry.rank] = &entry;
+  }
+  for (auto it = peers_.begin(); it != peers_.end();) {
+    const auto found = entries.find(it->first);
+    const bool stays =
+        found != entries.end() && found->second->generation == it->second.entry.generation;
+    if (!stays) Remove(it->second);
+    it = stays ? std::next(it) : peers_.erase(it);
+  }
+  CHECK(entries.empty() || rank_ >= 0) << "SetPeers before SetSelf";
+  for (const auto& [rank, entry] : entries) {
+    const auto [it, fresh] = peers_.try_emplace(rank);
+    it->second.entry = *entry;
+    if (!fresh) continue;
+    it->second.down_since = clock_.Now();
+    if (Dials(rank_, rank)) Dial(rank);
+  }
+}
+
+void PeerTransport::Remove(Peer& peer) {
+  EndDial(peer);
+  peer.channel = nullptr;
+}
+
+bool PeerTransport::up(int peer) const {
+  const auto found = peers_.find(peer);
+  return found != peers_.end() && found->second.channel != nullptr &&
+         found->second.channel->broken().ok();
+}
+
+bool PeerTransport::Send(int peer, FrameHeader header, std::span<const Bytes> parts) {
+  if (!up(peer)) return false;
+  Channel& channel = *peers_.at(peer).channel;
+  channel.Send(header, parts);
+  if (!channel.broken().ok()) poll_again_ = true;
+  return true;
+}
+
+void PeerTransport::Disconnect(int peer, const absl::Status& why) {
+  if (!up(peer)) return;
+  peers_.at(peer).channel->Break(why);
+  poll_again_ = true;
+}
+
+absl::Status PeerTransport::link(int peer) const {
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return absl::NotFoundError(absl::StrCat("rank ", peer, " is no peer"));
+  if (up(peer)) return absl::OkStatus();
+  const Peer& down = found->second;
+  const std::string last = down.last_error.ok() ? Dials(rank_, peer) ? "the first try is under way"
+                                                                     : "it has not connected"
+                                                : std::string(down.last_error.message());
+  return absl::UnavailableError(absl::StrCat(
+      "rank ", peer, " at ", down.entry.address, " is down since ",
+      absl::FormatDuration(absl::Trunc(clock_.Now() - down.down_since, absl::Milliseconds(1))),
+      ", ", down.tries, " tries: ", last));
+}
+
+std::optional<Wire> PeerTransport::wire(int peer) const {
+  if (!up(peer)) return std::nullopt;
+  return peers_.at(peer).channel->wire();
+}
+
+void PeerTransport::Poll() {
+  if (polling_) return;
+  polling_ = true;
+  poll_again_ = false;
+  for (auto& [rank, peer] : peers_) {
+    if (peer.channel == nullptr) continue;
+    peer.channel->Poll([this, &peer = peer](const FrameHeader& header, Bytes payload) {
+      return OnFrame(peer, header, payload);
+    });
+  }
+  sockets_.Wait(absl::ZeroDuration());
+  ReportBroken();
+  polling_ = false;
+  if (std::optional<std::vector<RankEntry>> next = std::exchange(next_peers_, std::nullopt)) {
+    SetPeers(*next);
+  }
+}
+
+bool PeerTransport::OnFrame(Peer& peer, const FrameHeader& header, Bytes payload) {
+  handlers_.on_frame(peer.entry.rank, header, payload);
+  return peer.channel->broken().ok();
+}
+
+void PeerTransport::OnChannelEvents(int rank, uint32_t events) {
+  Peer& peer = peers_.at(rank);
+  if (!peer.channel->broken().ok()) {
+    // It is reported in a moment; its socket must not be ready forever before that.
+    return;
+  }
+  peer.channel->OnEvents(events, [this, &peer](const FrameHeader& header, Bytes payload) {
+    return OnFrame(peer, header, payload);
+  });
+}
+
+void PeerTransport::ReportBroken() {
+  for (auto& [rank, peer] : peers_) {
+    if (peer.channel == nullptr || peer.channel->broken().ok()) continue;
+    Down(peer, absl::Status(peer.channel->broken()));
+  }
+}
+
+void PeerTransport::Down(Peer& peer, const absl::Status& why) {
+  if (why.code() == absl::StatusCode::kDataLoss) {
+    WarnOnce(absl::StrCat("exchange: rank ", peer.entry.rank, " generation ",
+                          absl::Hex(peer.entry.generation), " is disconnected: ", why.message()));
+  }
+  peer.channel = nullptr;
+  peer.down_since = clock_.Now();
+  peer.last_error = why;
+  peer.tries = 0;
+  if (Dials(rank_, peer.entry.rank)) DialLater(peer);
+  handlers_.on_down(peer.entry.rank, why);
+}
+
+absl::Duration PeerTransport::BeforeSleep() {
+  if (poll_again_) return absl::ZeroDuration();
+  if (options_.spin > absl::ZeroDuration() && SpinForNews()) return absl::ZeroDuration();
+  bool news = false, shared = false;
+  for (auto& [rank, peer] : peers_) {
+    if (peer.channel == nullptr) continue;
+    news |= peer.channel->Arm();
+    shared |= peer.channel->wire() == Wire::kShm;
+  }
+  armed_ = true;
+  return news ? absl::ZeroDuration() : shared ? kSleepMax : absl::InfiniteDuration();
+}
+
+bool PeerTransport::SpinForNews() {
+  const absl::Time end = clock_.Now() + options_.spin;
+  do {
+    for (auto& [rank, peer] : peers_) {
+      if (peer.channel != nullptr && peer.channel->HasNews()) return true;
+    }
+  } while (clock_.Now() < end);
+  return false;
+}
+
+void PeerTransport::AfterSleep(bool timed_out) {
+  if (std::exchange(armed_, false)) {
+    for (auto& [rank, peer] : peers_) {
+      if (peer.channel != nullptr && peer.channel->Disarm(timed_out)) ++doorbell_rescues_;
+    }
+  }
+  Poll();
+}
+
+}  // namespace epic::cluster

@@ -1,0 +1,281 @@
+// How PeerTransport listens, dials and accepts.
+#include <dirent.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "cluster/transport/peer_transport.h"
+#include "cluster/transport/shm_channel.h"
+#include "cluster/transport/socket.h"
+#include "cluster/transport/tcp_channel.h"
+
+namespace epic::cluster {
+namespace {
+
+constexpr absl::Duration kSpinMax = absl::Microseconds(20);
+// A hello that takes longer is over.
+constexpr absl::Duration kHelloTime = absl::Seconds(2);
+constexpr absl::Duration kPauseMin = absl::Milliseconds(50);
+constexpr absl::Duration kPauseMax = absl::Milliseconds(500);
+// Connections that have proved nothing yet; beyond, the oldest goes.
+constexpr size_t kInboundMax = 64;
+constexpr int kAcceptsPerEvent = 16;
+constexpr size_t kWarnedMax = 1000;
+
+constexpr char kSocketPrefix[] = "exchange-";
+constexpr char kSocketSuffix[] = ".sock";
+
+bool IsWildcard(const std::string& host) { return host == "0.0.0.0" || host == "::"; }
+
+// Sockets of processes that ended without a goodbye. A live one listens before it has its name.
+void SweepDeadSockets(const std::string& run_dir) {
+  DIR* folder = opendir(run_dir.c_str());
+  if (folder == nullptr) return;
+  while (const dirent* entry = readdir(folder)) {
+    const absl::string_view name = entry->d_name;
+    if (!absl::StartsWith(name, kSocketPrefix) || !absl::EndsWith(name, kSocketSuffix)) continue;
+    const std::string path = absl::StrCat(run_dir, "/", name);
+    if (absl::IsFailedPrecondition(DialUnix(path).status())) unlink(path.c_str());
+  }
+  closedir(folder);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PeerTransport>> PeerTransport::Create(
+    const PeerTransportOptions& options, EpollLoop& loop, Clock& clock, Random& random) {
+  if (options.spin < absl::ZeroDuration() || options.spin > kSpinMax) {
+    return absl::InvalidArgumentError(absl::StrCat("spin is ", absl::FormatDuration(options.spin),
+                                                   ", at most ", absl::FormatDuration(kSpinMax)));
+  }
+  if (options.wires == WireChoice::kShm && options.run_dir.empty()) {
+    return absl::InvalidArgumentError("shared memory is forced, and run_dir is empty");
+  }
+  RETURN_IF_ERROR(SharedRings::CheckSize(options.ring_bytes));
+  std::unique_ptr<PeerTransport> transport(new PeerTransport(options, loop, clock, random));
+  RETURN_IF_ERROR(transport->Listen());
+  return transport;
+}
+
+absl::Status PeerTransport::Listen() {
+  if (options_.wires != WireChoice::kShm) {
+    ASSIGN_OR_RETURN(TcpListener listener, ListenTcp(options_.listen_host, options_.listen_port));
+    std::string host = listener.host;
+    if (!options_.advertised_host.empty()) {
+      ASSIGN_OR_RETURN(host, ResolveHost(options_.advertised_host));
+    } else if (IsWildcard(host)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("listen_host is ", host, ": advertised_host must say how to reach it"));
+    }
+    address_ = HostPort(host, listener.port);
+    tcp_listener_ = std::move(listener.socket);
+    const int fd = tcp_listener_.get();
+    sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t) { Accept(fd, Wire::kTcp); });
+  }
+  if (options_.wires != WireChoice::kTcp && !options_.run_dir.empty()) {
+    SweepDeadSockets(options_.run_dir);
+    unix_path_ = SocketPath(options_.run_dir, options_.generation);
+    ASSIGN_OR_RETURN(unix_listener_, ListenUnix(unix_path_));
+    const int fd = unix_listener_.get();
+    sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t) { Accept(fd, Wire::kShm); });
+  }
+  return absl::OkStatus();
+}
+
+std::string PeerTransport::SocketPath(const std::string& run_dir, uint64_t generation) const {
+  return absl::StrCat(run_dir, "/", kSocketPrefix, absl::Hex(generation, absl::kZeroPad16),
+                      kSocketSuffix);
+}
+
+Wire PeerTransport::FirstWire(const RankEntry& entry) const {
+  if (options_.wires == WireChoice::kShm) return Wire::kShm;
+  const bool near =
+      entry.host == options_.host_name && !entry.run_dir.empty() && !options_.run_dir.empty();
+  return near && options_.wires == WireChoice::kAuto ? Wire::kShm : Wire::kTcp;
+}
+
+void PeerTransport::Dial(int rank) { DialOver(rank, FirstWire(peers_.at(rank).entry)); }
+
+void PeerTransport::DialOver(int rank, Wire wire) {
+  Peer& peer = peers_.at(rank);
+  const RankEntry& entry = peer.entry;
+  absl::StatusOr<UniqueFd> socket = wire == Wire::kTcp
+                                        ? DialTcp(entry.address)
+                                        : DialUnix(SocketPath(entry.run_dir, entry.generation));
+  if (!socket.ok()) return DialFailed(rank, wire, socket.status());
+  const size_t ring_bytes = wire == Wire::kShm ? options_.ring_bytes : 0;
+  const int fd = socket->get();
+  peer.greeting = std::make_unique<Greeting>(
+      *std::move(socket), wire, DialerHandshake(self(), entry, wire, ring_bytes, NewNonce()),
+      ring_bytes, options_.tcp_user_timeout);
+  sockets_.Watch(fd, peer.greeting->events(),
+                 [this, rank](uint32_t events) { OnDialEvents(rank, events); });
+  peer.timer = loop_.At(clock_.Now() + kHelloTime, [this, rank, wire] {
+    peers_.at(rank).timer = 0;
+    DialFailed(rank, wire, absl::UnavailableError("no answer to the hello"));
+  });
+}
+
+void PeerTransport::OnDialEvents(int rank, uint32_t events) {
+  Peer& peer = peers_.at(rank);
+  const absl::StatusOr<bool> up = peer.greeting->OnEvents(events);
+  if (!up.ok()) return DialFailed(rank, peer.greeting->wire(), up.status());
+  if (*up) {
+    Establish(peer, *peer.greeting);
+    EndDial(peer);
+  } else {
+    sockets_.SetEvents(peer.greeting->fd(), peer.greeting->events());
+  }
+}
+
+void PeerTransport::DialFailed(int rank, Wire wire, const absl::Status& why) {
+  Peer& peer = peers_.at(rank);
+  EndDial(peer);
+  const std::string what = absl::StrCat(NameOf(wire), ": ", why.message());
+  if (wire == Wire::kShm && options_.wires == WireChoice::kAuto &&
+      absl::IsFailedPrecondition(why) && !peer.entry.address.empty()) {
+    peer.why_no_memory = what;
+    return DialOver(rank, Wire::kTcp);
+  }
+  ++peer.tries;
+  peer.last_error = absl::Status(why.code(), what);
+  if (absl::IsPermissionDenied(why) || absl::IsDataLoss(why)) {
+    WarnOnce(absl::StrCat("exchange: rank ", rank, ": ", what));
+  }
+  DialLater(peer);
+}
+
+void PeerTransport::DialLater(Peer& peer) {
+  const absl::Duration longest =
+      std::min(kPauseMax, 2 * kPauseMin * (1 << std::min(peer.tries, 4)));
+  const double fraction = static_cast<double>(random_.Next() >> 11) * 0x1p-53;
+  const int rank = peer.entry.rank;
+  peer.timer = loop_.At(clock_.Now() + kPauseMin + (longest - kPauseMin) * fraction, [this, rank] {
+    peers_.at(rank).timer = 0;
+    Dial(rank);
+  });
+}
+
+void PeerTransport::EndDial(Peer& peer) {
+  if (peer.timer != 0) loop_.Cancel(std::exchange(peer.timer, 0));
+  if (peer.greeting != nullptr && peer.greeting->fd() >= 0) sockets_.Unwatch(peer.greeting->fd());
+  peer.greeting = nullptr;
+}
+
+void PeerTransport::Accept(int listener, Wire wire) {
+  for (int i = 0; i < kAcceptsPerEvent; ++i) {
+    UniqueFd socket(accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!socket.valid()) {
+      const bool scarce = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+      if (scarce) PauseAccepting(listener, wire);
+      return;
+    }
+    if (inbound_.size() >= kInboundMax) {
+      ++refused_count_;
+      EndInbound(std::min_element(inbound_.begin(), inbound_.end(), [](auto& a, auto& b) {
+                   return a.second.deadline < b.second.deadline;
+                 })->first);
+    }
+    const int fd = socket.get();
+    const auto find = [this](int rank) -> const RankEntry* {
+      const auto found = peers_.find(rank);
+      return found == peers_.end() ? nullptr : &found->second.entry;
+    };
+    Inbound& inbound = inbound_[fd];
+    inbound.greeting = std::make_unique<Greeting>(std::move(socket), wire,
+                                                  ListenerHandshake(self(), wire, find, NewNonce()),
+                                                  options_.tcp_user_timeout);
+    inbound.deadline = loop_.At(clock_.Now() + kHelloTime, [this, fd] {
+      ++refused_count_;
+      EndInbound(fd);
+    });
+    sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t events) { OnInboundEvents(fd, events); });
+  }
+}
+
+void PeerTransport::PauseAccepting(int listener, Wire wire) {
+  WarnOnce(absl::StrCat("exchange: cannot accept: ", std::strerror(errno)));
+  sockets_.Unwatch(listener);
+  paused_[listener] = loop_.At(clock_.Now() + absl::Milliseconds(100), [this, listener, wire] {
+    paused_.erase(listener);
+    sockets_.Watch(listener, EPOLLIN, [this, listener, wire](uint32_t) { Accept(listener, wire); });
+  });
+}
+
+void PeerTransport::OnInboundEvents(int fd, uint32_t events) {
+  Greeting& greeting = *inbound_.at(fd).greeting;
+  const absl::StatusOr<bool> up = greeting.OnEvents(events);
+  if (up.ok() && !*up) return;
+  if (up.ok()) {
+    const FrameOrigin from = greeting.accepted_peer();
+    const auto found = peers_.find(from.rank);
+    // The map may have changed since its first message.
+    if (found != peers_.end() && found->second.entry.generation == from.generation) {
+      Establish(found->second, greeting);
+    }
+  } else {
+    ++refused_count_;
+    if (!absl::IsUnavailable(up.status())) {
+      WarnOnce(absl::StrCat("exchange: connection from ", RemoteName(fd), " (",
+                            NameOf(greeting.wire()), ") is refused: ", up.status().message()));
+    }
+  }
+  EndInbound(fd);
+}
+
+void PeerTransport::EndInbound(int fd) {
+  const auto found = inbound_.find(fd);
+  loop_.Cancel(found->second.deadline);
+  if (found->second.greeting->fd() >= 0) sockets_.Unwatch(fd);  // else the channel's by now
+  inbound_.erase(found);
+}
+
+void PeerTransport::Establish(Peer& peer, Greeting& greeting) {
+  if (peer.channel != nullptr) {
+    Down(peer, absl::UnavailableError("the peer has connected anew"));
+  }
+  const int rank = peer.entry.rank;
+  const FrameOrigin from{rank, peer.entry.generation};
+  const Wire wire = greeting.wire();
+  UniqueFd socket = greeting.TakeSocket();
+  sockets_.Watch(socket.get(), EPOLLIN,
+                 [this, rank](uint32_t events) { OnChannelEvents(rank, events); });
+  if (wire == Wire::kTcp) {
+    peer.channel = std::make_unique<TcpChannel>(std::move(socket), sockets_, self(), from);
+  } else {
+    peer.channel = std::make_unique<ShmChannel>(std::move(socket), sockets_, greeting.TakeRings(),
+                                                greeting.dials(), self(), from);
+  }
+  peer.tries = 0;
+  peer.last_error = absl::OkStatus();
+  if (std::exchange(peer.logged, wire) != wire) {
+    LOG_INFO("exchange: rank {} generation {:x} over {}{}", rank, peer.entry.generation,
+             NameOf(wire),
+             peer.why_no_memory.empty() ? "" : absl::StrCat(" (", peer.why_no_memory, ")"));
+  }
+  handlers_.on_up(rank);
+}
+
+Nonce PeerTransport::NewNonce() {
+  Nonce nonce;
+  for (size_t at = 0; at < nonce.size(); at += sizeof(uint64_t)) {
+    const uint64_t bits = random_.Next();
+    std::memcpy(nonce.data() + at, &bits, sizeof(bits));
+  }
+  return nonce;
+}
+
+void PeerTransport::WarnOnce(const std::string& message) {
+  if (warned_.size() < kWarnedMax && warned_.insert(message).second) LOG_WARNING("{}", message);
+}
+
+}  // namespace epic::cluster

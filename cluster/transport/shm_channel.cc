@@ -1,0 +1,142 @@
+#include "cluster/transport/shm_channel.h"
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace epic::cluster {
+namespace {
+
+// Room is given back at least so often while a large frame is collected.
+constexpr size_t kPieceBytes = 256 << 10;
+
+constexpr std::byte kPadding[kFrameAlignment] = {};
+
+}  // namespace
+
+ShmChannel::ShmChannel(UniqueFd socket, EpollSet& sockets, SharedRings rings, bool creator,
+                       FrameOrigin self, FrameOrigin peer)
+    : socket_(std::move(socket)),
+      sockets_(sockets),
+      rings_(std::move(rings)),
+      writer_(rings_, creator ? 0 : 1),
+      ring_reader_(rings_, creator ? 1 : 0),
+      self_(self),
+      frame_reader_(peer, /*with_payload_crc=*/false, rings_.ring_bytes() / 2) {
+  rings_.CloseDescriptor();
+}
+
+ShmChannel::~ShmChannel() { sockets_.Unwatch(socket_.get()); }
+
+void ShmChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
+  FrameHeader sealed = header;
+  SealHeader(self_, parts, /*with_payload_crc=*/false, &sealed);
+  absl::InlinedVector<Bytes, 16> all;
+  all.push_back(std::as_bytes(std::span(&sealed, 1)));
+  all.insert(all.end(), parts.begin(), parts.end());
+  all.push_back(Bytes(kPadding).first(PaddedBytes(sealed.payload_bytes) - sealed.payload_bytes));
+  size_t written = 0;
+  if (queue_.empty()) {
+    const absl::StatusOr<size_t> taken = writer_.Write(all, 0);
+    if (!taken.ok()) return Break(taken.status());
+    written = *taken;
+    if (written > 0) Publish();
+  }
+  queue_.Append(all, written);
+}
+
+void ShmChannel::Publish() {
+  if (writer_.Publish()) Ring();
+  writer_.Checked();
+}
+
+void ShmChannel::WriteQueued() {
+  while (!queue_.empty() && broken().ok()) {
+    const absl::StatusOr<size_t> written = writer_.Write(queue_.Front(16), 0);
+    if (!written.ok()) return Break(written.status());
+    if (*written == 0) return;
+    queue_.Consume(*written);
+    Publish();
+  }
+}
+
+void ShmChannel::Ring() {
+  const char bell = 0;
+  // A full socket is a bell that was not heard yet.
+  if (send(socket_.get(), &bell, 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno != EAGAIN &&
+      errno != EINTR) {
+    Break(absl::UnavailableError(absl::StrCat("shm: the process is gone: ", std::strerror(errno))));
+  }
+}
+
+bool ShmChannel::ReadOnce(FrameReader::OnFrame on_frame) {
+  const absl::StatusOr<Bytes> readable = ring_reader_.Readable();
+  if (!readable.ok()) {
+    Break(readable.status());
+    return false;
+  }
+  if (readable->empty()) return false;
+  size_t used = 0;
+  if (const std::span<std::byte> wanted = frame_reader_.wanted(); !wanted.empty()) {
+    used = std::min({wanted.size(), readable->size(), kPieceBytes});
+    std::memcpy(wanted.data(), readable->data(), used);
+    const absl::Status read = frame_reader_.Received(used, on_frame);
+    if (!read.ok()) Break(read);
+  } else {
+    const absl::StatusOr<size_t> read = frame_reader_.Read(*readable, on_frame);
+    if (!read.ok()) {
+      Break(read.status());
+    } else {
+      used = *read;
+    }
+  }
+  if (used == 0) return false;
+  ring_reader_.Consume(used);
+  if (ring_reader_.Release()) Ring();
+  return broken().ok();
+}
+
+void ShmChannel::Poll(FrameReader::OnFrame on_frame) {
+  if (!broken().ok()) return;
+  WriteQueued();
+  ReadAll(on_frame);
+}
+
+void ShmChannel::ReadAll(FrameReader::OnFrame on_frame) {
+  // Bounded, so that one peer cannot keep the thread.
+  size_t rounds = 2 * rings_.ring_bytes() / kPieceBytes + 2;
+  while (rounds > 0 && ReadOnce(on_frame)) --rounds;
+  unread_ = rounds == 0;
+}
+
+void ShmChannel::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
+  char bells[256];
+  const ssize_t count = recv(socket_.get(), bells, sizeof(bells), MSG_DONTWAIT);
+  if (count > 0 || (count < 0 && (errno == EAGAIN || errno == EINTR))) return;
+  ReadAll(on_frame);  // what it wrote before it died is whole, and comes first
+  Break(absl::UnavailableError("shm: the process is gone"));
+}
+
+bool ShmChannel::Arm() {
+  const bool room = !queue_.empty() && writer_.Arm();
+  return ring_reader_.Arm() || room || unread_;
+}
+
+bool ShmChannel::Disarm(bool timed_out) {
+  ring_reader_.Disarm();
+  writer_.Disarm();
+  if (!timed_out || !ring_reader_.HasChecked()) return false;
+  char bell;
+  return recv(socket_.get(), &bell, 1, MSG_PEEK | MSG_DONTWAIT) < 0;
+}
+
+bool ShmChannel::HasNews() { return unread_ || ring_reader_.HasMore(); }
+
+}  // namespace epic::cluster

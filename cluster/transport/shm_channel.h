@@ -1,0 +1,46 @@
+// A pair of rings in shared memory; a unix socket is the doorbell of a peer that sleeps, and tells
+// its death.
+#pragma once
+
+#include "base/epoll_set.h"
+#include "cluster/transport/channel.h"
+#include "cluster/transport/shm_ring.h"
+
+namespace epic::cluster {
+
+class ShmChannel : public Channel {
+ public:
+  // `socket` is connected, non-blocking and watched by `sockets` for EPOLLIN. `creator`: this end
+  // has made the rings.
+  ShmChannel(UniqueFd socket, EpollSet& sockets, SharedRings rings, bool creator, FrameOrigin self,
+             FrameOrigin peer);
+  ~ShmChannel() override;
+
+  Wire wire() const override { return Wire::kShm; }
+  void Send(const FrameHeader& header, std::span<const Bytes> parts) override;
+  void OnEvents(uint32_t events, FrameReader::OnFrame on_frame) override;
+  void Poll(FrameReader::OnFrame on_frame) override;
+  bool Arm() override;
+  bool Disarm(bool timed_out) override;
+  bool HasNews() override;
+
+ private:
+  void Publish();
+  void WriteQueued();
+  void Ring();
+  // Whether anything was read; false once broken.
+  bool ReadOnce(FrameReader::OnFrame on_frame);
+  void ReadAll(FrameReader::OnFrame on_frame);
+
+  UniqueFd socket_;
+  EpollSet& sockets_;
+  SharedRings rings_;
+  RingWriter writer_;
+  RingReader ring_reader_;
+  const FrameOrigin self_;
+  FrameReader frame_reader_;
+  OutQueue queue_;
+  bool unread_ = false;  // the last ReadAll ended early
+};
+
+}  // namespace epic::cluster

@@ -1,0 +1,38 @@
+// A tcp connection. Payloads are written from where they lie, and read into one buffer; both ends
+// keep a CRC32C of them.
+#pragma once
+
+#include "base/epoll_set.h"
+#include "cluster/transport/channel.h"
+
+namespace epic::cluster {
+
+class TcpChannel : public Channel {
+ public:
+  // `socket` is connected, non-blocking and watched by `sockets` for EPOLLIN; the channel only
+  // changes the events. Frames bear `self` and must bear `peer`.
+  TcpChannel(UniqueFd socket, EpollSet& sockets, FrameOrigin self, FrameOrigin peer);
+  ~TcpChannel() override;
+
+  Wire wire() const override { return Wire::kTcp; }
+  void Send(const FrameHeader& header, std::span<const Bytes> parts) override;
+  void OnEvents(uint32_t events, FrameReader::OnFrame on_frame) override;
+
+ private:
+  // The bytes of `parts` that the socket took.
+  size_t Write(std::span<const Bytes> parts);
+  void WriteQueued();
+  void Read(FrameReader::OnFrame on_frame);
+  // Hands over the frames of the buffer, and makes room behind the rest.
+  absl::Status CutFrames(FrameReader::OnFrame on_frame);
+
+  UniqueFd socket_;
+  EpollSet& sockets_;
+  const FrameOrigin self_;
+  FrameReader reader_;
+  AlignedBytes buffer_;
+  size_t begin_ = 0, end_ = 0;  // of what was received and not used
+  OutQueue queue_;
+};
+
+}  // namespace epic::cluster
