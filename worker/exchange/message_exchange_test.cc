@@ -53,9 +53,14 @@ class MessageExchangeTest : public testing::Test {
     made.transport = std::make_unique<cluster::LoopbackTransport>(network_, rank, 50 + rank);
     made.exchange = std::make_unique<MessageExchange>(
         kShape, kLimits, loop_, *made.transport, made.experts,
-        ExchangeHandlers{.on_link_down = [this, rank](const auto& peer, const absl::Status&) {
-          down_.push_back(absl::StrCat(rank, "-", peer.rank));
-        }});
+        ExchangeHandlers{
+            .on_link_up =
+                [this, rank](const auto& peer) { up_.insert(absl::StrCat(rank, "-", peer.rank)); },
+            .on_link_down =
+                [this, rank](const auto& peer, const absl::Status&) {
+                  down_.push_back(absl::StrCat(rank, "-", peer.rank));
+                  up_.erase(down_.back());
+                }});
     made.exchange->Join(rank);
   }
   void Hold(int layer, int expert, int rank) {
@@ -84,6 +89,7 @@ class MessageExchangeTest : public testing::Test {
   cluster::ExpertMap map_;
   std::map<int, Rank> ranks_;
   std::vector<std::string> down_;
+  std::set<std::string> up_;
 };
 
 TEST_F(MessageExchangeTest, RowsGoOutAndComeBack) {
@@ -188,6 +194,7 @@ TEST_F(MessageExchangeTest, ABrokenConnectionIsToldAndItsRowsAreSentAgain) {
   Turn(60);
   FinishAndCheck(ticket, rows);
   EXPECT_THAT(down_, testing::UnorderedElementsAre("0-1", "0-2", "1-0", "2-0"));
+  EXPECT_THAT(up_, ElementsAre("0-1", "0-2", "0-3", "1-0", "2-0", "3-0"));
   EXPECT_GE(owner().counters().dispatches_lost, 4);
   EXPECT_EQ(owner().counters().stale_frames, 0);
 }
