@@ -51,9 +51,10 @@ struct ExchangeCounters {
   int64_t nacks_received = 0;
 };
 
+// Called from the transport's handlers, after the exchange has done its part.
 struct ExchangeHandlers {
-  // The connection to a rank of the newest map broke (LinkDown). Called from the transport's
-  // on_down.
+  // The connection to a rank of the newest map is there (LinkUp), or broke (LinkDown).
+  std::function<void(const cluster::RankEntry& rank)> on_link_up;
   std::function<void(const cluster::RankEntry& rank, const absl::Status& why)> on_link_down;
 };
 

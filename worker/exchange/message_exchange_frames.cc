@@ -25,6 +25,8 @@ void MessageExchange::OnUp(int rank) {
                    .detail = static_cast<uint16_t>(limits_.tiles_in_flight_max)},
                   {});
   RouteAll();
+  const cluster::RankEntry entry = peer->entry;
+  if (handlers_.on_link_up) handlers_.on_link_up(entry);
 }
 
 void MessageExchange::OnDown(int rank, const absl::Status& why) {
