@@ -28,6 +28,7 @@ class Balancer {
   Balanced Run() {
     Keep();
     HostMissing();
+    if (request_.homes_only) return Result();
     if (request_.may_move) {
       for (int layer = request_.first_expert_layer; layer < request_.layer_count; ++layer) {
         Even(layer);
@@ -87,6 +88,15 @@ class Balancer {
         if (found == hosts_.end() || (*found)->rank != rank) continue;
         const int host = static_cast<int>(found - hosts_.begin());
         if (HasRoom(host)) Add(layer, expert, host);
+      }
+    });
+    // A move leaves two behind until the old one goes: that of the rank with more to do.
+    ForEach([&](int layer, int expert) {
+      const Holders& holders = At(layer, expert);
+      while (static_cast<int>(holders.size()) > request_.replicas_max) {
+        Remove(layer, expert, *std::ranges::max_element(holders, {}, [&](int host) {
+                 return std::tuple{layer_load_[host][layer], used_[host], host};
+               }));
       }
     });
   }

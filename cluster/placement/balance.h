@@ -28,8 +28,9 @@ struct BalanceRequest {
   Replicas current;
   // [layer][expert], any unit; empty: all alike.
   std::vector<std::vector<double>> loads;
-  int replicas_max = 1;   // of an expert, while slots are left
-  bool may_move = false;  // from full ranks to empty ones, for evenness alone
+  int replicas_max = 1;     // of an expert, while slots are left; more are given up
+  bool homes_only = false;  // no new replicas or moves: only experts without a home are loaded
+  bool may_move = false;    // from full ranks to empty ones, for evenness alone
 };
 
 struct BalanceMove {

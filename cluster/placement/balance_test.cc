@@ -181,6 +181,7 @@ TEST(BalanceTest, AnyHistoryOfJoinsAndLossesKeepsThePromises) {
       }
       request.replicas_max = 1 + below(3);
       request.may_move = below(2) == 0;
+      request.homes_only = below(4) == 0;
       request.loads.clear();
       if (below(2) == 0) {
         request.loads.assign(request.layer_count, std::vector<double>(request.expert_count));
