@@ -49,7 +49,12 @@ struct ModelInfo {
 
 struct RankStatus {
   int rank = 0;
-  std::string state;  // loading, ready, draining, lost
+  uint64_t generation = 0;
+  std::string state;  // loading, ready, draining, refused
+  bool attention = false;
+  bool experts = false;
+  std::string host;
+  std::string activity;  // as it said last
   std::string description;
   std::string profile;
   int64_t loaded_bytes = 0;
@@ -61,6 +66,20 @@ struct RankStatus {
   int64_t steps = 0;
   int64_t preemptions = 0;
   absl::Duration last_step_age = absl::ZeroDuration();
+  absl::Duration last_report_age = absl::ZeroDuration();
+  int sequences = 0;  // given to it and not ended
+  int experts_held = 0;
+  int expert_slots = 0;
+  // As the rank reports them.
+  uint64_t map_number = 0;
+  int outstanding_dispatches = 0;
+  int64_t credits = 0;
+  absl::Duration oldest_wait = absl::ZeroDuration();  // for another rank
+  int64_t expert_rows_served = 0;
+  int64_t replayed_rows = 0;
+  int64_t stale_frames = 0;
+  int64_t doorbell_rescues = 0;
+  int64_t resident_bytes = 0;
 };
 
 struct Status {
@@ -68,6 +87,12 @@ struct Status {
   std::string reason;  // why not
   int requests_running = 0;
   int requests_waiting = 0;
+  // Of the ranks that exchange rows; 0 where a rank holds all itself.
+  uint64_t map_number = 0;
+  int64_t experts = 0;
+  int64_t experts_unhosted = 0;
+  int64_t experts_unreplicated = 0;  // that one rank alone holds
+  bool frozen = false;
   std::vector<RankStatus> ranks;
 };
 

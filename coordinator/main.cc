@@ -93,11 +93,12 @@ class Program {
         core_(env_,
               {.names = ServedNames(options),
                .vocab_size = files.tokenizer->vocab_size(),
-               .admission = {.requests_max = options.max_queued_requests}},
+               .admission = {.requests_max = options.max_queued_requests},
+               .world = {.term = term_}},
               files.tokenizer),
         metrics_(core_),
         context_(NewContext(options, files, env_, core_, metrics_)),
-        control_(env_, term_, cluster::kBuildId,
+        control_(env_, {.term = term_, .build_id = cluster::kBuildId},
                  [this](const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
                    return core_.AddWorker(hello, std::move(link));
                  }),

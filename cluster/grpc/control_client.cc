@@ -114,10 +114,12 @@ class ClientStream
 
 class DialledLink : public ControlLink {
  public:
-  DialledLink(Env env, std::string address, v1::ControlHello hello, ControlLinkHandlers handlers)
+  DialledLink(Env env, std::string address, v1::ControlHello hello, ControlLinkHandlers handlers,
+              std::optional<JoinToken> token)
       : env_(env),
         address_(std::move(address)),
         hello_(std::move(hello)),
+        token_(std::move(token)),
         handlers_(std::move(handlers)),
         mailbox_(std::make_shared<Mailbox>(env.loop)),
         driver_([this](const v1::ControlMessage& message) { handlers_.on_message(message); },
@@ -146,9 +148,17 @@ class DialledLink : public ControlLink {
     graveyard_->Clear();
     dialled_ = ClientStream::Dial(mailbox_, graveyard_, address_);
     dialled_->SetEvents({.on_frame = [this](const v1::ControlFrame& frame) { OnHello(frame); },
-                         .on_written = [this] { hello_written_ = true; },
+                         .on_written = [this] { OnHelloWritten(); },
                          .on_closed = [this](const grpc::Status& status) { OnBroken(status); }});
     hello_written_ = false;
+    proof_.reset();
+    if (token_) {
+      hello_.clear_nonce();
+      while (hello_.nonce().size() < JoinToken::kNonceBytes) {
+        const uint64_t bits = env_.random.Next();
+        hello_.mutable_nonce()->append(reinterpret_cast<const char*>(&bits), sizeof bits);
+      }
+    }
     v1::ControlFrame frame;
     *frame.mutable_hello() = hello_;
     frame.set_acknowledged(driver_.received());
@@ -156,12 +166,43 @@ class DialledLink : public ControlLink {
   }
 
   void OnHello(const v1::ControlFrame& frame) {
-    if (!frame.has_hello()) return OnBroken(grpc::Status(grpc::StatusCode::DATA_LOSS, "no hello"));
-    hello_.set_term(frame.hello().term());
+    if (!frame.has_hello() || proof_) {
+      return OnBroken(grpc::Status(grpc::StatusCode::DATA_LOSS, "no hello"));
+    }
+    if (!token_) return Attach(frame, /*write_busy=*/!hello_written_);
+    const JoinFacts facts{.worker_nonce = hello_.nonce(),
+                          .coordinator_nonce = frame.hello().nonce(),
+                          .term = frame.hello().term(),
+                          .generation = hello_.generation(),
+                          .profile = hello_.worker().profile(),
+                          .build_id = hello_.build_id()};
+    if (!token_->Verify(JoinSide::kCoordinator, facts, frame.hello().proof())) {
+      return OnBroken(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION,
+                                   "the coordinator has no join token, or another one"));
+    }
+    proof_.emplace();
+    proof_->mutable_hello()->set_proof(token_->Prove(JoinSide::kWorker, facts));
+    answer_ = frame;
+    if (hello_written_) SendProof();
+  }
+
+  void OnHelloWritten() {
+    hello_written_ = true;
+    if (proof_) SendProof();
+  }
+
+  void SendProof() {
+    dialled_->Write(*std::move(proof_));
+    proof_.reset();
+    Attach(answer_, /*write_busy=*/true);
+  }
+
+  void Attach(const v1::ControlFrame& answer, bool write_busy) {
+    hello_.set_term(answer.hello().term());
     delay_ = kDelayMin;
     if (std::exchange(said_lost_, false)) LOG_INFO("connected to the coordinator again");
     const absl::Status status =
-        driver_.Attach(std::exchange(dialled_, nullptr), frame.acknowledged(), !hello_written_);
+        driver_.Attach(std::exchange(dialled_, nullptr), answer.acknowledged(), write_busy);
     if (!status.ok()) Down(status);
   }
 
@@ -198,12 +239,15 @@ class DialledLink : public ControlLink {
   Env env_;
   const std::string address_;
   v1::ControlHello hello_;
+  const std::optional<JoinToken> token_;
   ControlLinkHandlers handlers_;
   const std::shared_ptr<Mailbox> mailbox_;
   const std::shared_ptr<Graveyard> graveyard_ = std::make_shared<Graveyard>();
   SessionDriver driver_;
   std::shared_ptr<ClientStream> dialled_;  // until its hello came
   bool hello_written_ = false;
+  std::optional<v1::ControlFrame> proof_;  // to be written after the hello
+  v1::ControlFrame answer_;                // to which it is the answer
   bool said_lost_ = false;
   bool down_ = false;
   absl::Duration delay_ = kDelayMin;
@@ -213,8 +257,10 @@ class DialledLink : public ControlLink {
 }  // namespace
 
 std::unique_ptr<ControlLink> DialControl(Env env, const std::string& address,
-                                         v1::ControlHello hello, ControlLinkHandlers handlers) {
-  return std::make_unique<DialledLink>(env, address, std::move(hello), std::move(handlers));
+                                         v1::ControlHello hello, ControlLinkHandlers handlers,
+                                         std::optional<JoinToken> token) {
+  return std::make_unique<DialledLink>(env, address, std::move(hello), std::move(handlers),
+                                       std::move(token));
 }
 
 }  // namespace epic::cluster

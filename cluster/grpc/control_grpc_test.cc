@@ -8,6 +8,8 @@
 #include "base/epoll_loop.h"
 #include "cluster/grpc/control_client.h"
 #include "cluster/grpc/control_server.h"
+#include "cluster/version.h"
+#include "proto/epic/v1/worker.grpc.pb.h"
 
 namespace epic::cluster {
 namespace {
@@ -42,8 +44,29 @@ class ControlGrpcTest : public testing::Test {
     server_.reset();
   }
 
-  void Dial(const std::string& build_id, uint64_t generation = 7) {
+  std::unique_ptr<ControlServer> NewControl(ControlServer::Options options) {
+    return std::make_unique<ControlServer>(
+        env_, std::move(options),
+        [this](const v1::ControlHello& hello,
+               std::unique_ptr<ControlLink> link) -> absl::StatusOr<ControlLinkHandlers> {
+          if (hello.worker().profile() == "other") {
+            return absl::FailedPreconditionError("this world has profile fma");
+          }
+          return OnWorker(std::move(link));
+        });
+  }
+  void Restart(ControlServer::Options options) {
+    control_->Close();
+    StopListener();
+    control_ = NewControl(std::move(options));
+    StartListener();
+  }
+
+  void Dial(const std::string& build_id, uint64_t generation = 7,
+            std::optional<JoinToken> token = std::nullopt, const std::string& profile = "fma") {
+    worker_down_ = absl::OkStatus();
     v1::ControlHello hello;
+    hello.mutable_worker()->set_profile(profile);
     hello.set_generation(generation);
     hello.set_build_id(build_id);
     worker_ =
@@ -52,7 +75,8 @@ class ControlGrpcTest : public testing::Test {
                          [this](const v1::ControlMessage& m) {
                            at_worker_.push_back(m.load_progress().loaded_bytes());
                          },
-                     .on_down = [this](absl::Status status) { worker_down_ = std::move(status); }});
+                     .on_down = [this](absl::Status status) { worker_down_ = std::move(status); }},
+                    std::move(token));
   }
 
   template <class Condition>
@@ -74,10 +98,7 @@ class ControlGrpcTest : public testing::Test {
   const std::string path_ =
       (std::filesystem::temp_directory_path() / ("control-" + std::to_string(getpid()) + ".sock"))
           .string();
-  std::unique_ptr<ControlServer> control_ = std::make_unique<ControlServer>(
-      env_, 1, "build-a", [this](const v1::ControlHello&, std::unique_ptr<ControlLink> link) {
-        return OnWorker(std::move(link));
-      });
+  std::unique_ptr<ControlServer> control_ = NewControl({.term = 1, .build_id = "build-a"});
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<ControlLink> worker_, coordinator_;
   std::vector<int64_t> at_worker_, at_coordinator_;
@@ -121,13 +142,69 @@ TEST_F(ControlGrpcTest, AWorkerWaitsForACoordinatorThatComesLater) {
   Dial("build-a");
   worker_->Send(Message(5));
   for (int i = 0; i < 20; ++i) loop_.RunOnce(absl::Milliseconds(10));
-  control_ = std::make_unique<ControlServer>(
-      env_, 2, "build-a", [this](const v1::ControlHello&, std::unique_ptr<ControlLink> link) {
-        return OnWorker(std::move(link));
-      });
+  control_ = NewControl({.term = 2, .build_id = "build-a"});
   StartListener();
   RunUntil([&] { return at_coordinator_.size() == 1; });
   EXPECT_EQ(at_coordinator_[0], 5);
+}
+
+TEST_F(ControlGrpcTest, AWorkerThatTheWorldRefusesIsToldWhyAndGivesUp) {
+  Dial("build-a", 7, std::nullopt, "other");
+  RunUntil([&] { return !worker_down_.ok(); });
+  EXPECT_EQ(worker_down_, absl::FailedPreconditionError("this world has profile fma"));
+  EXPECT_EQ(coordinator_, nullptr);
+}
+
+TEST_F(ControlGrpcTest, WithAJoinTokenBothSidesProveThatTheyHaveIt) {
+  const JoinToken token("0123456789abcdef"), other("fedcba9876543210");
+  Restart({.term = 1, .build_id = "build-a", .token = token});
+  Dial("build-a", 7, token);
+  for (int i = 0; i < 100; ++i) worker_->Send(Message(i));
+  RunUntil([&] { return at_coordinator_.size() == 100; });
+  coordinator_->Send(Message(7));
+  RunUntil([&] { return at_worker_.size() == 1; });
+  // The worker notices first that a coordinator has another one.
+  Dial("build-a", 8, other);
+  RunUntil([&] { return !worker_down_.ok(); });
+  EXPECT_EQ(worker_down_.code(), absl::StatusCode::kFailedPrecondition);
+  Dial("build-a", 9);
+  RunUntil([&] { return !worker_down_.ok(); });
+  EXPECT_NE(worker_down_.message().find("--join-token-file"), std::string::npos);
+  Restart({.term = 1, .build_id = "build-a"});
+  Dial("build-a", 10, token);
+  RunUntil([&] { return !worker_down_.ok(); });
+  EXPECT_NE(worker_down_.message().find("has no join token"), std::string::npos);
+  EXPECT_EQ(at_coordinator_.size(), 100u);
+}
+
+TEST_F(ControlGrpcTest, AForgedProofOrARepeatedOneLetsNobodyIn) {
+  Restart({.term = 1, .build_id = "build-a", .token = JoinToken("0123456789abcdef")});
+  auto stub = v1::WorkerControl::NewStub(
+      grpc::CreateChannel("unix:" + path_, grpc::InsecureChannelCredentials()));
+  for (const bool echo : {true, false}) {
+    grpc::ClientContext context;
+    auto stream = stub->Connect(&context);
+    v1::ControlFrame frame;
+    frame.mutable_hello()->set_protocol_version(kProtocolVersion);
+    frame.mutable_hello()->set_build_id("build-a");
+    frame.mutable_hello()->set_generation(9);
+    frame.mutable_hello()->set_nonce(std::string(16, 'n'));
+    stream->Write(frame);
+    bool read = false;
+    v1::ControlFrame answer;
+    const auto reader = RealThreads().Start("reader", [&] {
+      stream->Read(&answer);
+      // What the coordinator proved proves nothing of a worker.
+      frame.mutable_hello()->set_proof(echo ? answer.hello().proof() : "");
+      stream->Write(frame);
+      v1::ControlFrame more;
+      while (stream->Read(&more)) continue;
+      loop_.Post([&] { read = true; });
+    });
+    RunUntil([&] { return read; });
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  }
+  EXPECT_EQ(coordinator_, nullptr);
 }
 
 }  // namespace

@@ -15,6 +15,11 @@
 namespace epic::cluster {
 namespace {
 
+// For a stranger to say who it is.
+constexpr absl::Duration kGreetingTime = absl::Seconds(5);
+// A timer that runs later than this tells of this process, not of workers.
+constexpr absl::Duration kLagMax = absl::Milliseconds(100);
+
 class ServerStream
     : public ReactorStream<grpc::ServerBidiReactor<v1::ControlFrame, v1::ControlFrame>> {
  public:
@@ -65,32 +70,46 @@ struct ControlServer::State : public std::enable_shared_from_this<State> {
     const uint64_t generation_;
   };
 
-  State(Env e, uint64_t t, std::string b, OnWorker o)
+  // A stream without a session so far.
+  struct Greeting {
+    v1::ControlFrame hello;  // its first frame, checked; the proof of a token is awaited
+    std::string nonce;
+    bool written = false;  // the answer to it
+    TimerId timer = 0;
+  };
+
+  State(Env e, Options o, OnWorker w)
       : env(e),
-        term(t),
-        build_id(std::move(b)),
-        on_worker(std::move(o)),
+        options(std::move(o)),
+        on_worker(std::move(w)),
         mailbox(std::make_shared<Mailbox>(e.loop)) {}
 
   void Accept(std::shared_ptr<ControlStream> stream);
-  void OnHello(const std::shared_ptr<ControlStream>& stream, const v1::ControlFrame& frame);
+  void OnGreeting(const std::shared_ptr<ControlStream>& stream, const v1::ControlFrame& frame);
   grpc::Status Check(const v1::ControlFrame& frame) const;
-  void AddPeer(const v1::ControlHello& hello);
-  void OnBroken(uint64_t generation, const std::string& why);
+  void AskForProof(const std::shared_ptr<ControlStream>& stream, Greeting& greeting);
+  JoinFacts Facts(const v1::ControlHello& hello, const std::string& nonce) const;
+  void EndGreeting(const std::shared_ptr<ControlStream>& stream);
+  void Refuse(const std::shared_ptr<ControlStream>& stream, const grpc::Status& status);
+  v1::ControlFrame Answer(uint64_t generation) const;
+  void Admit(const std::shared_ptr<ControlStream>& stream, const v1::ControlFrame& hello,
+             bool answered, bool write_busy);
+  absl::Status AddPeer(const v1::ControlHello& hello);
+  std::string NewNonce() const;
+  void OnBroken(uint64_t generation);
   void Down(uint64_t generation, absl::Status status);
   void Forget(uint64_t generation);
   void Send(uint64_t generation, v1::ControlMessage message);
   void Close();
 
   Env env;
-  const uint64_t term;
-  const std::string build_id;
+  const Options options;
   OnWorker on_worker;
   const std::shared_ptr<Mailbox> mailbox;
   std::unique_ptr<Service> service;
   std::map<uint64_t, std::shared_ptr<Peer>> peers;
-  std::set<uint64_t> revoked;                         // generations that were down once
-  std::set<std::shared_ptr<ControlStream>> greeting;  // without a hello so far
+  std::set<uint64_t> revoked;  // generations that were down once
+  std::map<std::shared_ptr<ControlStream>, Greeting> greetings;
   bool closed = false;
 };
 
@@ -117,33 +136,66 @@ class ControlServer::State::Service : public v1::WorkerControl::CallbackService 
 
 void ControlServer::State::Accept(std::shared_ptr<ControlStream> stream) {
   if (closed) return stream->Close(grpc::Status(grpc::StatusCode::UNAVAILABLE, "going away"));
-  greeting.insert(stream);
   const std::weak_ptr<ControlStream> weak = stream;
+  Greeting& greeting = greetings[stream];
+  greeting.timer = env.loop.At(env.clock.Now() + kGreetingTime, [this, weak] {
+    const auto alive = weak.lock();
+    if (alive == nullptr) return;
+    EndGreeting(alive);
+    alive->Close(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "no whole hello came"));
+  });
   stream->SetEvents({.on_frame =
                          [this, weak](const v1::ControlFrame& frame) {
-                           if (const auto alive = weak.lock()) OnHello(alive, frame);
+                           if (const auto alive = weak.lock()) OnGreeting(alive, frame);
                          },
-                     .on_written = nullptr,
+                     .on_written =
+                         [this, weak] {
+                           const auto at = greetings.find(weak.lock());
+                           if (at != greetings.end()) at->second.written = true;
+                         },
                      .on_closed =
                          [this, weak](const grpc::Status&) {
                            const auto alive = weak.lock();
                            if (alive == nullptr) return;
-                           greeting.erase(alive);
+                           EndGreeting(alive);
                            alive->Close(grpc::Status::CANCELLED);
                          }});
+}
+
+void ControlServer::State::EndGreeting(const std::shared_ptr<ControlStream>& stream) {
+  const auto at = greetings.find(stream);
+  if (at == greetings.end()) return;
+  env.loop.Cancel(at->second.timer);
+  greetings.erase(at);
+}
+
+void ControlServer::State::Refuse(const std::shared_ptr<ControlStream>& stream,
+                                  const grpc::Status& status) {
+  LOG_WARNING("refused a worker: {}", status.error_message());
+  EndGreeting(stream);
+  stream->Close(status);
+}
+
+std::string ControlServer::State::NewNonce() const {
+  std::string nonce;
+  while (nonce.size() < JoinToken::kNonceBytes) {
+    const uint64_t bits = env.random.Next();
+    nonce.append(reinterpret_cast<const char*>(&bits), sizeof bits);
+  }
+  return nonce;
 }
 
 grpc::Status ControlServer::State::Check(const v1::ControlFrame& frame) const {
   const v1::ControlHello& hello = frame.hello();
   if (!frame.has_hello())
     return {grpc::StatusCode::INVALID_ARGUMENT, "the first frame is no hello"};
-  if (hello.protocol_version() != kProtocolVersion || hello.build_id() != build_id) {
+  if (hello.protocol_version() != kProtocolVersion || hello.build_id() != options.build_id) {
     return {grpc::StatusCode::FAILED_PRECONDITION,
             absl::StrCat("the worker is build ", hello.build_id(), " with protocol ",
-                         hello.protocol_version(), ", the coordinator build ", build_id,
+                         hello.protocol_version(), ", the coordinator build ", options.build_id,
                          " with protocol ", kProtocolVersion)};
   }
-  if (hello.term() != 0 && hello.term() != term) {
+  if (hello.term() != 0 && hello.term() != options.term) {
     return {grpc::StatusCode::ABORTED, "another life of the coordinator"};
   }
   const bool known = peers.count(hello.generation()) > 0;
@@ -153,36 +205,86 @@ grpc::Status ControlServer::State::Check(const v1::ControlFrame& frame) const {
   return grpc::Status::OK;
 }
 
-void ControlServer::State::OnHello(const std::shared_ptr<ControlStream>& stream,
-                                   const v1::ControlFrame& frame) {
-  greeting.erase(stream);
-  if (const grpc::Status status = Check(frame); !status.ok()) {
-    LOG_WARNING("refused a worker: {}", status.error_message());
-    return stream->Close(status);
+JoinFacts ControlServer::State::Facts(const v1::ControlHello& hello,
+                                      const std::string& nonce) const {
+  return {.worker_nonce = hello.nonce(),
+          .coordinator_nonce = nonce,
+          .term = options.term,
+          .generation = hello.generation(),
+          .profile = hello.worker().profile(),
+          .build_id = hello.build_id()};
+}
+
+v1::ControlFrame ControlServer::State::Answer(uint64_t generation) const {
+  v1::ControlFrame answer;
+  answer.mutable_hello()->set_protocol_version(kProtocolVersion);
+  answer.mutable_hello()->set_term(options.term);
+  answer.mutable_hello()->set_build_id(options.build_id);
+  const auto found = peers.find(generation);
+  if (found != peers.end()) answer.set_acknowledged(found->second->driver->received());
+  return answer;
+}
+
+void ControlServer::State::OnGreeting(const std::shared_ptr<ControlStream>& stream,
+                                      const v1::ControlFrame& frame) {
+  const auto at = greetings.find(stream);
+  if (at == greetings.end()) return;
+  Greeting& greeting = at->second;
+  if (!greeting.hello.has_hello()) {
+    if (const grpc::Status status = Check(frame); !status.ok()) return Refuse(stream, status);
+    greeting.hello = frame;
+    if (options.token) return AskForProof(stream, greeting);
+    return Admit(stream, v1::ControlFrame(frame), /*answered=*/false, /*write_busy=*/true);
   }
-  const uint64_t generation = frame.hello().generation();
-  if (peers.count(generation) == 0) AddPeer(frame.hello());
+  const JoinFacts facts = Facts(greeting.hello.hello(), greeting.nonce);
+  if (!options.token->Verify(JoinSide::kWorker, facts, frame.hello().proof())) {
+    return Refuse(stream, {grpc::StatusCode::FAILED_PRECONDITION,
+                           "the worker has another join token than the coordinator"});
+  }
+  Admit(stream, v1::ControlFrame(greeting.hello), /*answered=*/true,
+        /*write_busy=*/!greeting.written);
+}
+
+void ControlServer::State::AskForProof(const std::shared_ptr<ControlStream>& stream,
+                                       Greeting& greeting) {
+  const v1::ControlHello& hello = greeting.hello.hello();
+  if (hello.nonce().size() != JoinToken::kNonceBytes) {
+    return Refuse(stream, {grpc::StatusCode::FAILED_PRECONDITION,
+                           "the coordinator wants a join token: give --join-token-file"});
+  }
+  greeting.nonce = NewNonce();
+  v1::ControlFrame answer = Answer(hello.generation());
+  answer.mutable_hello()->set_nonce(greeting.nonce);
+  answer.mutable_hello()->set_proof(
+      options.token->Prove(JoinSide::kCoordinator, Facts(hello, greeting.nonce)));
+  stream->Write(std::move(answer));
+}
+
+void ControlServer::State::Admit(const std::shared_ptr<ControlStream>& stream,
+                                 const v1::ControlFrame& hello, bool answered, bool write_busy) {
+  // Again: another stream of the same generation may have been first.
+  if (const grpc::Status status = Check(hello); !status.ok()) return Refuse(stream, status);
+  const uint64_t generation = hello.hello().generation();
+  if (peers.count(generation) == 0) {
+    if (const absl::Status status = AddPeer(hello.hello()); !status.ok()) {
+      return Refuse(stream, {grpc::StatusCode::FAILED_PRECONDITION, std::string(status.message())});
+    }
+  }
+  EndGreeting(stream);
   const auto found = peers.find(generation);
   if (found == peers.end()) {
-    return stream->Close(
-        grpc::Status(grpc::StatusCode::ABORTED, "the coordinator does not want it"));
+    return stream->Close(grpc::Status(grpc::StatusCode::ABORTED, "the worker counts as lost"));
   }
   const std::shared_ptr<Peer> peer = found->second;
   if (peer->redial_timer != 0) env.loop.Cancel(std::exchange(peer->redial_timer, 0));
-  v1::ControlFrame answer;
-  answer.mutable_hello()->set_protocol_version(kProtocolVersion);
-  answer.mutable_hello()->set_term(term);
-  answer.mutable_hello()->set_build_id(build_id);
-  answer.set_acknowledged(peer->driver->received());
-  stream->Write(std::move(answer));
-  const absl::Status status =
-      peer->driver->Attach(stream, frame.acknowledged(), /*write_busy=*/true);
+  if (!answered) stream->Write(Answer(generation));
+  const absl::Status status = peer->driver->Attach(stream, hello.acknowledged(), write_busy);
   if (status.ok()) return;
   stream->Close(grpc::Status(grpc::StatusCode::ABORTED, std::string(status.message())));
   Down(generation, status);
 }
 
-void ControlServer::State::AddPeer(const v1::ControlHello& hello) {
+absl::Status ControlServer::State::AddPeer(const v1::ControlHello& hello) {
   const uint64_t generation = hello.generation();
   auto peer = std::make_shared<Peer>();
   peer->driver = std::make_unique<SessionDriver>(
@@ -192,18 +294,28 @@ void ControlServer::State::AddPeer(const v1::ControlHello& hello) {
         const std::shared_ptr<Peer> alive = found->second;
         alive->handlers.on_message(message);
       },
-      [this, generation](const grpc::Status& status) {
-        OnBroken(generation, status.error_message());
-      });
+      [this, generation](const grpc::Status&) { OnBroken(generation); });
   peers[generation] = peer;
-  peer->handlers = on_worker(hello, std::make_unique<Link>(weak_from_this(), generation));
+  auto handlers = on_worker(hello, std::make_unique<Link>(weak_from_this(), generation));
+  if (!handlers.ok()) {
+    Forget(generation);
+    return handlers.status();
+  }
+  peer->handlers = *std::move(handlers);
+  return absl::OkStatus();
 }
 
-void ControlServer::State::OnBroken(uint64_t generation, const std::string&) {
+void ControlServer::State::OnBroken(uint64_t generation) {
   const auto found = peers.find(generation);
   if (closed || found == peers.end() || found->second->redial_timer != 0) return;
-  found->second->redial_timer = env.loop.At(env.clock.Now() + kRedialTime, [this, generation] {
-    Down(generation, absl::UnavailableError("the worker's connection ended"));
+  const absl::Time due = env.clock.Now() + kRedialTime;
+  found->second->redial_timer = env.loop.At(due, [this, generation, due] {
+    const auto peer = peers.find(generation);
+    if (peer == peers.end()) return;
+    peer->second->redial_timer = 0;
+    // This process had stopped itself, and a redial may be among what is queued.
+    if (env.clock.Now() - due > kLagMax) return OnBroken(generation);
+    Down(generation, absl::UnavailableError("its connection ended and was not dialled again"));
   });
 }
 
@@ -242,16 +354,19 @@ void ControlServer::State::Close() {
   if (std::exchange(closed, true)) return;
   mailbox->Close();
   const grpc::Status status(grpc::StatusCode::UNAVAILABLE, "the coordinator is going away");
-  for (const auto& stream : greeting) stream->Close(status);
-  greeting.clear();
+  for (const auto& [stream, greeting] : greetings) {
+    env.loop.Cancel(greeting.timer);
+    stream->Close(status);
+  }
+  greetings.clear();
   for (const auto& [generation, peer] : peers) {
     if (peer->redial_timer != 0) env.loop.Cancel(std::exchange(peer->redial_timer, 0));
     peer->driver->Detach(status);
   }
 }
 
-ControlServer::ControlServer(Env env, uint64_t term, std::string build_id, OnWorker on_worker)
-    : state_(std::make_shared<State>(env, term, std::move(build_id), std::move(on_worker))) {
+ControlServer::ControlServer(Env env, Options options, OnWorker on_worker)
+    : state_(std::make_shared<State>(env, std::move(options), std::move(on_worker))) {
   state_->service = std::make_unique<State::Service>(state_, state_->mailbox);
 }
 

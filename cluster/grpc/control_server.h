@@ -3,9 +3,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 
+#include "absl/status/statusor.h"
 #include "base/env.h"
 #include "cluster/control_link.h"
+#include "cluster/join_token.h"
 
 namespace grpc {
 class Service;
@@ -17,15 +21,21 @@ namespace epic::cluster {
 // redials that come within kRedialTime, then its on_down is called and the generation is refused.
 class ControlServer {
  public:
-  static constexpr absl::Duration kRedialTime = absl::Milliseconds(1000);
+  static constexpr absl::Duration kRedialTime = absl::Milliseconds(300);
 
-  // Called for each new generation: takes the link, and returns what happens on it.
-  using OnWorker = std::function<ControlLinkHandlers(const v1::ControlHello& hello,
-                                                     std::unique_ptr<ControlLink> link)>;
+  // Called for each new generation: takes the link, and returns what happens on it, or why the
+  // worker is not taken; it is told so, and does not try again.
+  using OnWorker = std::function<absl::StatusOr<ControlLinkHandlers>(
+      const v1::ControlHello& hello, std::unique_ptr<ControlLink> link)>;
 
-  // `term` and `build_id` are told to workers; one of another build or protocol version is refused
-  // with both named.
-  ControlServer(Env env, uint64_t term, std::string build_id, OnWorker on_worker);
+  struct Options {
+    // Told to workers; one of another build or protocol version is refused with both named.
+    uint64_t term = 0;
+    std::string build_id;
+    // Workers must prove that they have it. None: all are let in.
+    std::optional<JoinToken> token;
+  };
+  ControlServer(Env env, Options options, OnWorker on_worker);
   // Close()s.
   ~ControlServer();
   ControlServer(const ControlServer&) = delete;

@@ -54,13 +54,16 @@ Core::Core(Env env, CoreOptions options, std::shared_ptr<const text::Tokenizer> 
       options_(std::move(options)),
       tokenizer_(std::move(tokenizer)),
       mailbox_(std::make_shared<cluster::Mailbox>(env.loop)),
-      admission_(options_.admission) {
+      admission_(options_.admission),
+      events_(env.clock),
+      world_(options_.world, events_) {
   model_.names = options_.names;
   model_.vocab_size = options_.vocab_size;
 }
 
 Core::~Core() {
   mailbox_->Close();
+  if (tick_ != 0) env_.loop.Cancel(tick_);
   for (const auto& [id, entry] : requests_) {
     if (entry.timer != 0) env_.loop.Cancel(entry.timer);
   }
@@ -68,7 +71,8 @@ Core::~Core() {
 
 absl::StatusOr<std::shared_ptr<RequestStream>> Core::Submit(Request request) {
   const std::lock_guard lock(mutex_);
-  RETURN_IF_ERROR(Ready());
+  if (draining_) return absl::UnavailableError("draining: no new requests are taken");
+  RETURN_IF_ERROR(world_.ReadySoon());
   if (ids_.count(request.id) > 0) {
     return absl::AlreadyExistsError(absl::StrCat("a request with id ", request.id, " is running"));
   }
@@ -122,21 +126,27 @@ void Core::Begin(uint64_t id) {
 }
 
 void Core::PlaceWaiting() {
-  while (!waiting_.empty()) {
-    const auto [priority, sequence] = *waiting_.begin();
+  PlaceSuspect();
+  for (auto next = waiting_.begin(); next != waiting_.end();) {
+    const uint64_t sequence = next->second;
+    if (sequences_.at(sequence).deaths.suspect()) {
+      ++next;
+      continue;
+    }
     if (!Place(sequence)) return;
-    waiting_.erase({priority, sequence});
+    next = waiting_.erase(next);
   }
 }
 
 bool Core::Place(uint64_t id) {
   std::vector<RankLoad> loads;
   for (const auto& [rank, worker] : workers_) {
+    if (!world_.Routable(rank) || rank == isolated_rank_) continue;
     RankLoad load{.rank = rank,
-                  .ready = worker.status.state == "ready",
+                  .ready = true,
                   .running = static_cast<int>(worker.sequences.size()),
-                  .kv_pages_used = worker.status.kv_pages_used,
-                  .kv_page_count = worker.status.kv_page_count};
+                  .kv_pages_used = worker.step.kv_pages_used(),
+                  .kv_page_count = world_.members().at(rank).ready->kv_page_count()};
     for (const uint64_t other : worker.sequences) {
       load.uncomputed_tokens += sequences_.at(other).uncomputed_tokens;
     }
@@ -144,13 +154,47 @@ bool Core::Place(uint64_t id) {
   }
   const std::optional<int> rank = ChooseRank(loads);
   if (!rank) return false;
+  PlaceAt(*rank, id);
+  return true;
+}
+
+void Core::PlaceAt(int rank, uint64_t id) {
   Sequence& sequence = sequences_.at(id);
-  Worker& worker = workers_.at(*rank);
+  Worker& worker = workers_.at(rank);
   if (worker.sequences.empty()) worker.last_step_at = env_.clock.Now();
   worker.sequences.insert(id);
-  sequence.rank = *rank;
+  sequence.rank = rank;
   SendStart(id, sequence, worker);
-  return true;
+}
+
+void Core::PlaceSuspect() {
+  if (isolated_ != 0) return;
+  const auto suspect = std::ranges::find_if(
+      waiting_, [this](const auto& entry) { return sequences_.at(entry.second).deaths.suspect(); });
+  if (suspect == waiting_.end()) {
+    isolated_rank_ = -1;
+    return;
+  }
+  if (isolated_rank_ < 0 || !world_.Routable(isolated_rank_)) {
+    isolated_rank_ = -1;
+    for (const auto& [rank, worker] : workers_) {
+      if (!world_.Routable(rank)) continue;
+      if (isolated_rank_ < 0 ||
+          worker.sequences.size() < workers_.at(isolated_rank_).sequences.size()) {
+        isolated_rank_ = rank;
+      }
+    }
+  }
+  if (isolated_rank_ < 0 || !workers_.at(isolated_rank_).sequences.empty()) return;
+  isolated_ = suspect->second;
+  waiting_.erase(suspect);
+  PlaceAt(isolated_rank_, isolated_);
+}
+
+void Core::EndIsolation(uint64_t id) {
+  if (isolated_ != id) return;
+  isolated_ = 0;
+  isolated_rank_ = -1;
 }
 
 void Core::SendStart(uint64_t id, Sequence& sequence, Worker& worker) {
@@ -174,6 +218,7 @@ void Core::Resubmit(uint64_t id) {
   Sequence& sequence = sequences_.at(id);
   if (sequence.rank >= 0) workers_.at(sequence.rank).sequences.erase(id);
   sequence.rank = -1;
+  EndIsolation(id);
   waiting_.insert({-requests_.at(sequence.request).request.priority, id});
 }
 
@@ -193,6 +238,7 @@ void Core::EndSequence(uint64_t id, FinishReason finish, absl::Status error) {
     message.mutable_end()->set_attempt(sequence.attempt);
     worker.link->Send(std::move(message));
   }
+  EndIsolation(id);
   waiting_.erase({-entry.request.priority, id});
   sequences_.erase(found);
   if (!entry.journal->all_sealed()) return;
@@ -244,24 +290,71 @@ MetricsSnapshot Core::metrics() const {
   return metrics_;
 }
 
-cluster::ControlLinkHandlers Core::AddWorker(const v1::ControlHello&,
-                                             std::unique_ptr<cluster::ControlLink> link) {
-  int rank = 0;
+absl::StatusOr<cluster::ControlLinkHandlers> Core::AddWorker(
+    const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
+  absl::StatusOr<int> rank;
   Locked([&] {
-    rank = next_rank_++;
-    Worker& worker = workers_[rank];
-    worker.link = std::move(link);
-    worker.status.rank = rank;
-    worker.status.state = "loading";
-    worker.last_step_at = env_.clock.Now();
+    ChangeWorld([&] {
+      rank = world_.Join(hello, env_.clock.Now());
+      if (!rank.ok()) return;
+      Worker& worker = workers_[*rank];
+      worker.link = std::move(link);
+      worker.last_step_at = env_.clock.Now();
+    });
+    if (tick_ == 0 && !workers_.empty()) {
+      tick_ = env_.loop.At(env_.clock.Now() + options_.world.liveness.period, [this] { Tick(); });
+    }
   });
-  LOG_INFO("rank {} has joined", rank);
-  return {.on_message =
-              [this, rank](const v1::ControlMessage& message) {
-                Locked([&] { OnMessage(rank, message); });
-              },
-          .on_down = [this,
-                      rank](const absl::Status& status) { Locked([&] { OnDown(rank, status); }); }};
+  if (!rank.ok()) return rank.status();
+  return cluster::ControlLinkHandlers{
+      .on_message =
+          [this, rank = *rank](const v1::ControlMessage& message) {
+            Locked([&] { OnMessage(rank, message); });
+          },
+      .on_down =
+          [this, rank = *rank](const absl::Status& status) {
+            Locked([&] { ChangeWorld([&] { world_.OnClosed(rank, status, env_.clock.Now()); }); });
+          }};
+}
+
+void Core::Tick() {
+  Locked([&] {
+    std::map<int, int> sequences;
+    for (const auto& [rank, worker] : workers_) {
+      sequences[rank] = static_cast<int>(worker.sequences.size());
+    }
+    ChangeWorld([&] { world_.OnTime(env_.clock.Now(), sequences); });
+    tick_ = 0;
+    if (workers_.empty()) return;
+    tick_ = env_.loop.At(env_.clock.Now() + options_.world.liveness.period, [this] { Tick(); });
+  });
+}
+
+void Core::Operate(std::function<absl::Status()> change, Done done) {
+  mailbox_->Post([this, change = std::move(change), done = std::move(done)] {
+    absl::Status status;
+    Locked([&] { ChangeWorld([&] { status = change(); }); });
+    done(status);
+  });
+}
+
+void Core::Fence(int rank, Done done) {
+  Operate([this, rank] { return world_.Fence(rank, env_.clock.Now()); }, std::move(done));
+}
+
+void Core::Freeze(bool frozen, Done done) {
+  const auto change = [this, frozen] {
+    world_.Freeze(frozen);
+    return absl::OkStatus();
+  };
+  Operate(change, std::move(done));
+}
+
+void Core::Drain(int rank, bool cancel, Done done) {
+  const auto change = [this, rank, cancel] {
+    return cancel ? world_.CancelDrain(rank) : world_.Drain(rank, env_.clock.Now());
+  };
+  Operate(change, std::move(done));
 }
 
 }  // namespace epic::coordinator

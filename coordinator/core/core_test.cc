@@ -32,7 +32,7 @@ class FakeWorker {
         {.on_message = [this](const auto& message) { OnMessage(message); }, .on_down = nullptr});
     v1::ControlHello hello;
     hello.set_generation(generation);
-    *at_core = core.AddWorker(hello, std::move(links.first));
+    *at_core = *core.AddWorker(hello, std::move(links.first));
     link_ = std::move(links.second);
   }
 

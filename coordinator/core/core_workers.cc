@@ -11,59 +11,38 @@
 namespace epic::coordinator {
 
 void Core::OnMessage(int rank, const v1::ControlMessage& message) {
-  const auto found = workers_.find(rank);
-  if (found == workers_.end()) return;
+  if (workers_.count(rank) == 0) return;
   switch (message.body_case()) {
-    case v1::ControlMessage::kReady:
-      return OnReady(rank, message.ready());
-    case v1::ControlMessage::kLoadProgress:
-      found->second.status.loaded_bytes = message.load_progress().loaded_bytes();
-      found->second.status.total_bytes = message.load_progress().total_bytes();
-      return;
     case v1::ControlMessage::kStep:
       return OnStep(rank, message.step());
     case v1::ControlMessage::kSequenceFailed:
       return OnFailed(rank, message.sequence_failed());
     default:
-      LOG_WARNING("rank {} sent a message of kind {}, which is unknown here", rank,
-                  static_cast<int>(message.body_case()));
+      ChangeWorld([&] {
+        world_.OnMessage(rank, message, env_.clock.Now());
+        if (message.has_ready()) OnReady(rank);
+      });
   }
 }
 
-void Core::OnReady(int rank, const v1::WorkerReady& ready) {
-  Worker& worker = workers_.at(rank);
-  if (profile_.empty()) {
-    profile_ = ready.profile();
-    checkpoint_ = ready.checkpoint();
-    model_.system_fingerprint = Fingerprint(profile_, checkpoint_);
-  } else if (profile_ != ready.profile() || checkpoint_ != ready.checkpoint()) {
-    // Other bits would come out of it in the middle of an answer.
-    LOG_ERROR("rank {} is refused: it has profile {} and checkpoint {}, this world {} and {}", rank,
-              ready.profile(), ready.checkpoint(), profile_, checkpoint_);
-    worker.status.state = "refused";
-    return;
+void Core::OnReady(int rank) {
+  const World::Member& member = world_.members().at(rank);
+  if (!member.refusal.empty()) return;
+  const v1::WorkerReady& ready = *member.ready;
+  if (model_.system_fingerprint.empty()) {
+    model_.system_fingerprint = Fingerprint(ready.profile(), ready.checkpoint());
   }
   model_.max_model_len = model_.max_model_len == 0
                              ? ready.max_model_len()
                              : std::min(model_.max_model_len, ready.max_model_len());
-  worker.ready = ready;
-  worker.status.state = "ready";
-  worker.status.description = ready.description();
-  worker.status.profile = ready.profile();
-  worker.status.kv_page_count = ready.kv_page_count();
-  worker.status.loaded_bytes = worker.status.total_bytes;
-  LOG_INFO("rank {} is ready: {}, profile {}", rank, ready.description(), ready.profile());
-  PlaceWaiting();
 }
 
 void Core::OnStep(int rank, const v1::StepReport& report) {
   Worker& worker = workers_.at(rank);
   worker.last_step_at = env_.clock.Now();
-  worker.status.steps = static_cast<int64_t>(report.step());
-  worker.status.running = report.running();
-  worker.status.waiting = report.waiting();
-  worker.status.kv_pages_used = report.kv_pages_used();
-  worker.status.preemptions = report.preemptions();
+  worker.step = report;
+  worker.step.clear_tokens();
+  worker.step.clear_prompts();
   for (const v1::PromptScored& prompt : report.prompts()) OnPrompt(rank, prompt);
   for (const v1::SequenceToken& token : report.tokens()) OnToken(rank, token);
   PlaceWaiting();
@@ -108,6 +87,10 @@ void Core::OnToken(int rank, const v1::SequenceToken& token) {
   }
   grown_[sequence.request] = journal;
   sequence.uncomputed_tokens = 0;
+  if (sequence.deaths.suspect()) {
+    sequence.deaths.OnToken();
+    EndIsolation(token.sequence());
+  }
   const bool stopped = sequence.stop != nullptr && sequence.stop->Push(token.token());
   if (stopped || token.finish_reason() == "stop") {
     return EndSequence(token.sequence(), FinishReason::kStop, absl::OkStatus());
@@ -126,25 +109,71 @@ void Core::OnFailed(int rank, const v1::SequenceFailed& failed) {
   const auto code = static_cast<absl::StatusCode>(failed.code());
   if (code == absl::StatusCode::kUnavailable) {
     // It drains: another rank will do it, or its successor.
-    workers_.at(rank).status.state = "draining";
+    world_.NoteDraining(rank, env_.clock.Now());
     Resubmit(failed.sequence());
     return PlaceWaiting();
   }
   EndSequence(failed.sequence(), FinishReason::kError, absl::Status(code, failed.message()));
 }
 
-void Core::OnDown(int rank, const absl::Status& status) {
-  const auto found = workers_.find(rank);
+void Core::OnLost(const LostRank& lost) {
+  const auto found = workers_.find(lost.rank);
   if (found == workers_.end()) return;
   const std::set<uint64_t> sequences = found->second.sequences;
   ++metrics_.workers_lost;
-  LOG_WARNING("rank {} is lost with {} sequences, which go on elsewhere: {}", rank,
-              sequences.size(), std::string(status.message()));
+  if (!sequences.empty()) {
+    events_.Append("resubmit", lost.rank, 0,
+                   absl::StrCat("its ", sequences.size(), " sequences go on elsewhere"));
+  }
   for (const uint64_t id : sequences) Resubmit(id);
   // The link may be on the stack.
   env_.loop.Post([link = std::shared_ptr<cluster::ControlLink>(std::move(found->second.link))] {});
   workers_.erase(found);
-  PlaceWaiting();
+  if (!lost.unexplained) return;
+  for (const uint64_t id : sequences) {
+    const auto sequence = sequences_.find(id);
+    // Its request may have been quarantined with another one of its sequences.
+    if (sequence == sequences_.end()) continue;
+    const auto& journal = requests_.at(sequence->second.request).journal;
+    OnDeath(id, journal->length(sequence->second.choice), sequences.size() == 1);
+  }
+}
+
+void Core::OnDeath(uint64_t id, int length, bool alone) {
+  Sequence& sequence = sequences_.at(id);
+  const std::string name = requests_.at(sequence.request).request.id;
+  switch (sequence.deaths.OnDeath(length, alone)) {
+    case Deaths::Verdict::kGoesOn:
+      return;
+    case Deaths::Verdict::kSuspect:
+      events_.Append(
+          "suspect", -1, 0,
+          absl::StrCat("request ", name, " runs alone: ranks died twice at its token ", length));
+      return;
+    case Deaths::Verdict::kQuarantine:
+      ++metrics_.quarantined;
+      events_.Append("quarantine", -1, 0,
+                     absl::StrCat("request ", name, ": ranks that computed it alone died twice at ",
+                                  "its token ", length));
+      return EndRequest(sequence.request, FinishReason::kError,
+                        absl::InternalError("the workers that computed this request died twice; "
+                                            "it is not tried again"));
+  }
+}
+
+void Core::MoveAway(int rank) {
+  const auto found = workers_.find(rank);
+  if (found == workers_.end() || found->second.sequences.empty()) return;
+  const std::set<uint64_t> sequences = found->second.sequences;
+  events_.Append("resubmit", rank, 0,
+                 absl::StrCat("its ", sequences.size(), " sequences move elsewhere"));
+  for (const uint64_t id : sequences) {
+    v1::ControlMessage message;
+    message.mutable_end()->set_sequence(id);
+    message.mutable_end()->set_attempt(sequences_.at(id).attempt);
+    found->second.link->Send(std::move(message));
+    Resubmit(id);
+  }
 }
 
 absl::Duration Core::StepAge(const Worker& worker) const {
@@ -154,26 +183,17 @@ absl::Duration Core::StepAge(const Worker& worker) const {
 
 absl::Status Core::Ready() const {
   if (draining_) return absl::UnavailableError("draining: no new requests are taken");
-  if (workers_.empty()) return absl::UnavailableError("no worker");
-  std::string why = "no worker is ready";
-  for (const auto& [rank, worker] : workers_) {
-    const RankStatus& at = worker.status;
-    if (at.state == "ready") return absl::OkStatus();
-    if (at.state == "loading" && at.total_bytes > 0) {
-      why = absl::StrFormat("loading %d %%", at.loaded_bytes * 100 / at.total_bytes);
-    } else {
-      why = at.state;
-    }
-  }
-  return absl::UnavailableError(why);
+  return world_.Ready();
 }
 
 absl::Status Core::Healthy() const {
   if (absl::Status status = Ready(); !status.ok()) return status;
   for (const auto& [rank, worker] : workers_) {
     if (StepAge(worker) <= kStepAgeMax) continue;
-    return absl::UnavailableError(absl::StrFormat("rank %d: work queued and no step for %d s", rank,
-                                                  absl::ToInt64Seconds(StepAge(worker))));
+    const std::string activity = world_.liveness().Activity(rank, env_.clock.Now());
+    return absl::UnavailableError(absl::StrFormat("rank %d: work queued and no step for %d s%s%s",
+                                                  rank, absl::ToInt64Seconds(StepAge(worker)),
+                                                  activity.empty() ? "" : "; it is ", activity));
   }
   return absl::OkStatus();
 }
@@ -194,10 +214,58 @@ Status Core::status() const {
     }
     ++(begun ? status.requests_running : status.requests_waiting);
   }
-  for (const auto& [rank, worker] : workers_) {
-    status.ranks.push_back(worker.status);
-    status.ranks.back().last_step_age = StepAge(worker);
+  for (const auto& [rank, worker] : workers_) status.ranks.push_back(StatusOf(rank, worker));
+  status.frozen = world_.frozen();
+  status.map_number = world_.map().version.number;
+  if (const ExpertHosts* hosts = world_.hosts(); hosts != nullptr) {
+    status.experts = hosts->shape().expert_total();
+    status.experts_unhosted = hosts->unhosted_count();
+    status.experts_unreplicated = hosts->unreplicated_count();
   }
+  return status;
+}
+
+RankStatus Core::StatusOf(int rank, const Worker& worker) const {
+  const World::Member& member = world_.members().at(rank);
+  const v1::RankReport& report = member.report;
+  const absl::Time now = env_.clock.Now();
+  RankStatus status{.rank = rank,
+                    .generation = member.generation,
+                    .state = world_.State(rank),
+                    .attention = member.identity.attention(),
+                    .experts = member.identity.experts(),
+                    .host = member.identity.host(),
+                    .activity = world_.liveness().Activity(rank, now),
+                    .description = member.identity.description(),
+                    .profile = member.identity.profile(),
+                    .loaded_bytes = member.load.loaded_bytes(),
+                    .total_bytes = member.load.total_bytes()};
+  if (member.ready) {
+    status.description = member.ready->description();
+    status.profile = member.ready->profile();
+    status.kv_page_count = member.ready->kv_page_count();
+  }
+  status.running = worker.step.running();
+  status.waiting = worker.step.waiting();
+  status.kv_pages_used = worker.step.kv_pages_used();
+  status.steps = static_cast<int64_t>(worker.step.step());
+  status.preemptions = worker.step.preemptions();
+  status.last_step_age = StepAge(worker);
+  status.last_report_age = world_.liveness().ReportAge(rank, now);
+  status.sequences = static_cast<int>(worker.sequences.size());
+  if (!member.whole && world_.hosts() != nullptr) {
+    status.experts_held = static_cast<int>(world_.hosts()->held_count(rank));
+  }
+  status.expert_slots = member.identity.expert_slots();
+  status.map_number = report.map_number();
+  status.outstanding_dispatches = report.outstanding_dispatches();
+  status.credits = report.credits();
+  status.oldest_wait = world_.liveness().WaitAge(rank, now);
+  status.expert_rows_served = report.expert_rows_served();
+  status.replayed_rows = report.replayed_rows();
+  status.stale_frames = report.stale_frames();
+  status.doorbell_rescues = report.doorbell_rescues();
+  status.resident_bytes = report.resident_bytes();
   return status;
 }
 

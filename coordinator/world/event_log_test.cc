@@ -1,0 +1,70 @@
+#include "coordinator/world/event_log.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/sim_loop.h"
+#include "nlohmann/json.hpp"
+
+namespace epic::coordinator {
+namespace {
+
+TEST(EventLogTest, EventsAreNumberedAndOldOnesAreDropped) {
+  SimLoop clock;
+  EventLog log(clock);
+  for (size_t i = 0; i < EventLog::kKept + 10; ++i) log.Append("map", -1, 0, std::to_string(i));
+  EXPECT_EQ(log.last(), EventLog::kKept + 10);
+  EXPECT_EQ(log.Read(0).size(), EventLog::kKept);
+  EXPECT_EQ(log.Read(0, 1).at(0).number, 11u);
+  EXPECT_EQ(log.Read(log.last()).at(0).text, std::to_string(EventLog::kKept + 9));
+  EXPECT_TRUE(log.Read(log.last() + 1).empty());
+}
+
+TEST(EventLogTest, ListenersHearUntilTheyAreRemoved) {
+  SimLoop clock;
+  EventLog log(clock);
+  int heard = 0;
+  const auto id = log.AddListener([&] { ++heard; });
+  log.Append("join", 1, 2, "x");
+  log.RemoveListener(id);
+  log.Append("join", 1, 2, "x");
+  EXPECT_EQ(heard, 1);
+}
+
+TEST(EventLogTest, TheFileHasOneJsonObjectALine) {
+  const auto path = std::filesystem::temp_directory_path() / ("events-" + std::to_string(getpid()));
+  SimLoop clock;
+  {
+    EventLog log(clock);
+    ASSERT_TRUE(log.OpenFile(path).ok());
+    log.Append("revoke", 3, 0xab, "it said \"\xff\n\"");
+    log.Append("map", -1, 0, "2");
+    EXPECT_FALSE(log.OpenFile("/no/such/folder/x").ok());
+  }
+  std::ifstream file(path);
+  std::string line;
+  ASSERT_TRUE(std::getline(file, line));
+  const auto first = nlohmann::json::parse(line);
+  EXPECT_EQ(first["kind"], "revoke");
+  EXPECT_EQ(first["rank"], 3);
+  EXPECT_EQ(first["generation"], "00000000000000ab");
+  ASSERT_TRUE(std::getline(file, line));
+  EXPECT_FALSE(nlohmann::json::parse(line).contains("rank"));
+  EXPECT_FALSE(std::getline(file, line));
+  std::filesystem::remove(path);
+}
+
+TEST(EventLogTest, AFullDiskIsCountedAndHarmsNothing) {
+  SimLoop clock;
+  EventLog log(clock);
+  ASSERT_TRUE(log.OpenFile("/dev/full").ok());
+  log.Append("map", -1, 0, "1");
+  log.Append("map", -1, 0, "2");
+  EXPECT_EQ(log.failed_writes(), 2);
+  EXPECT_EQ(log.Read(0).size(), 2u);
+}
+
+}  // namespace
+}  // namespace epic::coordinator

@@ -1,0 +1,218 @@
+#include "coordinator/world/expert_hosts.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+
+namespace epic::coordinator {
+
+void ExpertHosts::Join(int rank, int64_t slots, std::string machine) {
+  hosts_[rank].host = {.rank = rank, .slots = slots, .machine = std::move(machine)};
+}
+
+void ExpertHosts::SetLeaving(int rank, bool leaving) {
+  const auto at = hosts_.find(rank);
+  if (at != hosts_.end()) at->second.host.leaving = leaving;
+}
+
+std::vector<int> ExpertHosts::HolderCounts() const {
+  std::vector<int> counts(static_cast<size_t>(shape_.layer_count) * shape_.expert_count);
+  for (const auto& [rank, host] : hosts_) {
+    for (const int id : host.held) ++counts[id];
+  }
+  return counts;
+}
+
+cluster::BalanceRequest ExpertHosts::Request(bool all_held) const {
+  cluster::BalanceRequest request{.layer_count = shape_.layer_count,
+                                  .first_expert_layer = shape_.first_expert_layer,
+                                  .expert_count = shape_.expert_count,
+                                  .replicas_max = replicas_max_,
+                                  .homes_only = !all_held,
+                                  .may_move = may_move_};
+  request.current.resize(shape_.layer_count);
+  for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
+    request.current[layer].resize(shape_.expert_count);
+  }
+  for (const auto& [rank, host] : hosts_) {
+    request.hosts.push_back(host.host);
+    for (const int id : host.loading ? host.ordered : host.held) {
+      request.current[id / shape_.expert_count][id % shape_.expert_count].push_back(rank);
+    }
+  }
+  return request;
+}
+
+ExpertHosts::Experts ExpertHosts::Wanted(const Host& host, const cluster::Replicas& desired) const {
+  const int rank = host.host.rank;
+  Experts wanted;
+  for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
+    for (int expert = 0; expert < shape_.expert_count; ++expert) {
+      const int id = Id(layer, expert);
+      const std::vector<int>& ranks = desired[layer][expert];
+      // Given to others, it stays until one of them holds it.
+      const bool kept = host.held.count(id) > 0 && std::ranges::none_of(ranks, [&](int other) {
+                          return hosts_.at(other).held.count(id) > 0;
+                        });
+      if (kept || std::ranges::binary_search(ranks, rank)) wanted.insert(id);
+    }
+  }
+  // What has no slot yet waits for those that are kept to go.
+  auto last = wanted.end();
+  while (static_cast<int64_t>(wanted.size()) > host.host.slots && last != wanted.begin()) {
+    --last;
+    if (host.held.count(*last) == 0) last = wanted.erase(last);
+  }
+  return wanted;
+}
+
+v1::PlaceExperts ExpertHosts::Order(Host& host, Experts wanted) {
+  v1::PlaceExperts order;
+  order.set_order(++last_order_);
+  host.order = last_order_;
+  v1::LayerExperts* layer = nullptr;
+  for (const int id : wanted) {
+    const int of_layer = id / shape_.expert_count;
+    if (layer == nullptr || layer->layer() != of_layer) {
+      layer = order.add_layers();
+      layer->set_layer(of_layer);
+    }
+    layer->add_experts(id % shape_.expert_count);
+    const auto hash = hashes_.find(id);
+    layer->add_hashes(hash != hashes_.end() ? hash->second.value : 0);
+  }
+  std::erase_if(host.held, [&](int id) { return wanted.count(id) == 0; });
+  host.loading = host.held.size() < wanted.size();
+  host.ordered = std::move(wanted);
+  return order;
+}
+
+std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan() {
+  std::vector<std::pair<int, v1::PlaceExperts>> orders;
+  if (hosts_.empty()) return orders;
+  const bool all_held = unhosted_count() == 0;
+  const cluster::Replicas desired = cluster::Balance(Request(all_held)).replicas;
+  if (all_held) may_move_ = false;
+  // All are decided upon what is held now: an order that drops changes it.
+  std::map<int, Experts> wanted;
+  for (const auto& [rank, host] : hosts_) wanted[rank] = Wanted(host, desired);
+  for (auto& [rank, host] : hosts_) {
+    Experts& experts = wanted.at(rank);
+    if (experts != host.ordered) orders.emplace_back(rank, Order(host, std::move(experts)));
+  }
+  return orders;
+}
+
+absl::Status ExpertHosts::CheckHashes(int rank, const v1::ExpertsReady& ready) {
+  for (const v1::LayerExperts& layer : ready.layers()) {
+    if (layer.layer() < shape_.first_expert_layer || layer.layer() >= shape_.layer_count) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("experts_ready: layer %d has no experts", layer.layer()));
+    }
+    if (layer.hashes_size() != 0 && layer.hashes_size() != layer.experts_size()) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("experts_ready: layer %d has %d experts and %d hashes", layer.layer(),
+                          layer.experts_size(), layer.hashes_size()));
+    }
+    for (int i = 0; i < layer.hashes_size(); ++i) {
+      const int expert = layer.experts(i);
+      if (expert < 0 || expert >= shape_.expert_count) {
+        return absl::InvalidArgumentError(
+            absl::StrFormat("experts_ready: expert %d of layer %d, there are %d", expert,
+                            layer.layer(), shape_.expert_count));
+      }
+      const uint64_t hash = layer.hashes(i);
+      if (hash == 0) continue;
+      const Hash& first =
+          hashes_.try_emplace(Id(layer.layer(), expert), Hash{hash, rank}).first->second;
+      if (first.value == hash) continue;
+      return absl::DataLossError(absl::StrFormat(
+          "expert %d of layer %d has content hash %016x here, %016x at rank %d, its first loader",
+          expert, layer.layer(), hash, first.value, first.rank));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExpertHosts::OnReady(int rank, const v1::ExpertsReady& ready) {
+  const auto at = hosts_.find(rank);
+  if (at == hosts_.end() || ready.order() != at->second.order) return absl::OkStatus();
+  Host& host = at->second;
+  absl::Status status = CheckHashes(rank, ready);
+  if (!status.ok()) {
+    host.held.clear();
+    return status;
+  }
+  host.held = host.ordered;
+  host.loading = false;
+  return absl::OkStatus();
+}
+
+void ExpertHosts::OnFailed(int rank, uint64_t order) {
+  const auto at = hosts_.find(rank);
+  if (at == hosts_.end() || order != at->second.order) return;
+  Host& host = at->second;
+  host.ordered = host.held;
+  host.loading = false;
+  host.host.slots = static_cast<int64_t>(host.held.size());
+}
+
+cluster::Replicas ExpertHosts::replicas() const {
+  cluster::Replicas replicas(shape_.layer_count);
+  for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
+    replicas[layer].resize(shape_.expert_count);
+  }
+  for (const auto& [rank, host] : hosts_) {
+    for (const int id : host.held) {
+      replicas[id / shape_.expert_count][id % shape_.expert_count].push_back(rank);
+    }
+  }
+  return replicas;
+}
+
+int64_t ExpertHosts::Shortfall(int without) const {
+  int64_t slots = 0;
+  for (const auto& [rank, host] : hosts_) {
+    if (rank != without && !host.host.leaving) slots += host.host.slots;
+  }
+  return shape_.expert_total() - slots;
+}
+
+int64_t ExpertHosts::unhosted_count() const {
+  int64_t hosted = 0;
+  for (const int count : HolderCounts()) hosted += count > 0 ? 1 : 0;
+  return shape_.expert_total() - hosted;
+}
+
+int64_t ExpertHosts::unreplicated_count() const {
+  const std::vector<int> counts = HolderCounts();
+  return std::ranges::count(counts, 1);
+}
+
+int64_t ExpertHosts::held_count(int rank) const {
+  const auto at = hosts_.find(rank);
+  return at == hosts_.end() ? 0 : static_cast<int64_t>(at->second.held.size());
+}
+
+bool ExpertHosts::loading(int rank) const {
+  const auto at = hosts_.find(rank);
+  return at != hosts_.end() && at->second.loading;
+}
+
+std::vector<int> ExpertHosts::loading_ranks() const {
+  std::vector<int> ranks;
+  for (const auto& [rank, host] : hosts_) {
+    if (host.loading) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+bool ExpertHosts::Needed(int without) const {
+  const auto at = hosts_.find(without);
+  if (at == hosts_.end()) return false;
+  const std::vector<int> counts = HolderCounts();
+  return std::ranges::any_of(at->second.held, [&](int id) { return counts[id] == 1; });
+}
+
+}  // namespace epic::coordinator

@@ -1,0 +1,100 @@
+// ExpertHosts: which ranks hold which experts, which are told to, and what to tell them next. A
+// plain object between the world's members and cluster/placement/balance.h.
+//
+//   hosts.Join(rank, slots, machine);
+//   for (auto& [rank, order] : hosts.Plan()) …;    // to be sent
+//   RETURN_IF_ERROR(hosts.OnReady(rank, ready));   // and Plan again
+//   map.replicas = hosts.replicas();
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "cluster/placement/balance.h"
+#include "proto/epic/v1/worker.pb.h"
+
+namespace epic::coordinator {
+
+struct ModelShape {
+  int layer_count = 0;
+  int first_expert_layer = 0;
+  int expert_count = 0;  // of each layer with experts
+
+  bool operator==(const ModelShape&) const = default;
+  int64_t expert_total() const { return int64_t{layer_count - first_expert_layer} * expert_count; }
+};
+
+class ExpertHosts {
+ public:
+  // `replicas_max`: replicas of an expert that slots are used for, once all have a home.
+  ExpertHosts(ModelShape shape, int replicas_max) : shape_(shape), replicas_max_(replicas_max) {}
+
+  void Join(int rank, int64_t slots, std::string machine);
+  // Lost, or gone: what it held is held no more.
+  void Leave(int rank) { hosts_.erase(rank); }
+  // A leaving rank keeps what nobody else holds until somebody does.
+  void SetLeaving(int rank, bool leaving);
+  // A rank that has joined or left makes the rest uneven: the next Plan that finds every expert
+  // held may move some.
+  void AllowMoves() { may_move_ = true; }
+
+  // Orders for those ranks whose hold should change. What an order does not list is held no more
+  // from now on. Experts that nobody holds come first; replicas and moves follow when there are
+  // none.
+  std::vector<std::pair<int, v1::PlaceExperts>> Plan();
+
+  // The answer to an order. InvalidArgument for an answer that no honest rank gives; DataLoss,
+  // naming expert, hashes and ranks, if an expert's bytes differ from what its first loader had:
+  // the rank then holds nothing. Answers to replaced orders are passed over.
+  absl::Status OnReady(int rank, const v1::ExpertsReady& ready);
+  // It holds what it held before, and gets no more.
+  void OnFailed(int rank, uint64_t order);
+
+  // What is held, as a map says it.
+  cluster::Replicas replicas() const;
+  // Slots that are missing for all experts if `without` were not there; at most 0: none.
+  int64_t Shortfall(int without = -1) const;
+  int64_t unhosted_count() const;      // held by no rank
+  int64_t unreplicated_count() const;  // held by one rank alone
+  int64_t held_count(int rank) const;
+  bool loading(int rank) const;
+  std::vector<int> loading_ranks() const;
+  // Whether rank `without` alone holds some expert.
+  bool Needed(int without) const;
+  const ModelShape& shape() const { return shape_; }
+  bool empty() const { return hosts_.empty(); }
+
+ private:
+  using Experts = std::set<int>;  // layer * expert_count + expert
+  struct Host {
+    cluster::ExpertHost host;
+    Experts held, ordered;
+    uint64_t order = 0;
+    bool loading = false;
+  };
+  struct Hash {
+    uint64_t value = 0;
+    int rank = 0;  // its first loader
+  };
+
+  int Id(int layer, int expert) const { return layer * shape_.expert_count + expert; }
+  std::vector<int> HolderCounts() const;
+  cluster::BalanceRequest Request(bool all_held) const;
+  Experts Wanted(const Host& host, const cluster::Replicas& desired) const;
+  v1::PlaceExperts Order(Host& host, Experts wanted);
+  absl::Status CheckHashes(int rank, const v1::ExpertsReady& ready);
+
+  const ModelShape shape_;
+  const int replicas_max_;
+  std::map<int, Host> hosts_;
+  std::map<int, Hash> hashes_;
+  uint64_t last_order_ = 0;
+  bool may_move_ = false;
+};
+
+}  // namespace epic::coordinator
