@@ -1,7 +1,11 @@
 #include <grpcpp/grpcpp.h>
+#include <spawn.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -22,10 +26,14 @@ struct ServeOptions {
   coordinator::CoordinatorOptions coordinator;
   // The worker's flags, as given; their values are checked by the worker.
   std::vector<std::pair<std::string, std::shared_ptr<std::string>>> worker;
+  int attention_ranks = 1;
+  int expert_ranks = 0;  // 0: the attention ranks hold the experts too
   bool dry_run = false;
+
+  int ranks() const { return attention_ranks + expert_ranks; }
 };
 
-// A private folder for the control sockets, gone at the end.
+// A private folder for the sockets between the processes, gone at the end.
 class RunFolder {
  public:
   RunFolder() {
@@ -47,18 +55,48 @@ std::string Beside(const std::string& program) {
   return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / program).string();
 }
 
-std::vector<std::string> WorkerCommand(const ServeOptions& options, const std::string& control) {
-  std::vector<std::string> command = {Beside("epic-worker"), "--model", options.coordinator.model,
-                                      "--log-level", options.coordinator.log_level};
+// `roles` as epic-worker takes them.
+std::vector<std::string> WorkerCommand(const ServeOptions& options, const std::string& roles,
+                                       const std::string& run_folder) {
+  const int holders = options.expert_ranks > 0 ? options.expert_ranks : options.attention_ranks;
+  std::vector<std::string> command = {Beside("epic-worker"),
+                                      "--model",
+                                      options.coordinator.model,
+                                      "--log-level",
+                                      options.coordinator.log_level,
+                                      "--roles",
+                                      roles,
+                                      "--expert-ranks",
+                                      absl::StrCat(holders),
+                                      "--local-ranks",
+                                      absl::StrCat(options.ranks())};
   for (const auto& [name, value] : options.worker) {
     if (!value->empty()) command.insert(command.end(), {name, *value});
   }
   if (options.dry_run) {
     command.push_back("--dry-run");
   } else {
-    command.insert(command.end(), {"--coordinator", control, "--exit-with-parent"});
+    command.insert(command.end(), {"--coordinator", absl::StrCat("unix:", run_folder, "/control"),
+                                   "--run-dir", run_folder, "--exit-with-parent"});
   }
   return command;
+}
+
+std::vector<Supervisor::Child> Workers(const ServeOptions& options, const std::string& run_folder) {
+  std::vector<Supervisor::Child> workers;
+  const auto add = [&](int count, const std::string& name, const std::string& roles) {
+    for (int i = 0; i < count; ++i) {
+      workers.push_back({.name = count == 1 ? name : absl::StrCat(name, " ", i),
+                         .command = WorkerCommand(options, roles, run_folder)});
+    }
+  };
+  if (options.expert_ranks == 0) {
+    add(options.attention_ranks, "worker", "attention,experts");
+  } else {
+    add(options.attention_ranks, "attention worker", "attention");
+    add(options.expert_ranks, "expert worker", "experts");
+  }
+  return workers;
 }
 
 std::vector<std::string> CoordinatorCommand(const ServeOptions& options, const std::string& control,
@@ -121,10 +159,14 @@ class Progress {
 
  private:
   void ShowBar(const v1::ClusterState& state) {
-    if (state.ranks().empty() || state.ranks(0).total_bytes() == 0 || !isatty(STDERR_FILENO))
-      return;
-    const double part = static_cast<double>(state.ranks(0).loaded_bytes()) /
-                        static_cast<double>(state.ranks(0).total_bytes());
+    double loaded = 0;
+    double total = 0;
+    for (const v1::RankState& rank : state.ranks()) {
+      loaded += static_cast<double>(rank.loaded_bytes());
+      total += static_cast<double>(rank.total_bytes());
+    }
+    if (total == 0 || !isatty(STDERR_FILENO)) return;
+    const double part = std::min(loaded / total, 1.0);
     const int filled = static_cast<int>(part * 40);
     std::fprintf(stderr, "\rloading [%s%s] %3.0f %%", std::string(filled, '#').c_str(),
                  std::string(40 - filled, '.').c_str(), part * 100);
@@ -136,16 +178,36 @@ class Progress {
   bool bar_ = false;
 };
 
-int DryRun(const ServeOptions& options) {
-  const std::vector<std::string> command = WorkerCommand(options, "");
+// Runs a command to its end; its exit code.
+int RunToEnd(const std::vector<std::string>& command) {
   std::vector<char*> arguments;
   for (const std::string& argument : command) {
     arguments.push_back(const_cast<char*>(argument.c_str()));
   }
   arguments.push_back(nullptr);
-  execv(arguments[0], arguments.data());
-  std::perror(arguments[0]);
-  return 1;
+  pid_t pid = 0;
+  const int error = posix_spawn(&pid, arguments[0], nullptr, nullptr, arguments.data(), environ);
+  if (error != 0) {
+    std::cerr << "error: cannot start " << command[0] << ": " << std::strerror(error) << std::endl;
+    return 1;
+  }
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
+// Prints the memory plan of each kind of worker.
+int DryRun(const ServeOptions& options) {
+  std::string shown;
+  for (const Supervisor::Child& worker : Workers(options, "")) {
+    const std::string kind = worker.name.substr(0, worker.name.find_last_of("0123456789 "));
+    if (kind == shown) continue;
+    shown = kind;
+    if (options.ranks() > 1) std::cout << "Each " << kind << ":" << std::endl;
+    const int code = RunToEnd(worker.command);
+    if (code != 0) return code;
+  }
+  return 0;
 }
 
 int Serve(const ServeOptions& options) {
@@ -161,10 +223,10 @@ int Serve(const ServeOptions& options) {
   }
   const std::string control = absl::StrCat("unix:", folder.path(), "/control");
   const std::string operators = absl::StrCat("unix:", folder.path(), "/operators");
-  Supervisor supervisor(
-      RealClock(),
-      {{.name = "coordinator", .command = CoordinatorCommand(options, control, operators)},
-       {.name = "worker", .command = WorkerCommand(options, control)}});
+  std::vector<Supervisor::Child> children = Workers(options, folder.path());
+  children.insert(children.begin(),
+                  {"coordinator", CoordinatorCommand(options, control, operators)});
+  Supervisor supervisor(RealClock(), std::move(children));
   // Made at the first poll: gRPC's threads come after the signals are blocked.
   std::optional<Progress> progress;
   bool ready = false;
@@ -184,13 +246,25 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
   command->add_option("model", options->coordinator.model, "Folder of the Hugging Face checkpoint")
       ->required();
   coordinator::AddServingOptions(*command, options->coordinator);
+  command
+      ->add_option("--attention-ranks", options->attention_ranks,
+                   "Worker processes that own sequences (KV cache and attention)")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command
+      ->add_option("--expert-ranks", options->expert_ranks,
+                   "Worker processes that hold the experts; 0: the attention ranks hold them too")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
   const std::pair<const char*, const char*> flags[] = {
-      {"--threads", "Compute threads; default: all cores"},
+      {"--threads", "Compute threads of each worker; default: the cores, shared evenly"},
+      {"--tolerate-losses", "Keep room for the experts of so many lost expert ranks (1)"},
+      {"--transport", "How rows travel between workers: auto, shm or tcp"},
       {"--numerics", "Instruction family: auto, fma or amx-bf16"},
       {"--max-model-len", "Tokens of prompt and answer together"},
       {"--max-num-seqs", "Sequences computed at a time"},
       {"--max-num-batched-tokens", "Rows of a step"},
-      {"--kv-cache-memory", "Bytes of KV pages (512MiB, 8GiB)"},
+      {"--kv-cache-memory", "Bytes of KV pages of each attention rank (512MiB, 8GiB)"},
       {"--memory-utilization,--gpu-memory-utilization", "Share of the available memory to use"}};
   for (const auto& [names, help] : flags) {
     auto value = std::make_shared<std::string>();

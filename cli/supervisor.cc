@@ -118,10 +118,10 @@ void Supervisor::OnDeath(State& state, int wait_status) {
   const bool exited = WIFEXITED(wait_status);
   const int code = exited ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
   const absl::Time now = clock_.Now();
-  deaths_.push_back(now);
-  while (deaths_.front() < now - kDeathsWindow) deaths_.pop_front();
+  state.deaths.push_back(now);
+  while (state.deaths.front() < now - kDeathsWindow) state.deaths.pop_front();
   const bool hopeless = exited && !ready_;
-  const bool too_often = static_cast<int>(deaths_.size()) >= kDeathsMax;
+  const bool too_often = static_cast<int>(state.deaths.size()) >= kDeathsMax;
   std::cerr << "The " << state.child.name << " ended with " << (exited ? "exit code " : "signal ")
             << (exited ? code : code - 128);
   if (hopeless || too_often) {
@@ -132,7 +132,7 @@ void Supervisor::OnDeath(State& state, int wait_status) {
     return KillAll();
   }
   std::cerr << "; starting it again" << std::endl;
-  if (deaths_.size() == 1) state.delay = kDelayMin;
+  if (state.deaths.size() == 1) state.delay = kDelayMin;
   state.start_at = now + state.delay;
   state.delay = std::min(state.delay * 2, kDelayMax);
 }

@@ -3,10 +3,10 @@
 //   Supervisor supervisor(clock, {{"coordinator", {...}}, {"worker", {...}}});
 //   return supervisor.Run(poll);
 //
-// A child that dies is started again, after 0.1 s and then ever longer; after kDeathsMax deaths
-// within kDeathsWindow all are ended. A child that ends by itself with an error before the
-// supervisor was told that all is well (SetReady) is not tried again: its flags or files are wrong.
-// SIGINT or SIGTERM asks the children to end, the first one first; another kills them.
+// A child that dies is started again, after 0.1 s and then ever longer; after kDeathsMax deaths of
+// one child within kDeathsWindow all are ended. A child that ends by itself with an error before
+// the supervisor was told that all is well (SetReady) is not tried again: its flags or files are
+// wrong. SIGINT or SIGTERM asks the children to end, the first one first; another kills them.
 #pragma once
 
 #include <sys/types.h>
@@ -44,6 +44,7 @@ class Supervisor {
     pid_t pid = 0;  // 0: not running
     absl::Time start_at;
     absl::Duration delay;
+    std::deque<absl::Time> deaths;  // within kDeathsWindow
   };
 
   void StartDue();
@@ -57,7 +58,6 @@ class Supervisor {
 
   Clock& clock_;
   std::vector<State> states_;
-  std::deque<absl::Time> deaths_;
   bool ready_ = false;
   bool ending_ = false;
   int exit_code_ = 0;

@@ -1,185 +1,252 @@
-// epic-worker: one rank. It loads the model, dials the coordinator and computes.
+// epic-worker: one rank. It dials the coordinator, loads what its roles need, and computes.
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
+#include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 
+#include "absl/strings/numbers.h"
 #include "base/epoll_loop.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "cluster/grpc/control_client.h"
-#include "cluster/version.h"
-#include "kernels/cpu/cpu_backend.h"
-#include "model/checkpoint.h"
-#include "model/config.h"
-#include "worker/engine/engine.h"
-#include "worker/engine/memory_plan.h"
+#include "cluster/transport/peer_transport.h"
+#include "worker/connection.h"
 #include "worker/engine/transformer.h"
+#include "worker/exchange/message_exchange.h"
+#include "worker/experts/loaded_experts.h"
 #include "worker/options.h"
+#include "worker/rank_plan.h"
+#include "worker/service/rank_service.h"
 #include "worker/service/worker_service.h"
 
 namespace epic::worker {
 namespace {
 
-// What is known before anything is loaded.
-struct Plan {
-  model::ModelConfig config;
-  std::unique_ptr<model::Checkpoint> checkpoint;
-  std::unique_ptr<kernels::Backend> backend;
-  model::WeightPlan weights;
-  EngineLimits limits;
-  MemoryPlan memory;
+// Equal for processes of one machine.
+std::string HostName() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  return id;
+}
+
+int64_t ResidentBytes() {
+  std::ifstream file("/proc/self/statm");
+  int64_t total_pages = 0;
+  int64_t resident_pages = 0;
+  file >> total_pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
+int FirstExpertLayer(const model::ModelConfig& config) {
+  int layer = 0;
+  while (layer < config.layer_count && !config.is_sparse(layer)) ++layer;
+  return layer;
+}
+
+absl::StatusOr<cluster::PeerTransportOptions> WiresOf(const WorkerOptions& options) {
+  cluster::PeerTransportOptions wires{.host_name = HostName(), .run_dir = options.run_dir};
+  if (options.transport == "shm") wires.wires = cluster::WireChoice::kShm;
+  if (options.transport == "tcp") wires.wires = cluster::WireChoice::kTcp;
+  const size_t colon = options.exchange_address.rfind(':');
+  if (colon == std::string::npos ||
+      !absl::SimpleAtoi(options.exchange_address.substr(colon + 1), &wires.listen_port)) {
+    return absl::InvalidArgumentError("--exchange-address: " + options.exchange_address +
+                                      " is not HOST:PORT");
+  }
+  wires.listen_host = options.exchange_address.substr(0, colon);
+  wires.advertised_host = options.advertised_host;
+  return wires;
+}
+
+// What a rank with the attention role holds.
+struct Attention {
+  Attention(RankPlan& plan, std::unique_ptr<model::Model> loaded, model::ExpertExchange& exchange)
+      : model(std::move(loaded)),
+        pool(*plan.backend, model->kv_layout(), plan.config.layer_count, plan.memory.page_count),
+        pages(plan.memory.page_count, [this](int32_t page) { pool.ZeroPage(page); }),
+        transformer(*model, *plan.backend, exchange, pool,
+                    plan.limits.scheduler.max_num_batched_tokens,
+                    plan.limits.scheduler.max_logit_rows),
+        engine(plan.limits, transformer, pages) {}
+
+  std::unique_ptr<model::Model> model;
+  KvPool pool;
+  PageLedger pages;
+  Transformer transformer;
+  Engine engine;
 };
 
-absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
-  kernels::CpuOptions cpu{.threads = options.threads};
-  if (options.numerics == "fma") cpu.family = kernels::CpuFamily::kFma;
-  if (options.numerics == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
-  kernels::CpuBackendResult made = kernels::MakeCpuBackend(cpu);
-  if (made.backend == nullptr) return absl::FailedPreconditionError("--numerics: " + made.error);
-  if (!made.note.empty()) LOG_INFO("{}", made.note);
-  LOG_INFO("{}, numeric profile {}", made.backend->description(), made.backend->profile());
-  return std::move(made.backend);
-}
-
-absl::StatusOr<Plan> MakePlan(const WorkerOptions& options) {
-  Plan plan;
-  ASSIGN_OR_RETURN(plan.config, model::ReadModelConfig(options.model));
-  if (options.max_model_len > plan.config.max_position) {
-    return absl::InvalidArgumentError("--max-model-len: " + std::to_string(options.max_model_len) +
-                                      ", the model has " +
-                                      std::to_string(plan.config.max_position) + " positions");
-  }
-  ASSIGN_OR_RETURN(plan.checkpoint, model::Checkpoint::Open(options.model));
-  for (const std::string& warning : plan.checkpoint->warnings()) LOG_WARNING("{}", warning);
-  ASSIGN_OR_RETURN(plan.backend, MakeBackend(options));
-  ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, {}));
-  const int rows_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
-  plan.limits.scheduler = {.max_num_batched_tokens = rows_max,
-                           .max_num_seqs = options.max_num_seqs,
-                           .max_logit_rows = std::max(512, options.max_num_seqs)};
-  plan.limits.max_model_len =
-      options.max_model_len > 0 ? options.max_model_len : plan.config.max_position;
-  ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
-  const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim};
-  ASSIGN_OR_RETURN(plan.memory,
-                   PlanMemory({.weights_bytes = plan.weights.packed_bytes,
-                               .embedding_bytes = plan.weights.embedding_bytes,
-                               .loading_bytes = plan.weights.largest_tensor_bytes,
-                               .buffers_bytes = model::StepBuffers::Bytes(
-                                   plan.config, rows_max, plan.limits.scheduler.max_logit_rows),
-                               .page_bytes = KvPool::PageBytes(layout, plan.config.layer_count)},
-                              {.available_bytes = available_bytes,
-                               .utilization = options.memory_utilization,
-                               .kv_cache_bytes = options.kv_cache_bytes,
-                               .max_model_len = plan.limits.max_model_len,
-                               .max_num_seqs = options.max_num_seqs}));
-  return plan;
-}
-
-// The link to the coordinator, dialled anew under a new generation when it is down for good.
-class Connection {
+class Rank {
  public:
-  Connection(Env env, const std::string& address, WorkerService& service)
-      : env_(env), address_(address), service_(service) {
-    Dial();
+  Rank(const WorkerOptions& options, RankPlan& plan, cluster::PeerTransport& transport,
+       EpollLoop& loop, Env env)
+      : options_(options),
+        plan_(plan),
+        loop_(loop),
+        env_(env),
+        transport_(transport),
+        slots_(env.clock, plan.config, *plan.checkpoint, *plan.backend, plan.expert_slots,
+               plan.expert.source_bytes),
+        exchange_(
+            plan.exchange_shape(), {}, env.clock, transport, slots_,
+            {.on_link_down = [this](const cluster::RankEntry& rank,
+                                    const absl::Status& why) { service_.OnLinkDown(rank, why); }}),
+        sequences_(env.clock),
+        service_(env.clock, exchange_, options.experts() ? &slots_ : nullptr,
+                 {.on_revoked = [this](const std::string&) { connection_->Renew(); }}),
+        connection_(std::in_place, env, options.coordinator, Identity(),
+                    Connection::Handlers{
+                        .on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
+                        .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {
+    Report();
   }
 
-  // Why the coordinator will never take this worker.
-  const absl::Status& refusal() const { return refusal_; }
+  absl::Status Run() {
+    if (options_.attention()) RETURN_IF_ERROR(LoadAttention());
+    while (connection_->refusal().ok() && !(ends_ && sequences_.drained())) {
+      const bool busy = Busy();
+      loop_.RunOnce(busy ? absl::ZeroDuration() : kIdleWait);
+      service_.ticks().Tick(!busy);
+      sequences_.Advance();
+      exchange_.Serve();
+      service_.Advance();
+    }
+    return connection_->refusal();
+  }
+
+  // Takes no new sequences, and ends with the last.
+  void Drain() {
+    ends_ = true;
+    sequences_.StartDraining();
+  }
 
  private:
-  void Dial() {
-    v1::ControlHello hello;
-    hello.set_generation(env_.random.Next());
-    hello.set_build_id(cluster::kBuildId);
-    link_ = cluster::DialControl(
-        env_, address_, hello,
-        {.on_message = [this](const v1::ControlMessage& message) { service_.OnMessage(message); },
-         .on_down = [this](absl::Status status) { OnDown(std::move(status)); }});
-    service_.Connect(link_.get());
+  static constexpr absl::Duration kIdleWait = absl::Milliseconds(50);
+
+  v1::WorkerIdentity Identity() const {
+    v1::WorkerIdentity identity;
+    identity.set_attention(options_.attention());
+    identity.set_experts(options_.experts());
+    identity.set_profile(plan_.backend->profile());
+    identity.set_checkpoint(plan_.checkpoint->fingerprint());
+    identity.set_description(plan_.backend->description());
+    identity.set_host(HostName());
+    identity.set_run_dir(options_.run_dir);
+    identity.set_address(transport_.address());
+    identity.set_expert_slots(plan_.expert_slots);
+    identity.set_expert_bytes(plan_.expert.packed_bytes);
+    identity.set_process_id(getpid());
+    identity.set_layer_count(plan_.config.layer_count);
+    identity.set_first_expert_layer(FirstExpertLayer(plan_.config));
+    identity.set_expert_count(plan_.config.expert_count);
+    return identity;
   }
 
-  void OnDown(absl::Status status) {
-    LOG_WARNING("the coordinator's link is down: {}", std::string(status.message()));
-    if (absl::IsFailedPrecondition(status)) refusal_ = std::move(status);
-    // The link is on the stack.
-    env_.loop.Post([this] {
-      service_.Connect(nullptr);
-      link_.reset();
-      if (refusal_.ok()) Dial();
-    });
+  absl::Status LoadAttention() {
+    const int64_t source_bytes = plan_.weights.source_bytes;
+    const absl::Time began = env_.clock.Now();
+    const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
+                                  .progress =
+                                      [&](int64_t bytes) {
+                                        sequences_.ReportLoading(std::min(bytes, source_bytes),
+                                                                 source_bytes);
+                                        loop_.RunOnce(absl::ZeroDuration());
+                                      }};
+    ASSIGN_OR_RETURN(auto model,
+                     model::Model::Load(plan_.config, *plan_.checkpoint, *plan_.backend, load));
+    LOG_INFO("loaded {} in {:.1f} s", BytesToString(source_bytes),
+             absl::ToDoubleSeconds(env_.clock.Now() - began));
+    service_.set_base_bytes(source_bytes);
+    attention_.emplace(plan_, std::move(model), exchange_);
+    v1::WorkerReady ready;
+    ready.set_profile(plan_.backend->profile());
+    ready.set_checkpoint(plan_.checkpoint->fingerprint());
+    ready.set_kv_page_count(plan_.memory.page_count);
+    ready.set_kv_page_tokens(kernels::kPageTokens);
+    ready.set_max_model_len(plan_.limits.max_model_len);
+    ready.set_max_num_seqs(plan_.limits.scheduler.max_num_seqs);
+    ready.set_description(plan_.backend->description());
+    sequences_.Serve(attention_->engine, std::move(ready));
+    return absl::OkStatus();
   }
 
-  Env env_;
-  const std::string address_;
-  WorkerService& service_;
-  std::unique_ptr<cluster::ControlLink> link_;
-  absl::Status refusal_;
+  // Whether there is something to compute now; else only others' messages can give it something.
+  bool Busy() const {
+    const bool stepping = sequences_.busy() && !sequences_.waiting();
+    return stepping || exchange_.serving() || service_.loading();
+  }
+
+  void OnMessage(const v1::ControlMessage& message) {
+    if (message.has_welcome()) {
+      const absl::Status status =
+          transport_.SetSelf(message.welcome().rank(), connection_->generation());
+      if (!status.ok()) LOG_WARNING("no shared memory: {}", std::string(status.message()));
+    }
+    if (!service_.OnMessage(message)) sequences_.OnMessage(message);
+  }
+
+  void OnLink(cluster::ControlLink* link) {
+    service_.Connect(link);
+    sequences_.Connect(link);
+  }
+
+  void Report() {
+    RankService::Gauges gauges{.computing = sequences_.busy(),
+                               .doorbell_rescues = transport_.doorbell_rescues(),
+                               .resident_bytes = ResidentBytes()};
+    if (attention_) {
+      gauges.place = attention_->transformer.place();
+      gauges.replayed_rows = attention_->engine.replayed_rows();
+    }
+    service_.Report(gauges);
+    loop_.At(env_.clock.Now() + RankService::kReportInterval, [this] { Report(); });
+  }
+
+  const WorkerOptions& options_;
+  RankPlan& plan_;
+  EpollLoop& loop_;
+  const Env env_;
+  cluster::PeerTransport& transport_;
+  LoadedExperts slots_;
+  MessageExchange exchange_;
+  WorkerService sequences_;
+  RankService service_;
+  std::optional<Connection> connection_;
+  std::optional<Attention> attention_;
+  bool ends_ = false;
 };
 
-absl::Status Serve(const WorkerOptions& options, Plan& plan, int signals) {
+absl::Status Serve(const WorkerOptions& options, RankPlan& plan, int signals) {
   EpollLoop loop(RealClock());
   const Env env{RealClock(), loop, RealRandom(), RealThreads()};
-  WorkerService service(RealClock());
-  bool ends = false;
+  ASSIGN_OR_RETURN(const cluster::PeerTransportOptions wires, WiresOf(options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<cluster::PeerTransport> transport,
+                   cluster::PeerTransport::Create(wires, loop, RealClock(), RealRandom()));
+  Rank rank(options, plan, *transport, loop, env);
   loop.Watch(signals, [&] {
     signalfd_siginfo signal;
     if (read(signals, &signal, sizeof signal) != sizeof signal) return;
     // Ctrl-C reaches the whole terminal; the parent decides what it means.
     if (options.exit_with_parent && signal.ssi_signo == SIGINT) return;
-    ends = true;
-    service.StartDraining();
+    rank.Drain();
   });
-  Connection connection(env, options.coordinator, service);
-  const int64_t source_bytes = plan.weights.source_bytes;
-  service.ReportLoading(0, source_bytes);
-  const absl::Time began = RealClock().Now();
-  ASSIGN_OR_RETURN(const std::unique_ptr<model::Model> model,
-                   model::Model::Load(plan.config, *plan.checkpoint, *plan.backend,
-                                      {.progress = [&](int64_t bytes) {
-                                        service.ReportLoading(std::min(bytes, source_bytes),
-                                                              source_bytes);
-                                        loop.RunOnce(absl::ZeroDuration());
-                                      }}));
-  const std::string fingerprint = plan.checkpoint->fingerprint();
-  plan.checkpoint.reset();
-  LOG_INFO("loaded {} in {:.1f} s", BytesToString(source_bytes),
-           absl::ToDoubleSeconds(RealClock().Now() - began));
-  KvPool pool(*plan.backend, model->kv_layout(), plan.config.layer_count, plan.memory.page_count);
-  PageLedger pages(plan.memory.page_count, [&](int32_t page) { pool.ZeroPage(page); });
-  const SchedulerLimits& limits = plan.limits.scheduler;
-  Transformer transformer(*model, *plan.backend, pool, limits.max_num_batched_tokens,
-                          limits.max_logit_rows);
-  Engine engine(plan.limits, transformer, pages);
-  v1::WorkerReady ready;
-  ready.set_profile(plan.backend->profile());
-  ready.set_checkpoint(fingerprint);
-  ready.set_kv_page_count(plan.memory.page_count);
-  ready.set_kv_page_tokens(kernels::kPageTokens);
-  ready.set_max_model_len(plan.limits.max_model_len);
-  ready.set_max_num_seqs(limits.max_num_seqs);
-  ready.set_description(plan.backend->description());
-  service.Serve(engine, std::move(ready));
-  while (connection.refusal().ok() && !(ends && service.drained())) {
-    loop.RunOnce(service.busy() ? absl::ZeroDuration() : absl::Milliseconds(200));
-    service.Advance();
-  }
-  return connection.refusal();
+  return rank.Run();
 }
 
 absl::Status Run(const WorkerOptions& options, int signals) {
-  ASSIGN_OR_RETURN(Plan plan, MakePlan(options));
+  ASSIGN_OR_RETURN(RankPlan plan, MakeRankPlan(options));
   if (options.dry_run) {
     std::cout << plan.memory.ToString() << std::endl;
     return absl::OkStatus();
   }
   if (options.coordinator.empty()) return absl::InvalidArgumentError("--coordinator is missing");
-  LOG_INFO("memory plan:\n{}", plan.memory.ToString());
+  LOG_INFO("{}", plan.memory.ToString());
   return Serve(options, plan, signals);
 }
 

@@ -36,6 +36,8 @@ void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--exchange-address", options.exchange_address,
                  "host:port where other ranks reach this one over tcp; port 0: any")
       ->capture_default_str();
+  app.add_option("--advertised-host", options.advertised_host,
+                 "Host told to other ranks; needed where --exchange-address is a wildcard");
   app.add_option("--run-dir", options.run_dir,
                  "Folder of the socket through which ranks of this machine share memory");
   app.add_option("--join-token-file", options.join_token_file,

@@ -20,6 +20,7 @@ struct WorkerOptions {
   int local_ranks = 1;      // that share this machine
   std::string transport = "auto";
   std::string exchange_address = "127.0.0.1:0";  // host:port; port 0: any
+  std::string advertised_host;                   // told to other ranks; empty: the one listened on
   std::string run_dir;  // of the unix socket for shared memory; empty: none
   std::string join_token_file;
   int threads = 0;  // 0: this rank's share of the cores that this process may use

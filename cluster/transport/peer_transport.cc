@@ -27,18 +27,21 @@ PeerTransport::PeerTransport(const PeerTransportOptions& options, EpollLoop& loo
 PeerTransport::~PeerTransport() {
   SetPeers({});
   while (!inbound_.empty()) EndInbound(inbound_.begin()->first);
+  StopListeningForMemory();
   for (const auto& [listener, timer] : paused_) loop_.Cancel(timer);
   loop_.SetSleeper(nullptr);
   loop_.Unwatch(sockets_.fd());
-  if (!unix_path_.empty()) unlink(unix_path_.c_str());
 }
 
-void PeerTransport::SetSelf(int rank) {
+absl::Status PeerTransport::SetSelf(int rank, uint64_t generation) {
   CHECK(!polling_) << "not from a handler";
-  if (rank == rank_) return;
+  if (rank == rank_ && generation == generation_) return absl::OkStatus();
   SetPeers({});
   while (!inbound_.empty()) EndInbound(inbound_.begin()->first);
+  StopListeningForMemory();
   rank_ = rank;
+  generation_ = generation;
+  return ListenForMemory();
 }
 
 void PeerTransport::SetPeers(const std::vector<RankEntry>& peers) {

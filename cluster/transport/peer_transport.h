@@ -4,7 +4,7 @@
 //   ASSIGN_OR_RETURN(auto transport, PeerTransport::Create(options, loop, clock, random));
 //   identity.set_address(transport->address());     // host, run_dir: as in the options
 //   transport->SetHandlers(…);
-//   transport->SetSelf(welcome.rank());
+//   transport->SetSelf(welcome.rank(), generation);
 //   transport->SetPeers(map.ranks);                 // with every newer map
 //
 // Everything happens on the loop's thread: while the loop runs nothing else is needed. A thread
@@ -31,7 +31,6 @@ namespace epic::cluster {
 enum class WireChoice { kAuto, kTcp, kShm };
 
 struct PeerTransportOptions {
-  uint64_t generation = 0;  // of this rank
   WireChoice wires = WireChoice::kAuto;
 
   // The tcp listener. `host` may be a name; port 0: any that is free. `advertised_host` is told to
@@ -64,8 +63,9 @@ class PeerTransport : public Transport, private Sleeper {
   // HOST:PORT for RankEntry::address; empty if shared memory is forced.
   const std::string& address() const { return address_; }
 
-  // This rank's number. Before SetPeers; another number ends all connections, without on_down.
-  void SetSelf(int rank);
+  // This rank's number and generation. Before SetPeers; others than before end all connections,
+  // without on_down. As the system says if the unix socket cannot be made; tcp goes on then.
+  absl::Status SetSelf(int rank, uint64_t generation);
 
   void SetHandlers(TransportHandlers handlers) override { handlers_ = std::move(handlers); }
   void SetPeers(const std::vector<RankEntry>& peers) override;  // an entry of this rank is ignored
@@ -103,6 +103,8 @@ class PeerTransport : public Transport, private Sleeper {
 
   PeerTransport(const PeerTransportOptions& options, EpollLoop& loop, Clock& clock, Random& random);
   absl::Status Listen();
+  absl::Status ListenForMemory();
+  void StopListeningForMemory();
 
   absl::Duration BeforeSleep() override;
   void AfterSleep(bool timed_out) override;
@@ -132,7 +134,7 @@ class PeerTransport : public Transport, private Sleeper {
   void ReportBroken();
   void Down(Peer& peer, const absl::Status& why);
 
-  FrameOrigin self() const { return {rank_, options_.generation}; }
+  FrameOrigin self() const { return {rank_, generation_}; }
   Nonce NewNonce();
   // One line for each different key.
   void WarnOnce(const std::string& message);
@@ -145,6 +147,7 @@ class PeerTransport : public Transport, private Sleeper {
   UniqueFd tcp_listener_, unix_listener_;
   std::string address_, unix_path_;
   int rank_ = -1;
+  uint64_t generation_ = 0;
   TransportHandlers handlers_;
   std::map<int, Peer> peers_;
   std::map<int, Inbound> inbound_;  // by descriptor

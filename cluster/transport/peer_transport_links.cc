@@ -82,13 +82,37 @@ absl::Status PeerTransport::Listen() {
     sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t) { Accept(fd, Wire::kTcp); });
   }
   if (options_.wires != WireChoice::kTcp && !options_.run_dir.empty()) {
+    // Its length is that of every generation's.
+    const std::string longest = absl::StrCat(SocketPath(options_.run_dir, 0), ".new");
+    const absl::Status fits = DialUnix(longest).status();
+    if (absl::IsInvalidArgument(fits)) return fits;
     SweepDeadSockets(options_.run_dir);
-    unix_path_ = SocketPath(options_.run_dir, options_.generation);
-    ASSIGN_OR_RETURN(unix_listener_, ListenUnix(unix_path_));
-    const int fd = unix_listener_.get();
-    sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t) { Accept(fd, Wire::kShm); });
   }
   return absl::OkStatus();
+}
+
+absl::Status PeerTransport::ListenForMemory() {
+  if (options_.wires == WireChoice::kTcp || options_.run_dir.empty()) return absl::OkStatus();
+  const std::string path = SocketPath(options_.run_dir, generation_);
+  ASSIGN_OR_RETURN(unix_listener_, ListenUnix(path));
+  unix_path_ = path;
+  const int fd = unix_listener_.get();
+  sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t) { Accept(fd, Wire::kShm); });
+  return absl::OkStatus();
+}
+
+void PeerTransport::StopListeningForMemory() {
+  if (unix_path_.empty()) return;
+  unlink(unix_path_.c_str());
+  unix_path_.clear();
+  const int fd = unix_listener_.get();
+  if (const auto paused = paused_.find(fd); paused != paused_.end()) {
+    loop_.Cancel(paused->second);
+    paused_.erase(paused);
+  } else {
+    sockets_.Unwatch(fd);
+  }
+  unix_listener_ = UniqueFd();
 }
 
 std::string PeerTransport::SocketPath(const std::string& run_dir, uint64_t generation) const {

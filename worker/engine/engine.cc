@@ -149,6 +149,8 @@ void Engine::Take(const BatchSequence& entry) {
   const int prompt_rows = std::clamp(sequence.prompt_length() - entry.first_position, 0,
                                      static_cast<int>(entry.row_count));
   prompt_rows_computed_ += prompt_rows;
+  const int generated_rows = static_cast<int>(entry.row_count) - prompt_rows;
+  replayed_rows_ += std::max(0, generated_rows - (entry.samples ? 1 : 0));
   if (Faulty(entry)) {
     Fail(entry.id, absl::InternalError("the model's numbers became NaN on this sequence"));
     return;

@@ -104,6 +104,8 @@ class Engine {
   const PageLedger& pages() const { return pages_; }
   int64_t steps() const { return steps_; }
   int64_t prompt_rows_computed() const { return prompt_rows_computed_; }
+  // Rows of generated tokens that were computed again, after a preemption or on another rank.
+  int64_t replayed_rows() const { return replayed_rows_; }
 
  private:
   struct Sequence;
@@ -128,6 +130,7 @@ class Engine {
   StepResult result_;
   int64_t steps_ = 0;
   int64_t prompt_rows_computed_ = 0;
+  int64_t replayed_rows_ = 0;
 };
 
 }  // namespace epic::worker

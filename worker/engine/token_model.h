@@ -10,6 +10,12 @@
 
 namespace epic::worker {
 
+// What a step is at, for reports.
+struct StepPlace {
+  const char* stage = "";
+  int layer = 0;
+};
+
 // One step at a time, one thread.
 class TokenModel {
  public:
@@ -23,6 +29,9 @@ class TokenModel {
   // Does a part of the step. kWaiting: another rank's answer is needed, call again when it may be
   // there. An error ends the step; its KV records are not to be relied on.
   virtual absl::StatusOr<Progress> Advance() = 0;
+
+  // Of the step under way.
+  virtual StepPlace place() const { return {}; }
 
   // After kDone, until the next Begin.
   // [vocab_size] of row plan.logit_rows[index]. The caller may change them.

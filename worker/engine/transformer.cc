@@ -16,4 +16,9 @@ absl::StatusOr<TokenModel::Progress> Transformer::Advance() {
   return Progress::kDone;
 }
 
+StepPlace Transformer::place() const {
+  if (!step_) return {};
+  return {.stage = step_->stage_name(), .layer = step_->layer()};
+}
+
 }  // namespace epic::worker

@@ -1,9 +1,10 @@
-// Transformer: the model as a TokenModel: a model::Step over the KV pool, every expert here.
+// Transformer: the model as a TokenModel: a model::Step over the KV pool, its experts wherever the
+// exchange finds them.
 #pragma once
 
 #include <optional>
 
-#include "model/local_exchange.h"
+#include "model/expert_exchange.h"
 #include "model/model.h"
 #include "model/step.h"
 #include "worker/engine/token_model.h"
@@ -14,12 +15,12 @@ namespace epic::worker {
 class Transformer : public TokenModel {
  public:
   // All outlive this. Steps have at most `rows_max` rows, `logit_rows_max` of them with logits.
-  Transformer(const model::Model& model, kernels::Backend& backend, const KvPool& pool,
-              int rows_max, int logit_rows_max)
+  Transformer(const model::Model& model, kernels::Backend& backend, model::ExpertExchange& exchange,
+              const KvPool& pool, int rows_max, int logit_rows_max)
       : model_(model),
         backend_(backend),
         kv_(pool.view()),
-        exchange_(model, backend),
+        exchange_(exchange),
         buffers_(model.config(), backend, rows_max, logit_rows_max) {}
 
   int vocab_size() const override { return model_.config().vocab_size; }
@@ -27,6 +28,7 @@ class Transformer : public TokenModel {
     step_.emplace(model_, backend_, exchange_, kv_, plan, buffers_);
   }
   absl::StatusOr<Progress> Advance() override;
+  StepPlace place() const override;
   std::span<float> Logits(int index) override { return step_->logits(index); }
   bool Fault(int row) const override { return step_->faults()[row] != 0; }
 
@@ -34,7 +36,7 @@ class Transformer : public TokenModel {
   const model::Model& model_;
   kernels::Backend& backend_;
   const kernels::KvView kv_;
-  model::LocalExchange exchange_;
+  model::ExpertExchange& exchange_;
   model::StepBuffers buffers_;
   std::optional<model::Step> step_;
 };

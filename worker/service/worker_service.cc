@@ -108,9 +108,12 @@ void WorkerService::Fail(const Name& name, const absl::Status& status) {
 }
 
 void WorkerService::Advance() {
+  waiting_ = false;
   if (!busy()) return;
   if (!step_began_) step_began_ = clock_.Now();
-  switch (engine_->Advance()) {
+  const Engine::Progress progress = engine_->Advance();
+  waiting_ = progress == Engine::Progress::kWaiting;
+  switch (progress) {
     case Engine::Progress::kRunning:
     case Engine::Progress::kWaiting:
       return;

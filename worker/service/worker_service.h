@@ -43,6 +43,8 @@ class WorkerService {
 
   // Whether Advance has something to do.
   bool busy() const { return engine_ != nullptr && engine_->busy(); }
+  // Whether it will do nothing until another rank has answered.
+  bool waiting() const { return waiting_; }
   // Does a part of a step, and sends its report at its end.
   void Advance();
   // Draining, and nothing is left to do.
@@ -76,6 +78,7 @@ class WorkerService {
   v1::WorkerReady ready_;
   v1::LoadProgress loading_;
   bool draining_ = false;
+  bool waiting_ = false;
   std::optional<absl::Time> step_began_;
 
   SequenceId next_id_ = 1;

@@ -208,6 +208,7 @@ TEST(WorkerServiceTest, GivesTheSameTokensAloneMixedPreemptedOrResumedFromForced
   }
   mixed.Run();
   EXPECT_GT(mixed.LastReport().preemptions(), 0);
+  EXPECT_GT(mixed.engine.replayed_rows(), 0);
   for (const v1::StartSequence& start : starts) {
     const Tokens alone = Alone(start);
     ASSERT_EQ(alone.size(), 150);
@@ -221,6 +222,7 @@ TEST(WorkerServiceTest, GivesTheSameTokensAloneMixedPreemptedOrResumedFromForced
     world.Run();
     EXPECT_EQ(world.IdsOf(start.sequence(), 2), Tokens(alone.begin() + known, alone.end()));
     EXPECT_EQ(world.TokensOf(start.sequence(), 2).front().position(), known);
+    EXPECT_EQ(world.engine.replayed_rows(), known - 1);
   }
 }
 

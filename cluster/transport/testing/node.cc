@@ -31,7 +31,6 @@ Node::Node(int rank, const NodeOptions& options)
       loop_(RealClock()),
       random_(generation_) {
   PeerTransportOptions wires;
-  wires.generation = generation_;
   wires.wires = options.wires;
   wires.host_name = options.host_name;
   wires.run_dir = options.run_dir;
@@ -52,7 +51,7 @@ Node::Node(int rank, const NodeOptions& options)
                                  ++downs[peer];
                                  last_down[peer] = why;
                                }});
-  transport_->SetSelf(rank);
+  CHECK(transport_->SetSelf(rank, generation_).ok());
 }
 
 RankEntry Node::entry() const {

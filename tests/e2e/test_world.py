@@ -1,0 +1,90 @@
+"""Many ranks: whatever the world's shape, and whoever dies in it, the tokens are those of one rank."""
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import random
+import signal
+import time
+
+import pytest
+from server import Server
+
+QUESTIONS = ["What is 358 + 467?", "Write 42 in Roman numerals.", "Reverse the word planet.", "How often is the letter e in elephant?",
+             "Sort these numbers: 5, 2, 9.", "What is 17 + 5?", "Write 1994 in Roman numerals.", "Reverse the word window."]
+
+
+def ask(server, number, max_tokens=160):
+    """The token ids of one question, drawn with a seed of its own."""
+    status, answer = server.post("/v1/chat/completions", {
+        "model": "tiny-r1", "messages": [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}], "temperature": 0.9,
+        "seed": number, "max_tokens": max_tokens, "ignore_eos": True, "return_token_ids": True})
+    assert status == 200, answer
+    assert answer["choices"][0]["finish_reason"] == "length"
+    ids = answer["choices"][0]["token_ids"]
+    assert len(ids) == max_tokens
+    return ids
+
+
+def ask_all(server, count=8, max_tokens=160, meanwhile=lambda: None):
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        answers = [pool.submit(ask, server, number, max_tokens) for number in range(count)]
+        meanwhile()
+        return [answer.result() for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def expected(server):
+    """What one rank answers."""
+    return ask_all(server)
+
+
+def world(tmp_path, attention, experts, *flags):
+    return Server(tmp_path / "log", "--attention-ranks", str(attention), "--expert-ranks", str(experts), *flags)
+
+
+def workers(server, role):
+    """Process ids of the workers with exactly these roles."""
+    found = []
+    for pid in server.children("epic-worker"):
+        command = open(f"/proc/{pid}/cmdline").read().split("\0")
+        if command[command.index("--roles") + 1] == role:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("attention, experts, flags", [(2, 0, ()), (1, 2, ()), (2, 4, ()), (3, 5, ()), (1, 2, ("--transport", "tcp"))])
+def test_every_shape_gives_the_same_tokens(tmp_path, expected, attention, experts, flags):
+    with world(tmp_path, attention, experts, *flags) as server:
+        assert ask_all(server) == expected
+        assert server.metric("epic_replay_mismatch_total") == 0
+
+
+@pytest.mark.parametrize("role, sent", [("experts", signal.SIGKILL), ("attention", signal.SIGKILL), ("experts", signal.SIGSTOP),
+                                        ("attention", signal.SIGSTOP)])
+def test_a_lost_rank_changes_no_token(tmp_path, expected, role, sent):
+    draw = random.Random(f"{role} {sent}")
+    with world(tmp_path, 2, 3) as server:
+        for _ in range(3):
+            def harm():
+                time.sleep(draw.uniform(0.05, 0.4))
+                victim = draw.choice(workers(server, role))
+                os.kill(victim, sent)
+                if sent == signal.SIGSTOP:
+                    time.sleep(5)
+                    os.kill(victim, signal.SIGCONT)
+
+            assert ask_all(server, meanwhile=harm) == expected
+            server.wait_ready()
+        assert server.metric("epic_replay_mismatch_total") == 0
+        assert server.metric("epic_workers_lost_total") >= 3
+
+
+def test_a_rank_with_both_roles_may_die(tmp_path, expected):
+    with world(tmp_path, 3, 0) as server:
+        def harm():
+            time.sleep(0.2)
+            os.kill(workers(server, "attention,experts")[0], signal.SIGKILL)
+
+        assert ask_all(server, meanwhile=harm) == expected
+        assert server.metric("epic_replay_mismatch_total") == 0

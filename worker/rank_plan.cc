@@ -1,0 +1,121 @@
+#include "worker/rank_plan.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "model/step.h"
+#include "worker/kv/kv_pool.h"
+
+namespace epic::worker {
+namespace {
+
+int CeilDivide(int value, int by) { return (value + by - 1) / by; }
+
+int SparseLayers(const model::ModelConfig& config) {
+  int count = 0;
+  for (int layer = 0; layer < config.layer_count; ++layer) count += config.is_sparse(layer) ? 1 : 0;
+  return count;
+}
+
+int Threads(const WorkerOptions& options) {
+  if (options.threads > 0 || options.local_ranks == 1) return options.threads;
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return 1;
+  return std::max(1, CPU_COUNT(&cores) / options.local_ranks);
+}
+
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
+  kernels::CpuOptions cpu{.threads = Threads(options)};
+  if (options.numerics == "fma") cpu.family = kernels::CpuFamily::kFma;
+  if (options.numerics == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
+  kernels::CpuBackendResult made = kernels::MakeCpuBackend(cpu);
+  if (made.backend == nullptr) return absl::FailedPreconditionError("--numerics: " + made.error);
+  if (!made.note.empty()) LOG_INFO("{}", made.note);
+  LOG_INFO("{}, numeric profile {}", made.backend->description(), made.backend->profile());
+  return std::move(made.backend);
+}
+
+// Frames under way with each of the ranks that this one speaks to.
+int64_t ExchangeBytes(const WorkerOptions& options) {
+  const int peers = std::max(options.expert_ranks, options.local_ranks) - 1;
+  const ExchangeLimits limits;
+  return int64_t{2} * peers * limits.tiles_in_flight_max * limits.answer_bytes_max;
+}
+
+absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
+  ASSIGN_OR_RETURN(plan.expert, model::PlanExperts(plan.config, *plan.checkpoint));
+  const SlotCount count = CountSlots(plan.config, options.expert_ranks, options.tolerate_losses);
+  plan.expert_slots = options.expert_slots > 0 ? options.expert_slots : count.slots;
+  needs.expert_slots = plan.expert_slots;
+  needs.spare_slots = options.expert_slots > 0 ? 0 : count.spare;
+  needs.expert_bytes = plan.expert.packed_bytes;
+  needs.loading_bytes = std::max(needs.loading_bytes, plan.expert.largest_tensor_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
+  const model::LoadOptions load{.wants_expert = [](int, int) { return false; }};
+  ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, load));
+  const int rows_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  plan.limits.scheduler = {.max_num_batched_tokens = rows_max,
+                           .max_num_seqs = options.max_num_seqs,
+                           .max_logit_rows = std::max(512, options.max_num_seqs)};
+  plan.limits.max_model_len =
+      options.max_model_len > 0 ? options.max_model_len : plan.config.max_position;
+  const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim};
+  needs.weights_bytes = plan.weights.packed_bytes;
+  needs.embedding_bytes = plan.weights.embedding_bytes;
+  needs.loading_bytes = plan.weights.largest_tensor_bytes;
+  needs.buffers_bytes =
+      model::StepBuffers::Bytes(plan.config, rows_max, plan.limits.scheduler.max_logit_rows);
+  needs.page_bytes = KvPool::PageBytes(layout, plan.config.layer_count);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+ExchangeShape RankPlan::exchange_shape() const {
+  return {.layer_count = config.layer_count,
+          .expert_count = config.expert_count,
+          .experts_per_token = config.experts_per_token,
+          .hidden = config.hidden_size};
+}
+
+SlotCount CountSlots(const model::ModelConfig& config, int expert_ranks, int tolerate_losses) {
+  const int survivors = std::max(1, expert_ranks - tolerate_losses);
+  const int share = SparseLayers(config) * CeilDivide(config.expert_count, expert_ranks);
+  const int slots = SparseLayers(config) * CeilDivide(config.expert_count, survivors);
+  return {.slots = slots, .spare = slots - share};
+}
+
+absl::StatusOr<RankPlan> MakeRankPlan(const WorkerOptions& options) {
+  RankPlan plan;
+  ASSIGN_OR_RETURN(plan.config, model::ReadModelConfig(options.model));
+  if (options.max_model_len > plan.config.max_position) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-model-len: ", options.max_model_len,
+                                                   ", the model has ", plan.config.max_position,
+                                                   " positions"));
+  }
+  ASSIGN_OR_RETURN(plan.checkpoint, model::Checkpoint::Open(options.model));
+  for (const std::string& warning : plan.checkpoint->warnings()) LOG_WARNING("{}", warning);
+  ASSIGN_OR_RETURN(plan.backend, MakeBackend(options));
+  MemoryNeeds needs{.exchange_bytes = ExchangeBytes(options)};
+  if (options.attention()) RETURN_IF_ERROR(PlanAttention(options, plan, needs));
+  if (options.experts()) RETURN_IF_ERROR(PlanExperts(options, plan, needs));
+  ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
+  ASSIGN_OR_RETURN(plan.memory,
+                   PlanMemory(needs, {.available_bytes = available_bytes / options.local_ranks,
+                                      .utilization = options.memory_utilization,
+                                      .kv_cache_bytes = options.kv_cache_bytes,
+                                      .max_model_len = std::max(1, plan.limits.max_model_len),
+                                      .max_num_seqs = options.max_num_seqs}));
+  return plan;
+}
+
+}  // namespace epic::worker

@@ -1,0 +1,160 @@
+#include "worker/service/rank_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "cluster/placement/expert_map.h"
+
+namespace epic::worker {
+
+void WorkTicks::Tick(bool idle) {
+  const absl::Time now = clock_.Now();
+  if (!idle && count_ > 0) {
+    if (gaps_.size() < kGaps) gaps_.emplace_back();
+    gaps_[next_gap_] = now - last_;
+    next_gap_ = (next_gap_ + 1) % kGaps;
+  }
+  ++count_;
+  last_ = now;
+}
+
+absl::Duration WorkTicks::GapP99() const {
+  if (gaps_.empty()) return absl::ZeroDuration();
+  std::vector<absl::Duration> sorted = gaps_;
+  const auto at = sorted.begin() + static_cast<ptrdiff_t>(sorted.size() * 99 / 100);
+  std::nth_element(sorted.begin(), at, sorted.end());
+  return *at;
+}
+
+bool RankService::OnMessage(const v1::ControlMessage& message) {
+  switch (message.body_case()) {
+    case v1::ControlMessage::kWelcome:
+      LOG_INFO("this process is rank {}", message.welcome().rank());
+      exchange_.Join(message.welcome().rank());
+      return true;
+    case v1::ControlMessage::kPlaceExperts:
+      PlaceExperts(message.place_experts());
+      return true;
+    case v1::ControlMessage::kPublishMap:
+      TakeMap(message.publish_map());
+      return true;
+    case v1::ControlMessage::kRevoked:
+      LOG_WARNING("the coordinator has revoked this rank: {}", message.revoked().reason());
+      if (handlers_.on_revoked) handlers_.on_revoked(message.revoked().reason());
+      return true;
+    default:
+      return false;
+  }
+}
+
+void RankService::PlaceExperts(const v1::PlaceExperts& message) {
+  ExpertOrder order{.order = message.order()};
+  for (const v1::LayerExperts& layer : message.layers()) {
+    const bool proved = layer.hashes_size() == layer.experts_size();
+    for (int i = 0; i < layer.experts_size(); ++i) {
+      order.wanted[{layer.layer(), layer.experts(i)}] = proved ? layer.hashes(i) : 0;
+    }
+  }
+  if (slots_ == nullptr) {
+    return Tell({.order = order.order,
+                 .status = absl::FailedPreconditionError("this rank holds no experts")});
+  }
+  slots_->Order(std::move(order));
+}
+
+void RankService::Advance() {
+  if (!loading()) return;
+  const std::optional<ExpertOutcome> outcome = slots_->Advance();
+  TellProgress();
+  if (outcome) Tell(*outcome);
+}
+
+void RankService::TellProgress() {
+  v1::ControlMessage message;
+  v1::LoadProgress& progress = *message.mutable_load_progress();
+  progress.set_loaded_bytes(base_bytes_ + slots_->order_bytes());
+  progress.set_total_bytes(base_bytes_ + slots_->order_total_bytes());
+  Send(std::move(message));
+}
+
+void RankService::Tell(const ExpertOutcome& outcome) {
+  v1::ControlMessage message;
+  if (!outcome.status.ok()) {
+    LOG_ERROR("experts of order {}: {}", outcome.order, std::string(outcome.status.message()));
+    message.mutable_experts_failed()->set_order(outcome.order);
+    message.mutable_experts_failed()->set_message(std::string(outcome.status.message()));
+    return Send(std::move(message));
+  }
+  v1::ExpertsReady& ready = *message.mutable_experts_ready();
+  ready.set_order(outcome.order);
+  ready.set_loaded_bytes(outcome.loaded_bytes);
+  ready.set_load_seconds(absl::ToDoubleSeconds(outcome.duration));
+  v1::LayerExperts* layer = nullptr;
+  for (const auto& [name, proof] : outcome.proofs) {
+    if (layer == nullptr || layer->layer() != name.layer) {
+      layer = ready.add_layers();
+      layer->set_layer(name.layer);
+    }
+    layer->add_experts(name.expert);
+    layer->add_hashes(proof);
+  }
+  Send(std::move(message));
+}
+
+void RankService::TakeMap(const v1::PublishMap& message) {
+  absl::StatusOr<cluster::ExpertMap> map = cluster::ExpertMapFrom(message);
+  if (!map.ok()) {
+    LOG_ERROR("ignored a map: {}", std::string(map.status().message()));
+    return;
+  }
+  exchange_.SetMap(*std::move(map));
+}
+
+void RankService::OnLinkDown(const cluster::RankEntry& rank, const absl::Status& why) {
+  LOG_WARNING("no connection to rank {}: {}", rank.rank, std::string(why.message()));
+  v1::ControlMessage message;
+  v1::LinkDown& down = *message.mutable_link_down();
+  down.set_rank(rank.rank);
+  down.set_generation(rank.generation);
+  down.set_evidence(std::string(why.message()));
+  Send(std::move(message));
+}
+
+void RankService::Report(const Gauges& gauges) {
+  v1::ControlMessage message;
+  v1::RankReport& report = *message.mutable_rank_report();
+  const std::optional<ExchangeWait> wait = exchange_.waiting();
+  if (wait && !exchange_.serving()) {
+    report.set_activity(v1::RankReport::WAITING);
+    report.set_waits_for(wait->rank);
+    report.set_layer(wait->layer);
+    report.set_waiting_seconds(absl::ToDoubleSeconds(clock_.Now() - wait->since));
+  } else if (loading()) {
+    report.set_activity(v1::RankReport::LOADING);
+    report.set_loaded_bytes(slots_->order_bytes());
+  } else if (gauges.computing || exchange_.serving()) {
+    report.set_activity(v1::RankReport::COMPUTING);
+    report.set_stage(gauges.place.stage);
+    report.set_layer(gauges.place.layer);
+  }
+  report.set_ticks(ticks_.count());
+  report.set_tick_gap_p99_seconds(absl::ToDoubleSeconds(ticks_.GapP99()));
+  const ExchangeCounters counters = exchange_.counters();
+  report.set_outstanding_dispatches(counters.outstanding_dispatches);
+  report.set_credits(counters.credits);
+  report.set_stale_frames(counters.stale_frames);
+  report.set_expert_rows_served(exchange_.served().rows_served);
+  report.set_map_term(exchange_.map().version.term);
+  report.set_map_number(exchange_.map().version.number);
+  report.set_doorbell_rescues(gauges.doorbell_rescues);
+  report.set_replayed_rows(gauges.replayed_rows);
+  report.set_resident_bytes(gauges.resident_bytes);
+  Send(std::move(message));
+}
+
+void RankService::Send(v1::ControlMessage message) {
+  if (link_ != nullptr) link_->Send(std::move(message));
+}
+
+}  // namespace epic::worker
