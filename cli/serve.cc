@@ -225,7 +225,9 @@ int Serve(const ServeOptions& options) {
   const std::string operators = absl::StrCat("unix:", folder.path(), "/operators");
   std::vector<Supervisor::Child> children = Workers(options, folder.path());
   children.insert(children.begin(),
-                  {"coordinator", CoordinatorCommand(options, control, operators)});
+                  {.name = "coordinator",
+                   .command = CoordinatorCommand(options, control, operators),
+                   .grace = absl::Seconds(options.coordinator.shutdown_timeout_s + 5)});
   Supervisor supervisor(RealClock(), std::move(children));
   // Made at the first poll: gRPC's threads come after the signals are blocked.
   std::optional<Progress> progress;

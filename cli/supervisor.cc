@@ -58,6 +58,7 @@ int Supervisor::Run(const std::function<void()>& poll) {
     const int signal = sigtimedwait(&set, nullptr, &wait);
     if (signal > 0) OnSignal(signal);
     Reap();
+    KillLate();
     if (!ending_) poll();
   }
 }
@@ -87,10 +88,20 @@ void Supervisor::OnSignal(int signal) {
 }
 
 void Supervisor::EndNext() {
-  for (const State& state : states_) {
+  for (State& state : states_) {
     if (state.pid == 0) continue;
     kill(state.pid, SIGTERM);
+    state.kill_at = clock_.Now() + state.child.grace;
     return;
+  }
+}
+
+void Supervisor::KillLate() {
+  for (State& state : states_) {
+    if (state.pid == 0 || clock_.Now() < state.kill_at) continue;
+    std::cerr << "The " << state.child.name << " does not end: killing it" << std::endl;
+    kill(state.pid, SIGKILL);
+    state.kill_at = absl::InfiniteFuture();
   }
 }
 

@@ -7,6 +7,7 @@
 // one child within kDeathsWindow all are ended. A child that ends by itself with an error before
 // the supervisor was told that all is well (SetReady) is not tried again: its flags or files are
 // wrong. SIGINT or SIGTERM asks the children to end, the first one first; another kills them.
+// One that does not end in time is killed.
 #pragma once
 
 #include <sys/types.h>
@@ -26,6 +27,8 @@ class Supervisor {
   struct Child {
     std::string name;
     std::vector<std::string> command;  // program and arguments
+    // How long it may take to end once asked to; then it is killed.
+    absl::Duration grace = absl::Seconds(5);
   };
   static constexpr int kDeathsMax = 5;
   static constexpr absl::Duration kDeathsWindow = absl::Seconds(60);
@@ -43,6 +46,7 @@ class Supervisor {
     Child child;
     pid_t pid = 0;  // 0: not running
     absl::Time start_at;
+    absl::Time kill_at = absl::InfiniteFuture();
     absl::Duration delay;
     std::deque<absl::Time> deaths;  // within kDeathsWindow
   };
@@ -53,6 +57,7 @@ class Supervisor {
   void OnDeath(State& state, int wait_status);
   // Asks the first child that still runs to end.
   void EndNext();
+  void KillLate();
   void KillAll();
   bool AnyRuns() const;
 

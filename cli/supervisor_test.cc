@@ -53,5 +53,16 @@ TEST_F(SupervisorTest, ASignalAsksTheChildrenToEndOneAfterAnother) {
   EXPECT_EQ(Lines(), 2);
 }
 
+TEST_F(SupervisorTest, AChildThatDoesNotEndIsKilled) {
+  Supervisor::Child deaf = Shell("trap '' TERM; kill -STOP $$; sleep 1000");
+  deaf.grace = absl::Milliseconds(200);
+  Supervisor supervisor(RealClock(), {deaf, Shell("exec sleep 1000")});
+  int polls = 0;
+  EXPECT_EQ(supervisor.Run([&] {
+    if (++polls == 10) kill(getpid(), SIGINT);
+  }),
+            0);
+}
+
 }  // namespace
 }  // namespace epic::cli

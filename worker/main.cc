@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -12,6 +13,7 @@
 
 #include "absl/strings/numbers.h"
 #include "base/epoll_loop.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/transport/peer_transport.h"
@@ -253,6 +255,15 @@ absl::Status Run(const WorkerOptions& options, int signals) {
 }  // namespace
 }  // namespace epic::worker
 
+namespace {
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr ? value : "";
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   epic::worker::WorkerOptions options;
   CLI::App app("EPIC's worker: loads a model and computes for a coordinator");
@@ -267,8 +278,11 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
   epic::InitLog("worker", options.log_level);
-  const absl::Status status =
-      epic::worker::Run(options, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  absl::Status status =
+      epic::ArmFailpoint(Environment("EPIC_FAILPOINT"), Environment("EPIC_FAILPOINT_ONCE"));
+  if (status.ok()) {
+    status = epic::worker::Run(options, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  }
   if (status.ok()) return 0;
   std::cerr << "error: " << status.message() << std::endl;
   return 1;

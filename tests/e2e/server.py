@@ -26,14 +26,15 @@ def free_port() -> int:
 class Server:
     """One `epic serve`; a context manager."""
 
-    def __init__(self, log: Path, *flags: str, model: Path = MODEL):
+    def __init__(self, log: Path, *flags: str, model: Path = MODEL, environment: dict[str, str] = {}):
+        self.environment = os.environ | environment
         self.port, self.grpc_port, self.log = free_port(), free_port(), log
         self.command = [str(BIN / "epic"), "serve", str(model), "--served-model-name", NAME, "--port", str(self.port),
                         "--grpc-port", str(self.grpc_port), *flags]
 
     def __enter__(self) -> "Server":
         self.process = subprocess.Popen(self.command, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
-                                        stdin=subprocess.DEVNULL)
+                                        stdin=subprocess.DEVNULL, env=self.environment)
         self.wait_ready()
         return self
 

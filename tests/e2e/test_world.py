@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import random
+import re
 import signal
 import time
 
 import pytest
-from server import Server
+from server import ROOT, Server
 
 QUESTIONS = ["What is 358 + 467?", "Write 42 in Roman numerals.", "Reverse the word planet.", "How often is the letter e in elephant?",
              "Sort these numbers: 5, 2, 9.", "What is 17 + 5?", "Write 1994 in Roman numerals.", "Reverse the word window."]
@@ -39,8 +41,17 @@ def expected(server):
     return ask_all(server)
 
 
-def world(tmp_path, attention, experts, *flags):
-    return Server(tmp_path / "log", "--attention-ranks", str(attention), "--expert-ranks", str(experts), *flags)
+def world(tmp_path, attention, experts, *flags, environment={}):
+    return Server(tmp_path / "log", "--attention-ranks", str(attention), "--expert-ranks", str(experts), *flags,
+                  environment=environment)
+
+
+def wait_whole(server, ranks, seconds=60):
+    """Until so many ranks are ready."""
+    end = time.monotonic() + seconds
+    while sum(r["state"] == "ready" for r in json.loads(server.get("/ready")[1])["ranks"]) < ranks:
+        assert time.monotonic() < end, server.get("/ready")
+        time.sleep(0.05)
 
 
 def workers(server, role):
@@ -74,8 +85,8 @@ def test_a_lost_rank_changes_no_token(tmp_path, expected, role, sent):
                     time.sleep(5)
                     os.kill(victim, signal.SIGCONT)
 
+            wait_whole(server, 5)
             assert ask_all(server, meanwhile=harm) == expected
-            server.wait_ready()
         assert server.metric("epic_replay_mismatch_total") == 0
         assert server.metric("epic_workers_lost_total") >= 3
 
@@ -87,4 +98,24 @@ def test_a_rank_with_both_roles_may_die(tmp_path, expected):
             os.kill(workers(server, "attention,experts")[0], signal.SIGKILL)
 
         assert ask_all(server, meanwhile=harm) == expected
+        assert server.metric("epic_replay_mismatch_total") == 0
+
+
+def failpoints():
+    """The names in base/failpoint.cc: a new one is tested from its first day."""
+    source = (ROOT / "base/failpoint.cc").read_text()
+    return re.findall(r'"([a-z-]+)"', source[source.index("kNames[] = {"):source.index("};", source.index("kNames[] = {"))])
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("name", failpoints())
+def test_a_rank_may_fail_anywhere(tmp_path, expected, name, how):
+    draw = random.Random(f"{name} {how}")
+    # Some places are passed by the thousand, some a few times in a rank's life.
+    rare = {"map-taken": 1, "sequence-started": 3, "expert-loaded": 30, "step-computed": 60, "step-reported": 60}
+    passes = draw.randint(1, rare.get(name, 300))
+    environment = {"EPIC_FAILPOINT": f"{name}:{how}@{passes}", "EPIC_FAILPOINT_ONCE": str(tmp_path / "once")}
+    with world(tmp_path, 2, 3, environment=environment) as server:
+        assert ask_all(server, max_tokens=80) == [ids[:80] for ids in expected]
+        assert (tmp_path / "once").exists(), f"nobody passed {name} {passes} times"
         assert server.metric("epic_replay_mismatch_total") == 0

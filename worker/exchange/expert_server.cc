@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/failpoint.h"
 
 namespace epic::worker {
 
@@ -63,6 +64,7 @@ void ExpertServer::OnDispatch(int peer, bool known, const FrameHeader& header,
   job.header = header;
   job.frame = *frame;
   jobs_.push_back(std::move(job));
+  Pass(Failpoint::kDispatchReceived);
 }
 
 void ExpertServer::Drop(int peer) {
@@ -96,6 +98,7 @@ bool ExpertServer::Commit() {
     Gather();
     experts_.Compute(parts_[0].job->layer, rows_, pairs_, out_);
     ++counters_.commits;
+    Pass(Failpoint::kExpertsComputed);
     Answer();
   }
   RemoveDone();
@@ -256,6 +259,7 @@ void ExpertServer::Answer() {
       // False: the connection is down, and its on_down follows.
       transport_.Send(part.job->peer, ReplyTo(part.job->header, FrameKind::kCombine),
                       {&payload, 1});
+      Pass(Failpoint::kCombineSent);
       ++counters_.frames_served;
       counters_.rows_served += pair_count;
     }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/failpoint.h"
 #include "worker/exchange/message_exchange_peer.h"
 
 namespace epic::worker {
@@ -273,6 +274,7 @@ bool MessageExchange::SendNext(Peer& peer, Ticket ticket) {
   attempt.sent = clock_.Now();
   --peer.credits;
   ++counters_.dispatches_sent;
+  Pass(Failpoint::kDispatchSent);
   queue.next += attempt.pairs.size();
   if (queue.empty()) queue.Clear();
   return true;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/failpoint.h"
 #include "worker/exchange/message_exchange.h"
 #include "worker/exchange/message_exchange_peer.h"
 
@@ -83,6 +84,7 @@ void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::
   open.unanswered -= static_cast<int64_t>(attempt->pairs.size());
   attempt->used = false;
   AddCredits(peer, 1);
+  Pass(Failpoint::kCombineReceived);
   Pump(peer);
 }
 

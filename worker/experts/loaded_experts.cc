@@ -1,6 +1,7 @@
 #include "worker/experts/loaded_experts.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/failpoint.h"
 #include "base/status.h"
 
 namespace epic::worker {
@@ -81,6 +82,7 @@ absl::Status LoadedExperts::LoadOne() {
   order_bytes_ += loaded.source_bytes;
   by_layer_[name.layer][name.expert] = loaded.mlp.get();
   held_[name] = std::move(loaded);
+  Pass(Failpoint::kExpertLoaded);
   return absl::OkStatus();
 }
 

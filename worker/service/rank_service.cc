@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "cluster/placement/expert_map.h"
 
@@ -109,6 +110,7 @@ void RankService::TakeMap(const v1::PublishMap& message) {
     return;
   }
   exchange_.SetMap(*std::move(map));
+  Pass(Failpoint::kMapTaken);
 }
 
 void RankService::OnLinkDown(const cluster::RankEntry& rank, const absl::Status& why) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "worker/service/convert.h"
 
@@ -73,6 +74,7 @@ void WorkerService::Start(const v1::StartSequence& start) {
   }
   held_[name.sequence] = {name.attempt, id};
   names_[id] = name;
+  Pass(Failpoint::kSequenceStarted);
 }
 
 void WorkerService::End(const v1::EndSequence& end) {
@@ -128,7 +130,9 @@ void WorkerService::Advance() {
   AddStep(step, report);
   report.set_step_seconds(absl::ToDoubleSeconds(clock_.Now() - *step_began_));
   step_began_.reset();
+  Pass(Failpoint::kStepComputed);
   SendReport(std::move(report));
+  Pass(Failpoint::kStepReported);
 }
 
 void WorkerService::AddStep(const StepResult& step, v1::StepReport& report) {
