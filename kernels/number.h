@@ -56,10 +56,26 @@ T LoadUnaligned(const void* address, int64_t index) {
   return value;
 }
 
-// The scale of W[row, col]; only for kF8E4M3.
+// Value `index` of an array of kF32, kF16 or kBF16.
+inline float LoadReal(DType dtype, const void* address, int64_t index) {
+  if (dtype == DType::kF32) return LoadUnaligned<float>(address, index);
+  if (dtype == DType::kF16) return HalfToFloat(LoadUnaligned<uint16_t>(address, index));
+  return ToFloat(LoadUnaligned<BF16>(address, index));
+}
+
+// The scale of W[row, col]; only for kF8E4M3, kI8 and kI4.
 inline float SourceScale(const SourceMatrix& source, int64_t row, int64_t col) {
-  const int64_t blocks = (source.cols + kScaleBlock - 1) / kScaleBlock;
-  return LoadUnaligned<float>(source.scales, row / kScaleBlock * blocks + col / kScaleBlock);
+  if (source.dtype == DType::kI8) return LoadReal(source.scales_dtype, source.scales, row);
+  const int64_t block = source.dtype == DType::kI4 ? kInt4Group : kScaleBlock;
+  const int64_t row_block = source.dtype == DType::kI4 ? 1 : kScaleBlock;
+  const int64_t blocks = (source.cols + block - 1) / block;
+  return LoadReal(source.scales_dtype, source.scales, row / row_block * blocks + col / block);
+}
+
+// W[row, col] of kI4 without its scale: −8 .. 7.
+inline int SourceNibble(const SourceMatrix& source, int64_t row, int64_t col) {
+  const auto byte = LoadUnaligned<uint8_t>(source.data, row * source.row_bytes() + col / 2);
+  return (col % 2 == 0 ? byte & 0xf : byte >> 4) - 8;
 }
 
 // out[0 .. count) ← W[row, col_begin ..], dequantised to FP32.
@@ -78,6 +94,18 @@ inline void ReadSource(const SourceMatrix& source, int64_t row, int64_t col_begi
     case DType::kBF16:
       for (int64_t i = 0; i < count; ++i) {
         out[i] = ToFloat(LoadUnaligned<BF16>(source.data, base + i));
+      }
+      return;
+    case DType::kI8:
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = static_cast<float>(LoadUnaligned<int8_t>(source.data, base + i)) *
+                 SourceScale(source, row, 0);
+      }
+      return;
+    case DType::kI4:
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = static_cast<float>(SourceNibble(source, row, col_begin + i)) *
+                 SourceScale(source, row, col_begin + i);
       }
       return;
     default:

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <optional>
 
+#include "kernels/cpu/amx_gemm.h"
+#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_weights.h"
@@ -19,15 +22,16 @@ namespace {
 
 class CpuBackend : public Backend {
  public:
-  // `family` null: fma.
-  CpuBackend(const CpuFeatures& features, const VectorOps& ops, const GemmFamily* family,
-             int threads, bool pin)
+  // `amx` null: family fma.
+  CpuBackend(const CpuFeatures& features, const VectorOps& ops, const AmxKernels* amx,
+             const CpuOptions& options)
       : cpu_name_(features.name),
         ops_(ops),
         fma_(ops),
-        family_(family != nullptr ? *family : fma_),
-        pool_(threads, pin),
-        loader_(family_, fma_, pool_),
+        amx_(amx == nullptr ? std::nullopt : std::make_optional<AmxGemmFamily>(*amx)),
+        family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_),
+        pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(), options.pin),
+        loader_(family_, fma_, options.quantization, pool_),
         gemms_(pool_),
         attention_(family_, ops_, pool_, gemms_) {}
 
@@ -113,6 +117,7 @@ class CpuBackend : public Backend {
   const std::string cpu_name_;
   const VectorOps& ops_;
   const FmaGemmFamily fma_;
+  const std::optional<AmxGemmFamily> amx_;
   const GemmFamily& family_;
   ThreadPool pool_;
   WeightLoader loader_;
@@ -261,14 +266,22 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
     result.error = "this CPU (" + features.name + ") lacks AVX-512 F, BW, DQ or VL";
     return result;
   }
-  if (options.family == CpuFamily::kAmxBf16) {
-    result.error = "family amx-bf16 is not built in";
-    return result;
+  const AmxKernels* amx = nullptr;
+  if (options.family != CpuFamily::kFma) {
+    if (options.emulate_amx) {
+      amx = &EmulatedAmxKernels();
+    } else if (AmxFailure().empty()) {
+      amx = &RealAmxKernels();
+    } else if (options.family == CpuFamily::kAmxBf16) {
+      result.error = "family amx-bf16 cannot run: " + AmxFailure();
+      return result;
+    } else {
+      result.note = "family fma: " + AmxFailure();
+    }
   }
   const bool wide = features.avx512 && options.vectors != CpuVectors::kAvx2;
   const VectorOps& ops = wide ? Avx512VectorOps() : Avx2VectorOps();
-  const int threads = options.threads > 0 ? options.threads : ThreadPool::AvailableCores();
-  result.backend = std::make_unique<CpuBackend>(features, ops, nullptr, threads, options.pin);
+  result.backend = std::make_unique<CpuBackend>(features, ops, amx, options);
   return result;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "kernels/quantize.h"
 
 namespace epic::kernels {
 
@@ -18,6 +19,9 @@ struct CpuOptions {
   // system's permission and one self-tested product), never by timing.
   CpuFamily family = CpuFamily::kAuto;
   CpuVectors vectors = CpuVectors::kAuto;
+  Quantization quantization = Quantization::kNone;
+  // For tests: kAmxBf16 runs on an emulated tile unit, with the same bits.
+  bool emulate_amx = false;
   int threads = 0;   // 0: the cores that this process may use
   bool pin = false;  // each compute thread to its core
 };

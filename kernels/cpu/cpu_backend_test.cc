@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/reference/reference_backend.h"
 #include "kernels/testing/toy_model.h"
@@ -20,6 +21,13 @@ using Schedule = std::vector<std::vector<ToyChunk>>;
 std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads) {
   CpuBackendResult result =
       MakeCpuBackend({.family = CpuFamily::kFma, .vectors = vectors, .threads = threads});
+  EXPECT_EQ(result.error, "");
+  return std::move(result.backend);
+}
+
+std::unique_ptr<Backend> EmulatedAmx(int threads) {
+  CpuBackendResult result =
+      MakeCpuBackend({.family = CpuFamily::kAmxBf16, .emulate_amx = true, .threads = threads});
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
 }
@@ -120,6 +128,71 @@ TEST_P(FamilyFma, ARowDoesNotDependOnChunkingOrBatch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, FamilyFma, testing::Values(0, 1, 2, 3));
+
+// Relative error of all logits.
+double Distance(const ToyRun& a, const ToyRun& b) {
+  double error = 0;
+  double size = 0;
+  for (const auto& [key, values] : a.values()) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      error += std::pow(values[i] - b.values().at(key)[i], 2);
+      size += std::pow(values[i], 2);
+    }
+  }
+  return std::sqrt(error / size);
+}
+
+class FamilyAmxBf16 : public testing::TestWithParam<int> {};
+
+TEST_P(FamilyAmxBf16, ARowDoesNotDependOnChunkingBatchOrThreads) {
+  const ToyModel model(Variant(GetParam()), 70 + GetParam());
+  const auto backend = EmulatedAmx(1);
+  const Logits whole = RunAll(model, *backend, {{{1, 70}}});
+  for (const int threads : {2, 3}) {
+    EXPECT_EQ(RunAll(model, *EmulatedAmx(threads), {{{1, 70}}}), whole) << threads;
+  }
+  EXPECT_EQ(RunAll(model, *backend, {{{1, 1}}, {{1, 16}}, {{1, 17}}, {{1, 36}}}), whole);
+  const Logits mixed = RunAll(model, *backend, {{{0, 8}, {1, 33}}, {{2, 7}, {1, 37}, {0, 2}}});
+  for (const auto& [key, bits] : whole) EXPECT_EQ(mixed.at(key), bits);
+}
+
+TEST_P(FamilyAmxBf16, IsCloseToFma) {
+  const ToyModel model(Variant(GetParam()), 11);
+  const auto amx = EmulatedAmx(2);
+  const auto fma = Cpu(CpuVectors::kAuto, 2);
+  ToyRun a(model, *amx, 1, 64);
+  ToyRun b(model, *fma, 1, 64);
+  a.Step({{0, 9}});
+  b.Step({{0, 9}});
+  EXPECT_LT(Distance(a, b), 0.02);
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, FamilyAmxBf16, testing::Values(0, 1, 2, 3));
+
+TEST(CpuBackend, TakesAmxWhereItWorksAndSaysWhyNot) {
+  const CpuBackendResult chosen = MakeCpuBackend({.threads = 1});
+  const CpuBackendResult forced = MakeCpuBackend({.family = CpuFamily::kAmxBf16, .threads = 1});
+  ASSERT_NE(chosen.backend, nullptr);
+  if (AmxFailure().empty()) {
+    EXPECT_THAT(chosen.backend->profile(), testing::HasSubstr("/amx-bf16/"));
+    EXPECT_EQ(chosen.note, "");
+    EXPECT_NE(forced.backend, nullptr);
+  } else {
+    EXPECT_THAT(chosen.backend->profile(), testing::HasSubstr("/fma/"));
+    EXPECT_THAT(chosen.note, testing::HasSubstr(AmxFailure()));
+    EXPECT_EQ(forced.backend, nullptr);
+    EXPECT_THAT(forced.error, testing::HasSubstr(AmxFailure()));
+  }
+}
+
+TEST(CpuBackend, RealAndEmulatedAmxGiveTheSameBits) {
+  if (!AmxFailure().empty()) GTEST_SKIP() << AmxFailure();
+  for (const int variant : {0, 1, 2, 3}) {
+    const ToyModel model(Variant(variant), 13);
+    const auto real = MakeCpuBackend({.family = CpuFamily::kAmxBf16, .threads = 2}).backend;
+    EXPECT_EQ(RunAll(model, *real, kMixed), RunAll(model, *EmulatedAmx(2), kMixed)) << variant;
+  }
+}
 
 TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
   const ToyModel model(SmallToyShape(), 3);
@@ -222,16 +295,8 @@ TEST(ReferenceBackend, RoundedAndUnroundedAgreeClosely) {
     ToyRun b(model, *rounded, 1, 64);
     a.Step({{0, 9}});
     b.Step({{0, 9}});
-    double error = 0;
-    double size = 0;
-    for (const auto& [key, values] : a.values()) {
-      for (size_t i = 0; i < values.size(); ++i) {
-        error += std::pow(values[i] - b.values().at(key)[i], 2);
-        size += std::pow(values[i], 2);
-      }
-    }
-    EXPECT_LT(std::sqrt(error / size), 0.1) << variant;
-    EXPECT_GT(std::sqrt(error / size), 1e-5) << variant;
+    EXPECT_LT(Distance(a, b), 0.1) << variant;
+    EXPECT_GT(Distance(a, b), 1e-5) << variant;
   }
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/cpu/huge_memory.h"
 #include "kernels/math.h"
 #include "kernels/number.h"
+#include "kernels/quantize.h"
 #include "kernels/testing/random.h"
 
 namespace epic::kernels {
@@ -82,11 +83,10 @@ class FmaGemm : public testing::TestWithParam<bool> {
   std::vector<float> Multiply(const Problem& p, Random& random, bool f32, int64_t row_step) {
     const int64_t n = p.source.rows;
     const int64_t k = p.source.cols;
-    const DType dtype = f32 ? DType::kF32 : PackedDType(p.source.dtype);
+    const DType dtype = f32 ? DType::kF32 : PackedDType(p.source.dtype, k, Quantization::kNone);
     HugeMemory packed(PackedBytes(*family_, n, k, dtype));
     const int64_t panels = PanelCount(*family_, n);
-    f32 ? family_->PackF32(p.source, 0, panels, packed.data())
-        : family_->Pack(p.source, 0, panels, packed.data());
+    family_->Pack(p.source, dtype, 0, panels, packed.data());
     HugeMemory scratch(family_->scratch_bytes(k));
     std::vector<float> c(p.m * n, -7.0f);
     int64_t panel = 0;

@@ -48,8 +48,48 @@ std::vector<std::vector<GemmRunner::Range>> GemmRunner::Split(const GemmFamily& 
   return ranges;
 }
 
-void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const Range& range,
-                          int thread, const std::function<void(const GemmBlock&)>& finish) {
+std::vector<const std::byte*> GemmRunner::PrepareRows(const GemmFamily& family,
+                                                      std::span<const GemmJob> jobs) {
+  std::vector<const std::byte*> prepared(jobs.size());
+  std::vector<int64_t> offsets(jobs.size());
+  struct Row {
+    size_t job;
+    int64_t row;
+  };
+  std::vector<Row> rows;
+  int64_t total = 0;
+  int64_t cost = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const PackedWeight& weight = jobs[i].weight;
+    const int64_t row_bytes = family.row_bytes(weight.k, weight.dtype);
+    // Neighbours often multiply the same rows.
+    const bool same = i > 0 && jobs[i].a == jobs[i - 1].a &&
+                      jobs[i].a_stride == jobs[i - 1].a_stride &&
+                      jobs[i].rows == jobs[i - 1].rows && weight.k == jobs[i - 1].weight.k &&
+                      weight.dtype == jobs[i - 1].weight.dtype;
+    offsets[i] = same ? offsets[i - 1] : total;
+    if (row_bytes == 0 || same) continue;
+    for (int64_t row = 0; row < jobs[i].rows; ++row) rows.push_back({i, row});
+    total += jobs[i].rows * row_bytes;
+    cost = std::max(cost, 2 * weight.k);
+  }
+  std::byte* memory = total > 0 ? prepared_.Get<std::byte>(total) : nullptr;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const PackedWeight& weight = jobs[i].weight;
+    if (family.row_bytes(weight.k, weight.dtype) > 0) prepared[i] = memory + offsets[i];
+  }
+  ForEach(static_cast<int64_t>(rows.size()), cost, [&](int64_t i, int) {
+    const GemmJob& job = jobs[rows[i].job];
+    const int64_t row_bytes = family.row_bytes(job.weight.k, job.weight.dtype);
+    family.PrepareRow(job.a + rows[i].row * job.a_stride, job.weight.k, job.weight.dtype,
+                      memory + offsets[rows[i].job] + rows[i].row * row_bytes);
+  });
+  return prepared;
+}
+
+void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const std::byte* prepared,
+                          const Range& range, int thread,
+                          const std::function<void(const GemmBlock&)>& finish) {
   const int64_t width = family.panel_columns();
   const int64_t group = std::max(width, kGroupColumns);
   const int64_t block_rows = std::min(job.rows, kBlockRows);
@@ -62,6 +102,7 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const Ra
   auto* c = scratch_[thread].Get<std::byte>(2 * block_bytes + family.scratch_bytes(job.weight.k));
   auto* second = c + block_bytes;
 
+  const int64_t row_bytes = family.row_bytes(job.weight.k, job.weight.dtype);
   GemmArguments arguments{
       .a_stride = job.a_stride, .c_stride = stride, .scratch = second + block_bytes};
   for (int64_t n = range.panel_begin * width; n < n_end; n += block_columns) {
@@ -69,6 +110,7 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const Ra
     arguments.n_end = std::min(n_end, n + block_columns);
     for (int64_t row = 0; row < job.rows; row += kBlockRows) {
       arguments.a = job.a + row * job.a_stride;
+      arguments.prepared = prepared + row * row_bytes;
       arguments.m = std::min(kBlockRows, job.rows - row);
       arguments.weight = job.weight;
       arguments.c = reinterpret_cast<float*>(c);
@@ -97,10 +139,11 @@ void GemmRunner::Run(const GemmFamily& family, std::span<const GemmJob> jobs,
     total += PanelCount(family, job.weight.n) * PanelCost(family, job);
   }
   const int threads = total < kRegionBytes ? 1 : pool_.threads();
+  const auto prepared = PrepareRows(family, jobs);
   const auto ranges = Split(family, jobs, threads);
   const auto body = [&](int thread) {
     for (const Range& range : ranges[thread]) {
-      RunRange(family, jobs[range.job], range, thread, finish);
+      RunRange(family, jobs[range.job], prepared[range.job], range, thread, finish);
     }
   };
   if (threads == 1) return body(0);

@@ -12,7 +12,7 @@
 
 namespace epic::kernels {
 
-// rows·weightᵀ, and rows·secondᵀ beside it where `second` is given (of the same shape).
+// rows·weightᵀ, and rows·secondᵀ beside it where `second` is given (of the same shape and type).
 struct GemmJob {
   const BF16* a = nullptr;
   int64_t a_stride = 0;
@@ -58,12 +58,17 @@ class GemmRunner {
     int64_t panel_end;
   };
 
+  // Where each job's rows stand as `family` wants them; null: as they are.
+  std::vector<const std::byte*> PrepareRows(const GemmFamily& family,
+                                            std::span<const GemmJob> jobs);
   std::vector<std::vector<Range>> Split(const GemmFamily& family, std::span<const GemmJob> jobs,
                                         int threads) const;
-  void RunRange(const GemmFamily& family, const GemmJob& job, const Range& range, int thread,
+  void RunRange(const GemmFamily& family, const GemmJob& job, const std::byte* prepared,
+                const Range& range, int thread,
                 const std::function<void(const GemmBlock&)>& finish);
 
   ThreadPool& pool_;
+  ReusableMemory prepared_;
   std::vector<ReusableMemory> scratch_;  // [threads]
 };
 
