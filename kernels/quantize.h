@@ -32,6 +32,18 @@ constexpr DType PackedDType(DType source, int64_t cols, Quantization quantizatio
   return source == DType::kF8E4M3 ? DType::kF8E4M3 : DType::kBF16;
 }
 
+// Of weights and activations, for a numeric profile. INT8 weights have INT8 activations.
+constexpr const char* ProfileTypes(Quantization quantization) {
+  switch (quantization) {
+    case Quantization::kInt8:
+      return "w:int8,a:int8";
+    case Quantization::kInt4:
+      return "w:int4,a:bf16";
+    default:
+      return "w:checkpoint,a:bf16";
+  }
+}
+
 // To nearest even; |x| ≤ 2²².
 inline int RoundToInt(float x) { return static_cast<int>((x + 0x1.8p23f) - 0x1.8p23f); }
 

@@ -105,6 +105,8 @@ TEST_P(AmxGemm, BF16HasTheTreeOfTheTileProduct) { ExpectExact(DType::kBF16, DTyp
 TEST_P(AmxGemm, RoundsOtherTypesToBF16) { ExpectExact(DType::kF32, DType::kBF16); }
 TEST_P(AmxGemm, E4M3AddsScaledPartialSumsInOrder) { ExpectExact(DType::kF8E4M3, DType::kF8E4M3); }
 
+TEST_P(AmxGemm, Int4WeightsAreRoundedOnceToBF16) { ExpectExact(DType::kF32, DType::kI4); }
+
 TEST_P(AmxGemm, DecodesEveryE4M3Code) {
   const std::vector<float> scales = {1, 1};
   for (const int64_t m : {1, 20}) {

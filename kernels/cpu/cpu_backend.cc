@@ -9,9 +9,11 @@
 #include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/cpu_gemm.h"
 #include "kernels/cpu/cpu_weights.h"
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/int8_gemm.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/flush_denormals.h"
 #include "kernels/number.h"
@@ -24,25 +26,28 @@ class CpuBackend : public Backend {
  public:
   // `amx` null: family fma.
   CpuBackend(const CpuFeatures& features, const VectorOps& ops, const AmxKernels* amx,
-             const CpuOptions& options)
+             const Int8GemmFamily& int8, const CpuOptions& options)
       : cpu_name_(features.name),
         ops_(ops),
         fma_(ops),
         amx_(amx == nullptr ? std::nullopt : std::make_optional<AmxGemmFamily>(*amx)),
-        family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_),
+        int8_(int8),
+        family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_, int8_),
+        quantization_(options.quantization),
         pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(), options.pin),
         loader_(family_, fma_, options.quantization, pool_),
         gemms_(pool_),
         attention_(family_, ops_, pool_, gemms_) {}
 
   std::string profile() const override {
-    return std::string("epic-numerics-1/") + family_.name() +
-           "/w:checkpoint,a:bf16,kv:bf16/absorbed/split512";
+    return std::string("epic-numerics-1/") + family_.name() + "/" + ProfileTypes(quantization_) +
+           ",kv:bf16/absorbed/split512";
   }
 
   std::string description() const override {
-    return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", " +
-           std::to_string(pool_.threads()) + (pool_.threads() == 1 ? " thread" : " threads");
+    return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", INT8 on " +
+           int8_.kernels_name() + ", " + std::to_string(pool_.threads()) +
+           (pool_.threads() == 1 ? " thread" : " threads");
   }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes) override {
@@ -118,7 +123,9 @@ class CpuBackend : public Backend {
   const VectorOps& ops_;
   const FmaGemmFamily fma_;
   const std::optional<AmxGemmFamily> amx_;
-  const GemmFamily& family_;
+  const Int8GemmFamily int8_;
+  const CpuGemm family_;
+  const Quantization quantization_;
   ThreadPool pool_;
   WeightLoader loader_;
   GemmRunner gemms_;
@@ -253,6 +260,17 @@ void CpuBackend::Head(std::span<const float> norm, float eps, const Matrix& head
   });
 }
 
+// The fastest; all have the same bits.
+Int8GemmFamily ChooseInt8(const CpuFeatures& features, const AmxKernels* amx,
+                          const CpuOptions& options) {
+  if (options.emulate_amx && amx != nullptr) return Int8GemmFamily(*amx);
+  if (options.vectors == CpuVectors::kAuto && AmxFailure().empty()) {
+    return Int8GemmFamily(RealAmxKernels());
+  }
+  const bool vnni = features.avx512_vnni && options.vectors != CpuVectors::kAvx2;
+  return Int8GemmFamily(vnni ? VnniInt8Kernels() : Avx2Int8Kernels());
+}
+
 }  // namespace
 
 CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
@@ -281,7 +299,8 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
   }
   const bool wide = features.avx512 && options.vectors != CpuVectors::kAvx2;
   const VectorOps& ops = wide ? Avx512VectorOps() : Avx2VectorOps();
-  result.backend = std::make_unique<CpuBackend>(features, ops, amx, options);
+  result.backend =
+      std::make_unique<CpuBackend>(features, ops, amx, ChooseInt8(features, amx, options), options);
   return result;
 }
 

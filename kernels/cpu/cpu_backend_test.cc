@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
 #include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_features.h"
@@ -18,16 +19,21 @@ namespace {
 using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
 using Schedule = std::vector<std::vector<ToyChunk>>;
 
-std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads) {
-  CpuBackendResult result =
-      MakeCpuBackend({.family = CpuFamily::kFma, .vectors = vectors, .threads = threads});
+std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
+                             Quantization quantization = Quantization::kNone) {
+  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kFma,
+                                            .vectors = vectors,
+                                            .quantization = quantization,
+                                            .threads = threads});
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
 }
 
-std::unique_ptr<Backend> EmulatedAmx(int threads) {
-  CpuBackendResult result =
-      MakeCpuBackend({.family = CpuFamily::kAmxBf16, .emulate_amx = true, .threads = threads});
+std::unique_ptr<Backend> EmulatedAmx(int threads, Quantization quantization = Quantization::kNone) {
+  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kAmxBf16,
+                                            .quantization = quantization,
+                                            .emulate_amx = true,
+                                            .threads = threads});
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
 }
@@ -168,6 +174,61 @@ TEST_P(FamilyAmxBf16, IsCloseToFma) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, FamilyAmxBf16, testing::Values(0, 1, 2, 3));
+
+class Quantized : public testing::TestWithParam<std::tuple<int, Quantization>> {
+ protected:
+  const int variant_ = std::get<0>(GetParam());
+  const Quantization quantization_ = std::get<1>(GetParam());
+};
+
+TEST_P(Quantized, FmaHasTheBitsOfTheReference) {
+  const ToyModel model(Variant(variant_), 17 + variant_);
+  const auto reference = MakeReferenceBackend({.quantization = quantization_});
+  const Logits expected = RunAll(model, *reference, kMixed);
+  EXPECT_NE(expected, Reference(model, kMixed));
+  for (const auto& [key, bits] : expected) EXPECT_THAT(bits, testing::Each(testing::Ne(kNaN)));
+  for (const CpuVectors vectors : VectorsOfThisCpu()) {
+    for (const int threads : {1, 3}) {
+      const auto backend = Cpu(vectors, threads, quantization_);
+      EXPECT_EQ(backend->profile(), reference->profile());
+      EXPECT_EQ(RunAll(model, *backend, kMixed), expected) << backend->description();
+    }
+  }
+}
+
+TEST_P(Quantized, ARowDoesNotDependOnChunkingBatchOrThreadsOnAmx) {
+  const ToyModel model(Variant(variant_), 27 + variant_);
+  const Logits whole = RunAll(model, *EmulatedAmx(1, quantization_), {{{1, 70}}});
+  const auto backend = EmulatedAmx(3, quantization_);
+  EXPECT_EQ(RunAll(model, *backend, {{{1, 1}}, {{1, 16}}, {{1, 17}}, {{1, 36}}}), whole);
+  const Logits mixed = RunAll(model, *backend, {{{0, 8}, {1, 33}}, {{2, 7}, {1, 37}, {0, 2}}});
+  for (const auto& [key, bits] : whole) EXPECT_EQ(mixed.at(key), bits);
+}
+
+TEST_P(Quantized, IsNearTheUnquantised) {
+  const ToyModel model(Variant(variant_), 37 + variant_);
+  const auto backend = Cpu(CpuVectors::kAuto, 2, quantization_);
+  const auto exact = MakeReferenceBackend({});
+  ToyRun a(model, *exact, 1, 64);
+  ToyRun b(model, *backend, 1, 64);
+  a.Step({{0, 4}});
+  b.Step({{0, 4}});
+  // Where an expert changes, a position is another computation: the first is judged.
+  const std::vector<float>& expected = a.values().begin()->second;
+  const std::vector<float>& found = b.values().begin()->second;
+  double dot = 0, norm = 0, other_norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    dot += double{expected[i]} * found[i];
+    norm += double{expected[i]} * expected[i];
+    other_norm += double{found[i]} * found[i];
+  }
+  EXPECT_GT(dot / std::sqrt(norm * other_norm), quantization_ == Quantization::kInt8 ? 0.99 : 0.8);
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, Quantized,
+                         testing::Combine(testing::Values(0, 1, 2, 3),
+                                          testing::Values(Quantization::kInt8,
+                                                          Quantization::kInt4)));
 
 TEST(CpuBackend, TakesAmxWhereItWorksAndSaysWhyNot) {
   const CpuBackendResult chosen = MakeCpuBackend({.threads = 1});

@@ -53,6 +53,7 @@ void PackE4M3Panel(const SourceMatrix& source, int64_t n_begin, std::byte* to) {
 
 void FmaGemmFamily::Pack(const SourceMatrix& source, DType dtype, int64_t panel_begin,
                          int64_t panel_end, std::byte* packed) const {
+  if (dtype == DType::kI4) return PackInt4Panels(source, panel_begin, panel_end, packed);
   const int64_t bytes = panel_bytes(source.cols, dtype);
   for (int64_t p = panel_begin; p < panel_end; ++p) {
     std::byte* to = packed + p * bytes;

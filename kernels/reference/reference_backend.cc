@@ -88,11 +88,15 @@ float Rescale(float from, float to) { return from == to ? 1.0f : Exp(from - to);
 
 class ReferenceBackend : public Backend {
  public:
-  explicit ReferenceBackend(bool rounded) : rounded_(rounded), shadows_(!rounded) {}
+  explicit ReferenceBackend(const ReferenceOptions& options)
+      : rounded_(options.round_to_bf16),
+        quantization_(options.quantization),
+        shadows_(!options.round_to_bf16) {}
 
   std::string profile() const override {
-    return rounded_ ? "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512"
-                    : "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
+    if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
+    return std::string("epic-numerics-1/fma/") + ProfileTypes(quantization_) +
+           ",kv:bf16/absorbed/split512";
   }
   std::string description() const override { return "reference, 1 thread"; }
 
@@ -101,15 +105,15 @@ class ReferenceBackend : public Backend {
   }
 
   std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) override {
-    return std::make_unique<ReferenceMatrix>(MakeReferenceMatrix(source, rounded_));
+    return std::make_unique<ReferenceMatrix>(MakeMatrix(source));
   }
 
   std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
                                const SourceMatrix& down) override {
     auto mlp = std::make_unique<ReferenceMlp>();
-    mlp->gate = MakeReferenceMatrix(gate, rounded_);
-    mlp->up = MakeReferenceMatrix(up, rounded_);
-    mlp->down = MakeReferenceMatrix(down, rounded_);
+    mlp->gate = MakeMatrix(gate);
+    mlp->up = MakeMatrix(up);
+    mlp->down = MakeMatrix(down);
     mlp->hidden = gate.cols;
     mlp->intermediate = gate.rows;
     mlp->packed_bytes = mlp->gate.packed_bytes + mlp->up.packed_bytes + mlp->down.packed_bytes;
@@ -124,11 +128,11 @@ class ReferenceBackend : public Backend {
     attention->kv_a_norm.assign(source.kv_a_norm.begin(), source.kv_a_norm.end());
     if (shape.q_rank > 0) {
       attention->q_a_norm.assign(source.q_a_norm.begin(), source.q_a_norm.end());
-      attention->q_a = MakeReferenceMatrix(source.q_a, rounded_);
+      attention->q_a = MakeMatrix(source.q_a);
     }
-    attention->q = MakeReferenceMatrix(source.q, rounded_);
-    attention->kv_a = MakeReferenceMatrix(source.kv_a, rounded_);
-    attention->o = MakeReferenceMatrix(source.o, rounded_);
+    attention->q = MakeMatrix(source.q);
+    attention->kv_a = MakeMatrix(source.kv_a);
+    attention->o = MakeMatrix(source.o);
     for (int h = 0; h < shape.heads; ++h) {
       const int64_t row = h * int64_t{shape.nope_dim + shape.v_dim};
       attention->w_uk.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, true, rounded_));
@@ -256,6 +260,10 @@ class ReferenceBackend : public Backend {
   }
 
  private:
+  ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
+    return rounded_ ? MakeReferenceMatrix(source, quantization_) : MakeReferenceF32Matrix(source);
+  }
+
   Row Round(Row values) const {
     if (rounded_) {
       for (float& value : values) value = RoundToBF16(value);
@@ -396,6 +404,7 @@ class ReferenceBackend : public Backend {
   }
 
   bool rounded_;
+  Quantization quantization_;
   ShadowRows shadows_;
   RopeTable rope_;
   std::unordered_map<const std::byte*, Row> records_;
@@ -404,7 +413,7 @@ class ReferenceBackend : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> MakeReferenceBackend(const ReferenceOptions& options) {
-  return std::make_unique<ReferenceBackend>(options.round_to_bf16);
+  return std::make_unique<ReferenceBackend>(options);
 }
 
 }  // namespace epic::kernels
