@@ -187,6 +187,7 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
   const std::pair<const char*, const char*> flags[] = {
       {"--threads", "Compute threads; default: all cores"},
       {"--numerics", "Instruction family: auto, fma or amx-bf16"},
+      {"--quantization", "Quantise weights as they are loaded: none, int8 or int4"},
       {"--max-model-len", "Tokens of prompt and answer together"},
       {"--max-num-seqs", "Sequences computed at a time"},
       {"--max-num-batched-tokens", "Rows of a step"},

@@ -66,10 +66,10 @@ inline float LoadReal(DType dtype, const void* address, int64_t index) {
 // The scale of W[row, col]; only for kF8E4M3, kI8 and kI4.
 inline float SourceScale(const SourceMatrix& source, int64_t row, int64_t col) {
   if (source.dtype == DType::kI8) return LoadReal(source.scales_dtype, source.scales, row);
-  const int64_t block = source.dtype == DType::kI4 ? kInt4Group : kScaleBlock;
-  const int64_t row_block = source.dtype == DType::kI4 ? 1 : kScaleBlock;
-  const int64_t blocks = (source.cols + block - 1) / block;
-  return LoadReal(source.scales_dtype, source.scales, row / row_block * blocks + col / block);
+  const int64_t index = source.dtype == DType::kI4
+                            ? row * source.scale_cols() + col / kInt4Group
+                            : row / kScaleBlock * source.scale_cols() + col / kScaleBlock;
+  return LoadReal(source.scales_dtype, source.scales, index);
 }
 
 // W[row, col] of kI4 without its scale: −8 .. 7.

@@ -51,6 +51,9 @@ struct Tensor {
   int64_t bytes() const { return rows * cols * DTypeBytes(dtype); }
 };
 
+inline constexpr int kScaleBlock = 128;
+inline constexpr int kInt4Group = 32;
+
 // A weight as the checkpoint stores it: [rows, cols] row-major, y = x·Wᵀ (rows outputs, cols
 // inputs). A vector has rows == 1. The bytes may be unaligned and are only read while loading.
 // kF8E4M3 comes with scales [ceil(rows/128), ceil(cols/128)] float32 (unaligned too):
@@ -70,9 +73,18 @@ struct SourceMatrix {
     return dtype == DType::kI4 ? (cols + 7) / 8 * 4 : cols * DTypeBytes(dtype);
   }
   constexpr int64_t data_bytes() const { return rows * row_bytes(); }
+  // How many scales such a matrix has: rows and columns of them.
+  constexpr int64_t scale_rows() const {
+    if (dtype == DType::kI8 || dtype == DType::kI4) return rows;
+    return dtype == DType::kF8E4M3 ? (rows + kScaleBlock - 1) / kScaleBlock : 0;
+  }
+  constexpr int64_t scale_cols() const {
+    if (dtype == DType::kI4) return (cols + kInt4Group - 1) / kInt4Group;
+    return dtype == DType::kF8E4M3 ? (cols + kScaleBlock - 1) / kScaleBlock : 1;
+  }
+  constexpr int64_t scale_bytes() const {
+    return scale_rows() * scale_cols() * DTypeBytes(scales_dtype);
+  }
 };
-
-inline constexpr int kScaleBlock = 128;
-inline constexpr int kInt4Group = 32;
 
 }  // namespace epic::kernels

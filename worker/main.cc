@@ -35,8 +35,14 @@ struct Plan {
   MemoryPlan memory;
 };
 
+kernels::Quantization QuantizationOf(const WorkerOptions& options) {
+  if (options.quantization == "int8") return kernels::Quantization::kInt8;
+  if (options.quantization == "int4") return kernels::Quantization::kInt4;
+  return kernels::Quantization::kNone;
+}
+
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
-  kernels::CpuOptions cpu{.threads = options.threads};
+  kernels::CpuOptions cpu{.quantization = QuantizationOf(options), .threads = options.threads};
   if (options.numerics == "fma") cpu.family = kernels::CpuFamily::kFma;
   if (options.numerics == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
   kernels::CpuBackendResult made = kernels::MakeCpuBackend(cpu);
@@ -57,7 +63,8 @@ absl::StatusOr<Plan> MakePlan(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(plan.checkpoint, model::Checkpoint::Open(options.model));
   for (const std::string& warning : plan.checkpoint->warnings()) LOG_WARNING("{}", warning);
   ASSIGN_OR_RETURN(plan.backend, MakeBackend(options));
-  ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, {}));
+  ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint,
+                                                    {.quantization = QuantizationOf(options)}));
   const int rows_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
   plan.limits.scheduler = {.max_num_batched_tokens = rows_max,
                            .max_num_seqs = options.max_num_seqs,

@@ -59,6 +59,11 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--numerics", options.numerics, "Instruction family, which fixes every bit")
       ->check(CLI::IsMember({"auto", "fma", "amx-bf16"}))
       ->capture_default_str();
+  app.add_option("--quantization", options.quantization,
+                 "Quantise weights as they are loaded: to INT8 (per output, with INT8 activations) "
+                 "or INT4 (groups of 32)")
+      ->check(CLI::IsMember({"none", "int8", "int4"}))
+      ->capture_default_str();
   app.add_option("--max-model-len", options.max_model_len,
                  "Tokens of prompt and answer together; 0: what the model says")
       ->check(CLI::Range(0, 1 << 30))

@@ -24,6 +24,7 @@ struct WorkerOptions {
   std::string join_token_file;
   int threads = 0;  // 0: this rank's share of the cores that this process may use
   std::string numerics = "auto";
+  std::string quantization = "none";
   int max_model_len = 0;  // 0: what the model says
   int max_num_seqs = 256;
   int max_num_batched_tokens = 2048;

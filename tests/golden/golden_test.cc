@@ -179,16 +179,18 @@ nlohmann::json ReadJson(const std::string& path) {
   return nlohmann::json::parse(file, nullptr, false);
 }
 
-// tiny_r1_answers.json: prompts and what float32 transformers answers, greedily.
-TEST(TinyR1Test, AnswersAsTheOracle) {
-  constexpr int kPrompts = 12;
+constexpr int kPrompts = 12;
+
+// tiny_r1_answers.json: prompts and what float32 transformers answers, greedily. How many of
+// kPrompts are answered as there.
+int EqualAnswers(kernels::Quantization quantization) {
   constexpr int32_t kEndOfSentence = 1008;
   const nlohmann::json answers = ReadJson(absl::StrCat(kData, "/tiny_r1_answers.json"));
-  ASSERT_TRUE(answers.is_array() && answers.size() >= kPrompts);
-  const auto backend = Cpu({.family = kernels::CpuFamily::kFma, .threads = 2});
-  ASSERT_NE(backend, nullptr);
+  if (!answers.is_array() || answers.size() < kPrompts) return -1;
+  const auto backend =
+      Cpu({.family = kernels::CpuFamily::kFma, .quantization = quantization, .threads = 2});
   const auto model = Loaded(kTinyR1, *backend);
-  ASSERT_NE(model, nullptr);
+  if (model == nullptr) return -1;
   int equal = 0;
   for (int i = 0; i < kPrompts; ++i) {
     const nlohmann::json& answer = answers[i * answers.size() / kPrompts];
@@ -198,8 +200,16 @@ TEST(TinyR1Test, AnswersAsTheOracle) {
                       static_cast<int>(expected.size()));
     if (given == expected) ++equal;
   }
+  return equal;
+}
+
+TEST(TinyR1Test, AnswersAsTheOracle) {
   // BF16 activations may choose another word where two are nearly as likely.
-  EXPECT_GE(equal, kPrompts - 3);
+  EXPECT_GE(EqualAnswers(kernels::Quantization::kNone), kPrompts - 3);
+}
+
+TEST(TinyR1Test, AnswersMostlyAsTheOracleInInt8) {
+  EXPECT_GE(EqualAnswers(kernels::Quantization::kInt8), kPrompts - 5);
 }
 
 // Of the checkpoints that model/testing makes from seed 1. Other bits under the same profile would
@@ -213,9 +223,23 @@ constexpr ProfileHashes kProfileHashes[] = {
     {"epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "f65f308d772e76fa",
      "b98e6a789dbab772"},
     {"epic-numerics-1/amx-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "895bb9fe28bc9975",
-     "5a71cc369a9ae65e"}};
+     "5a71cc369a9ae65e"},
+    {"epic-numerics-1/fma/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+     "951202a6e3eb0240"},
+    {"epic-numerics-1/fma/w:int4,a:bf16,kv:bf16/absorbed/split512", "2e5da8461b67a7b8",
+     "90be9ba53893c076"},
+    {"epic-numerics-1/amx-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+     "13c01443659493da"},
+    {"epic-numerics-1/amx-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "5fe7abcd5bf4c82f",
+     "b59fa254b7042092"}};
 
-class ProfileTest : public testing::TestWithParam<kernels::CpuFamily> {
+struct ProfileCase {
+  const char* name;
+  kernels::CpuFamily family;
+  kernels::Quantization quantization;
+};
+
+class ProfileTest : public testing::TestWithParam<ProfileCase> {
  protected:
   static std::string Hash(bool fp8, kernels::Backend& backend) {
     nlohmann::json config = model::TinyConfig();
@@ -236,7 +260,8 @@ class ProfileTest : public testing::TestWithParam<kernels::CpuFamily> {
 };
 
 TEST_P(ProfileTest, KeepsItsBits) {
-  const auto backend = Cpu({.family = GetParam(), .threads = 2});
+  const auto backend =
+      Cpu({.family = GetParam().family, .quantization = GetParam().quantization, .threads = 2});
   ASSERT_NE(backend, nullptr);
   const std::string bf16 = Hash(false, *backend);
   const std::string fp8 = Hash(true, *backend);
@@ -248,11 +273,15 @@ TEST_P(ProfileTest, KeepsItsBits) {
   EXPECT_EQ(known->fp8, fp8);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, ProfileTest,
-                         testing::Values(kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16),
-                         [](const auto& info) {
-                           return info.param == kernels::CpuFamily::kFma ? "fma" : "amx_bf16";
-                         });
+constexpr ProfileCase kProfileCases[] = {
+    {"fma", kernels::CpuFamily::kFma, kernels::Quantization::kNone},
+    {"fma_int8", kernels::CpuFamily::kFma, kernels::Quantization::kInt8},
+    {"fma_int4", kernels::CpuFamily::kFma, kernels::Quantization::kInt4},
+    {"amx_bf16", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kNone},
+    {"amx_bf16_int8", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt8},
+    {"amx_bf16_int4", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt4}};
+INSTANTIATE_TEST_SUITE_P(Families, ProfileTest, testing::ValuesIn(kProfileCases),
+                         [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, testing::ValuesIn(Checkpoints()),
                          [](const auto& info) {
