@@ -35,4 +35,7 @@ struct CpuBackendResult {
 // Never runs an instruction that the CPU or the system lacks.
 CpuBackendResult MakeCpuBackend(const CpuOptions& options);
 
+// Parallel regions that a backend made by MakeCpuBackend has begun, for tests and benchmarks.
+int64_t ParallelRegions(const Backend& cpu_backend);
+
 }  // namespace epic::kernels

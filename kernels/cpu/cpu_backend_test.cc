@@ -343,6 +343,33 @@ TEST(CpuBackend, ANaNRowIsAFaultAndChoosesTheFirstExperts) {
               testing::ElementsAre(0, 1, 2));
 }
 
+TEST(CpuBackend, ALayerTakesAtMostEightParallelRegionsAndSmallOperationsTakeNone) {
+  ToyShape shape = SmallToyShape();
+  const auto regions_of_step = [](const ToyShape& of, int rows) {
+    const ToyModel model(of, 8);
+    const auto backend = Cpu(CpuVectors::kAuto, 2);
+    ToyRun run(model, *backend, 1, 640);
+    const int64_t before = ParallelRegions(*backend);
+    run.Step({{0, rows}});
+    return ParallelRegions(*backend) - before;
+  };
+  shape.vocab = 90;
+  shape.gate.top_k = 1;
+  EXPECT_EQ(regions_of_step(shape, 1), 0);
+  shape.attention.hidden = 384;
+  shape.attention.q_rank = 160;
+  shape.attention.heads = 12;
+  shape.attention.nope_dim = 64;
+  shape.attention.v_dim = 64;
+  shape.attention.kv_rank = 80;
+  shape.intermediate = 256;
+  for (const int rows : {1, 8, 600}) {
+    const int64_t regions = regions_of_step(shape, rows);
+    EXPECT_GE(regions, 6) << rows;
+    EXPECT_LE(regions, 2 * 8 + 1) << rows;
+  }
+}
+
 TEST(CpuBackend, NamesItsProfileAsTheReferenceDoes) {
   EXPECT_EQ(Cpu(CpuVectors::kAvx2, 1)->profile(), MakeReferenceBackend({})->profile());
 }
