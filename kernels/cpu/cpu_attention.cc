@@ -43,6 +43,7 @@ struct AttentionRunner::Keys {
   int64_t page_bytes;
   int latent_dim;
   int width;  // latent and rope
+  int lanes_max;
 };
 
 const float* AttentionRunner::AddProjections(const CpuAttention& attention, int64_t rows,
@@ -163,8 +164,9 @@ void AttentionRunner::RunSplit(const Tile& tile, const Keys& keys, int split, st
                                float* partial) const {
   const int begin = split * kSplitTokens;
   const int end = std::min(tile.keys, begin + kSplitTokens);
-  const std::byte* pages[kSplitPages] = {};
-  for (int i = 0; begin + i * kPageTokens < end; ++i) {
+  // One more than the split has, to be brought near.
+  const std::byte* pages[kSplitPages + 1] = {};
+  for (int i = 0; i <= kSplitPages && begin + i * kPageTokens < tile.keys; ++i) {
     pages[i] = keys.slab + tile.pages[split * kSplitPages + i] * keys.page_bytes;
   }
   ops_.attention_split(tile.lanes, pages, begin, end, scratch, partial);
@@ -185,7 +187,7 @@ void AttentionRunner::RunTile(const Tile& tile, const Keys& keys, std::byte* scr
 void AttentionRunner::AddTiles(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost) {
   next_task_ = 0;
   gemms_.Part(cost, [&, this](int thread, int) {
-    const int64_t partial_bytes = 4 * AttentionPartialFloats(keys.latent_dim);
+    const int64_t partial_bytes = 4 * AttentionPartialFloats(keys.latent_dim, keys.lanes_max);
     auto* total =
         scratch_[thread].Get<std::byte>(2 * partial_bytes + AttentionScratchBytes(keys.width));
     std::byte* partial = total + partial_bytes;
@@ -202,7 +204,7 @@ void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys
   for (size_t i = 0; i < tiles.size(); ++i) {
     for (int split = 0; split < SplitCount(tiles[i].keys); ++split) tasks_.push_back({i, split});
   }
-  const int64_t partial_floats = AttentionPartialFloats(keys.latent_dim);
+  const int64_t partial_floats = AttentionPartialFloats(keys.latent_dim, keys.lanes_max);
   auto* partials = partials_.Get<float>(static_cast<int64_t>(tasks_.size()) * partial_floats);
   next_task_ = 0;
   gemms_.Part(cost, [&, this, partials, partial_floats](int thread, int) {
@@ -234,10 +236,10 @@ void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan
   const int64_t lanes = int64_t{plan.rows()} * shape.heads;
   // Few lanes: narrower tiles give every thread one.
   const bool narrow = lanes < int64_t{2} * threads * AttentionTile::kLanesMax;
-  const std::vector<Tile> tiles =
-      MakeTiles(shape, plan, kv, query, output, narrow ? kLanes : AttentionTile::kLanesMax);
+  const int lanes_max = narrow ? kLanes : AttentionTile::kLanesMax;
+  const std::vector<Tile> tiles = MakeTiles(shape, plan, kv, query, output, lanes_max);
   const Keys keys{kv.slabs[layer], kv.layout.page_bytes(), shape.kv_rank,
-                  shape.kv_rank + shape.rope_dim};
+                  shape.kv_rank + shape.rope_dim, lanes_max};
   int64_t splits = 0;
   int64_t cost = 0;
   for (const Tile& tile : tiles) {
@@ -247,8 +249,9 @@ void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan
   }
   if (splits == 1) cost = 0;
   const bool few = static_cast<int64_t>(tiles.size()) < int64_t{2} * threads;
-  const bool spread = threads > 1 && few && splits > static_cast<int64_t>(tiles.size()) &&
-                      splits * 4 * AttentionPartialFloats(shape.kv_rank) <= kPartialBytesMax;
+  const bool spread =
+      threads > 1 && few && splits > static_cast<int64_t>(tiles.size()) &&
+      splits * 4 * AttentionPartialFloats(shape.kv_rank, lanes_max) <= kPartialBytesMax;
   spread ? AddSplits(tiles, keys, cost) : AddTiles(tiles, keys, cost);
   gemms_.Run();
 }
