@@ -188,6 +188,8 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
       {"--threads", "Compute threads; default: all cores"},
       {"--numerics", "Instruction family: auto, fma or amx-bf16"},
       {"--quantization", "Quantise weights as they are loaded: none, int8 or int4"},
+      {"--pin-threads", "Each compute thread on its own core: on or off"},
+      {"--kv-cache-dtype", "How KV pages hold latents: auto, bf16 or fp8"},
       {"--max-model-len", "Tokens of prompt and answer together"},
       {"--max-num-seqs", "Sequences computed at a time"},
       {"--max-num-batched-tokens", "Rows of a step"},

@@ -99,6 +99,7 @@ class ModelLoader {
               const LoadOptions& options)
       : binder_(config, checkpoint), backend_(backend), options_(options), model_(new Model()) {
     model_->config_ = config;
+    model_->kv_type_ = backend.kv_type();
     model_->rope_ = MakeRope(config);
   }
 

@@ -90,13 +90,17 @@ class Model {
   const std::vector<Layer>& layers() const { return layers_; }
   const std::vector<float>& final_norm() const { return final_norm_; }
   const kernels::Matrix& head() const { return *head_; }
-  kernels::KvLayout kv_layout() const { return {config_.kv_lora_rank, config_.qk_rope_head_dim}; }
+  // Of the backend that packed it.
+  kernels::KvLayout kv_layout() const {
+    return {config_.kv_lora_rank, config_.qk_rope_head_dim, kv_type_};
+  }
 
  private:
   friend class ModelLoader;
   Model() = default;
 
   ModelConfig config_;
+  kernels::KvType kv_type_ = kernels::KvType::kBF16;
   kernels::Rope rope_;
   std::unique_ptr<kernels::Memory> embedding_memory_;
   kernels::SourceMatrix embedding_;

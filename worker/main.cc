@@ -42,7 +42,10 @@ kernels::Quantization QuantizationOf(const WorkerOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
-  kernels::CpuOptions cpu{.quantization = QuantizationOf(options), .threads = options.threads};
+  kernels::CpuOptions cpu{.quantization = QuantizationOf(options),
+                          .threads = options.threads,
+                          .pin = options.pin_threads == "on"};
+  if (options.kv_cache_dtype == "fp8") cpu.kv_type = kernels::KvType::kFP8;
   if (options.numerics == "fma") cpu.family = kernels::CpuFamily::kFma;
   if (options.numerics == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
   kernels::CpuBackendResult made = kernels::MakeCpuBackend(cpu);
@@ -72,7 +75,8 @@ absl::StatusOr<Plan> MakePlan(const WorkerOptions& options) {
   plan.limits.max_model_len =
       options.max_model_len > 0 ? options.max_model_len : plan.config.max_position;
   ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
-  const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim};
+  const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim,
+                                 plan.backend->kv_type()};
   ASSIGN_OR_RETURN(plan.memory,
                    PlanMemory({.weights_bytes = plan.weights.packed_bytes,
                                .embedding_bytes = plan.weights.embedding_bytes,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/kv_record.h"
 #include "kernels/math.h"
 
 namespace epic::kernels {
@@ -85,8 +86,10 @@ void AttentionRunner::WriteRow(const CpuAttention& attention, const StepPlan& pl
   std::byte* record = kv.slabs[layer] + page * kv.layout.page_bytes() +
                       position % kPageTokens * kv.layout.record_bytes();
   std::memset(record, 0, kv.layout.record_bytes());
+  std::vector<BF16> latent(shape.kv_rank);
   ops_.rms_norm(kv_a, attention.kv_a_norm.data(), shape.kv_rank, shape.inner_norm_eps,
-                reinterpret_cast<BF16*>(record));
+                latent.data());
+  WriteLatent(kv.layout, latent.data(), record);
   std::vector<float> rotated(shape.rope_dim);
   Rotate(rope, row, shape.rope_interleaved, kv_a + shape.kv_rank, rotated.data());
   ops_.to_bf16(rotated.data(), shape.rope_dim,
@@ -143,7 +146,10 @@ std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const AttentionSha
       tile.lanes.lanes = static_cast<int>(std::min<int64_t>(lanes_max, lanes - begin));
       tile.lanes.latent_dim = shape.kv_rank;
       tile.lanes.rope_dim = shape.rope_dim;
+      tile.lanes.stride = (tile.lanes.lanes + kLanes - 1) / kLanes * kLanes;
+      tile.lanes.fp8 = kv.layout.type == KvType::kFP8;
       tile.lanes.record_bytes = kv.layout.record_bytes();
+      tile.lanes.scales_offset_bytes = kv.layout.scales_offset_bytes();
       tile.lanes.rope_offset_bytes = kv.layout.rope_offset_bytes();
       tile.lanes.scale = shape.softmax_scale;
       tile.pages = plan.pages.data() + sequence.first_page;

@@ -34,6 +34,7 @@ class CpuBackend : public Backend {
         int8_(int8),
         family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_, int8_),
         quantization_(options.quantization),
+        kv_type_(options.kv_type),
         pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(), options.pin),
         loader_(family_, fma_, options.quantization, pool_),
         gemms_(pool_),
@@ -41,13 +42,14 @@ class CpuBackend : public Backend {
 
   std::string profile() const override {
     return std::string("epic-numerics-1/") + family_.name() + "/" + ProfileTypes(quantization_) +
-           ",kv:bf16/absorbed/split512";
+           ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
   }
+  KvType kv_type() const override { return kv_type_; }
 
   std::string description() const override {
     return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", INT8 on " +
            int8_.kernels_name() + ", " + std::to_string(pool_.threads()) +
-           (pool_.threads() == 1 ? " thread" : " threads");
+           (pool_.pinned() ? " pinned" : "") + (pool_.threads() == 1 ? " thread" : " threads");
   }
 
   int64_t regions() const { return pool_.regions(); }
@@ -130,6 +132,7 @@ class CpuBackend : public Backend {
   const Int8GemmFamily int8_;
   const CpuGemm family_;
   const Quantization quantization_;
+  const KvType kv_type_;
   ThreadPool pool_;
   WeightLoader loader_;
   GemmRunner gemms_;

@@ -22,6 +22,7 @@ struct CpuOptions {
   Quantization quantization = Quantization::kNone;
   // For tests: kAmxBf16 runs on an emulated tile unit, with the same bits.
   bool emulate_amx = false;
+  KvType kv_type = KvType::kBF16;
   int threads = 0;   // 0: the cores that this process may use
   bool pin = false;  // each compute thread to its core
 };

@@ -20,10 +20,12 @@ using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
 using Schedule = std::vector<std::vector<ToyChunk>>;
 
 std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
-                             Quantization quantization = Quantization::kNone) {
+                             Quantization quantization = Quantization::kNone,
+                             KvType kv_type = KvType::kBF16) {
   CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kFma,
                                             .vectors = vectors,
                                             .quantization = quantization,
+                                            .kv_type = kv_type,
                                             .threads = threads});
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
@@ -49,8 +51,8 @@ Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule)
   return run.logits();
 }
 
-Logits Reference(const ToyModel& model, const Schedule& schedule) {
-  const auto backend = MakeReferenceBackend({});
+Logits Reference(const ToyModel& model, const Schedule& schedule, KvType kv_type = KvType::kBF16) {
+  const auto backend = MakeReferenceBackend({.kv_type = kv_type});
   return RunAll(model, *backend, schedule);
 }
 
@@ -255,17 +257,66 @@ TEST(CpuBackend, RealAndEmulatedAmxGiveTheSameBits) {
   }
 }
 
+ToyShape RandomShape(Random& random) {
+  constexpr DType kTypes[] = {DType::kBF16, DType::kF8E4M3, DType::kF32, DType::kF16};
+  ToyShape shape = SmallToyShape();
+  shape.vocab = random.Integer(0, 3) == 0 ? 1 : random.Integer(2, 90);
+  shape.intermediate = random.Integer(1, 150);
+  shape.dtype = kTypes[random.Integer(0, 3)];
+  AttentionShape& a = shape.attention;
+  a.hidden = random.Integer(1, 160);
+  a.heads = random.Integer(1, 23);
+  a.q_rank = random.Integer(0, 1) == 0 ? 0 : random.Integer(1, 40);
+  a.kv_rank = random.Integer(0, 2) == 0 ? random.Integer(100, 270) : random.Integer(1, 70);
+  a.nope_dim = random.Integer(1, 40);
+  a.rope_dim = 2 * random.Integer(1, 20);
+  a.v_dim = random.Integer(1, 40);
+  a.rope_interleaved = random.Integer(0, 1) == 0;
+  shape.gate.experts = random.Integer(0, 1) == 0 ? 5 : random.Integer(1, 40);
+  shape.gate.top_k = random.Integer(1, std::min(4, shape.gate.experts));
+  return shape;
+}
+
+// Chunks that end before, at and after a page's edge, alone and in company.
+Schedule RandomSchedule(Random& random) {
+  const int first = 64 - random.Integer(0, 2);
+  Schedule schedule = {{{0, first}, {1, random.Integer(1, 5)}},
+                       {{0, 1}, {2, random.Integer(1, 40)}, {1, 1}}};
+  for (int i = 0; i < 3; ++i) schedule.push_back({{1, random.Integer(1, 30)}, {0, 1}});
+  return schedule;
+}
+
+TEST(CpuBackend, HasTheBitsOfTheReferenceInRandomShapes) {
+  Random random(2026);
+  for (int trial = 0; trial < 24; ++trial) {
+    const ToyModel model(RandomShape(random), trial);
+    const Schedule schedule = RandomSchedule(random);
+    const KvType kv_type = trial % 2 == 0 ? KvType::kBF16 : KvType::kFP8;
+    const Quantization quantization = static_cast<Quantization>(random.Integer(0, 2));
+    const auto reference = MakeReferenceBackend({.quantization = quantization, .kv_type = kv_type});
+    const Logits expected = RunAll(model, *reference, schedule);
+    for (const CpuVectors vectors : VectorsOfThisCpu()) {
+      const auto backend = Cpu(vectors, random.Integer(1, 3), quantization, kv_type);
+      EXPECT_EQ(RunAll(model, *backend, schedule), expected)
+          << backend->description() << ", trial " << trial;
+    }
+  }
+}
+
 TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
   const ToyModel model(SmallToyShape(), 3);
   const Schedule schedule = {{{0, 63}}, {{0, 1}},         {{0, 1}}, {{0, 446}, {1, 4}},
                              {{0, 1}},  {{0, 1}, {1, 1}}, {{0, 3}}, {{0, 100}}};
-  const Logits expected = Reference(model, schedule);
-  for (const CpuVectors vectors : VectorsOfThisCpu()) {
-    for (const int threads : {1, 3}) {
-      const auto backend = Cpu(vectors, threads);
-      EXPECT_EQ(RunAll(model, *backend, schedule), expected) << backend->description();
+  for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+    const Logits expected = Reference(model, schedule, kv_type);
+    for (const CpuVectors vectors : VectorsOfThisCpu()) {
+      for (const int threads : {1, 3}) {
+        const auto backend = Cpu(vectors, threads, Quantization::kNone, kv_type);
+        EXPECT_EQ(RunAll(model, *backend, schedule), expected) << backend->description();
+      }
     }
   }
+  const Logits expected = Reference(model, schedule);
   const auto backend = Cpu(CpuVectors::kAuto, 2);
   const Logits whole = RunAll(model, *backend, {{{0, 616}}});
   for (const int position : {62, 63, 64, 510, 511, 512, 513, 615}) {
@@ -275,7 +326,8 @@ TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
 
 TEST(CpuBackend, ARowOfNaNsDoesNotReachEarlierRowsOrOtherSequencesOfItsChunk) {
   for (const CpuVectors vectors : VectorsOfThisCpu()) {
-    const auto backend = Cpu(vectors, 2);
+    const auto backend = Cpu(vectors, 2, Quantization::kNone,
+                             vectors == CpuVectors::kAvx2 ? KvType::kFP8 : KvType::kBF16);
     ToyModel model(SmallToyShape(), 4);
     const Schedule schedule = {{{0, 20}, {1, 20}}};
     const Logits sound = RunAll(model, *backend, schedule);
@@ -371,7 +423,10 @@ TEST(CpuBackend, ALayerTakesAtMostEightParallelRegionsAndSmallOperationsTakeNone
 }
 
 TEST(CpuBackend, NamesItsProfileAsTheReferenceDoes) {
-  EXPECT_EQ(Cpu(CpuVectors::kAvx2, 1)->profile(), MakeReferenceBackend({})->profile());
+  for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+    EXPECT_EQ(Cpu(CpuVectors::kAvx2, 1, Quantization::kNone, kv_type)->profile(),
+              MakeReferenceBackend({.kv_type = kv_type})->profile());
+  }
 }
 
 TEST(ReferenceBackend, RoundedAndUnroundedAgreeClosely) {

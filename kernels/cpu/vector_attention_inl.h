@@ -23,7 +23,7 @@ struct AttentionBuffers {
   float* keys;     // [kBlockKeys][key_stride]
 
   AttentionBuffers(const AttentionTile& tile, std::byte* scratch)
-      : lanes(tile.stride()), key_stride((tile.latent_dim + tile.rope_dim + 15) / 16 * 16) {
+      : lanes(tile.stride), key_stride((tile.latent_dim + tile.rope_dim + 15) / 16 * 16) {
     queries = reinterpret_cast<float*>(scratch);
     scores = queries + (tile.latent_dim + tile.rope_dim) * lanes;
     keys = scores + kBlockKeys * lanes;
@@ -51,12 +51,25 @@ void AttentionLoad(const AttentionTile& tile, std::byte* scratch) {
   }
 }
 
+// 16 at a time: both ends have room for a surplus.
+void WidenFp8(const std::byte* record, const AttentionTile& tile, float* to) {
+  const auto* codes = reinterpret_cast<const char*>(record);
+  const auto* scales = reinterpret_cast<const float*>(record + tile.scales_offset_bytes);
+  for (int i = 0; i < tile.latent_dim; i += 16) {
+    Store(to + i, LoadE4M3(codes + i) * Set1(256.0f) * Set1(scales[i / 128]));
+  }
+}
+
 void WidenKeys(const AttentionTile& tile, const std::byte* page, int count,
                const AttentionBuffers& buffers) {
   for (int j = 0; j < count; ++j) {
     const std::byte* record = page + j * tile.record_bytes;
     float* to = buffers.keys + j * buffers.key_stride;
-    Widen(reinterpret_cast<const BF16*>(record), tile.latent_dim, to);
+    if (tile.fp8) {
+      WidenFp8(record, tile, to);
+    } else {
+      Widen(reinterpret_cast<const BF16*>(record), tile.latent_dim, to);
+    }
     Widen(reinterpret_cast<const BF16*>(record + tile.rope_offset_bytes), tile.rope_dim,
           to + tile.latent_dim);
   }
@@ -232,7 +245,7 @@ void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, in
   const int width = tile.latent_dim + tile.rope_dim;
   for (int i = 0; i < lanes; ++i) partial[i] = kMinusInfinity;
   __builtin_memset(partial + lanes, 0,
-                   sizeof(float) * (AttentionPartialFloats(tile.latent_dim, lanes) - lanes));
+                   sizeof(float) * lanes * (1 + (tile.latent_dim + 7) / 8 * 8));
   const int lowest = LowestPosition(tile);
   const int64_t parts = int64_t{(width + kDepth - 1) / kDepth} * (kBlockKeys / kGroup);
   for (int first = key_begin; first < key_end; first += kBlockKeys) {
@@ -252,7 +265,7 @@ void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, in
 }
 
 void AttentionMerge(const AttentionTile& tile, int key_begin, const float* partial, float* total) {
-  const int lanes = tile.stride();
+  const int lanes = tile.stride;
   for (int lane = 0; lane < lanes; lane += kLanes) {
     const M16 seen = AtLeast(tile.positions + lane, key_begin);
     const F16 m1 = Load(total + lane);
@@ -271,7 +284,7 @@ void AttentionMerge(const AttentionTile& tile, int key_begin, const float* parti
 }
 
 void AttentionFinish(const AttentionTile& tile, const float* total, BF16* const* out) {
-  const int lanes = tile.stride();
+  const int lanes = tile.stride;
   for (int lane = 0; lane < tile.lanes; lane += kLanes) {
     const int count = tile.lanes - lane < kLanes ? tile.lanes - lane : kLanes;
     const F16 factor = Set1(1.0f) / Load(total + lanes + lane);

@@ -18,15 +18,16 @@ struct AttentionTile {
   static constexpr int kLanesMax = 64;
 
   int lanes = 0;                        // ≤ kLanesMax
+  int stride = 0;                       // lanes rounded up to a multiple of kLanes
   const BF16* queries[kLanesMax] = {};  // [latent_dim + rope_dim]
   int32_t positions[kLanesMax] = {};    // of the lanes' rows
   int latent_dim = 0;
   int rope_dim = 0;
+  bool fp8 = false;  // latents are E4M3 with scales
   int64_t record_bytes = 0;
+  int64_t scales_offset_bytes = 0;
   int64_t rope_offset_bytes = 0;
   float scale = 1;
-
-  int stride() const { return (lanes + kLanes - 1) / kLanes * kLanes; }
 };
 
 // (m, l, o) of a tile's lanes: [2 + latent_dim and a surplus][stride] floats, 64-byte aligned.

@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "kernels/flush_denormals.h"
+#include "kernels/kv_record.h"
 #include "kernels/math.h"
 #include "kernels/number.h"
 #include "kernels/reference/reference_weights.h"
@@ -91,13 +92,17 @@ class ReferenceBackend : public Backend {
   explicit ReferenceBackend(const ReferenceOptions& options)
       : rounded_(options.round_to_bf16),
         quantization_(options.quantization),
-        shadows_(!options.round_to_bf16) {}
+        kv_type_(options.kv_type),
+        shadows_(!options.round_to_bf16) {
+    if (!rounded_ && kv_type_ == KvType::kFP8) std::abort();
+  }
 
   std::string profile() const override {
     if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
     return std::string("epic-numerics-1/fma/") + ProfileTypes(quantization_) +
-           ",kv:bf16/absorbed/split512";
+           ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
   }
+  KvType kv_type() const override { return kv_type_; }
   std::string description() const override { return "reference, 1 thread"; }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes) override {
@@ -303,16 +308,12 @@ class ReferenceBackend : public Backend {
     Rotate(rope_, t, shape.rope_interleaved, record.data() + shape.kv_rank);
     std::byte* to = Record(plan, kv, layer, plan.row_sequence[t], plan.positions[t]);
     std::memset(to, 0, kv.layout.record_bytes());
-    for (size_t i = 0; i < record.size(); ++i) {
-      const BF16 value = ToBF16(record[i]);
-      std::memcpy(to + RecordOffset(kv.layout, i), &value, sizeof(value));
-    }
+    std::vector<BF16> values(record.size());
+    for (size_t i = 0; i < record.size(); ++i) values[i] = ToBF16(record[i]);
+    WriteLatent(kv.layout, values.data(), to);
+    std::memcpy(to + kv.layout.rope_offset_bytes(), values.data() + shape.kv_rank,
+                2 * shape.rope_dim);
     if (!rounded_) records_[to] = record;
-  }
-
-  static int64_t RecordOffset(const KvLayout& layout, size_t i) {
-    const auto latent = static_cast<size_t>(layout.latent_dim);
-    return static_cast<int64_t>(i < latent ? 2 * i : layout.rope_offset_bytes() + 2 * (i - latent));
   }
 
   static std::byte* Record(const StepPlan& plan, const KvView& kv, int layer, int sequence,
@@ -326,9 +327,14 @@ class ReferenceBackend : public Backend {
     Row record(layout.latent_dim + layout.rope_dim);
     const auto twin = records_.find(from);
     for (size_t i = 0; i < record.size(); ++i) {
-      const BF16 stored = LoadUnaligned<BF16>(from + RecordOffset(layout, i), 0);
-      const bool current = twin != records_.end() && ToBF16(twin->second[i]).bits == stored.bits;
-      record[i] = current ? twin->second[i] : ToFloat(stored);
+      const int index = static_cast<int>(i);
+      const float stored = index < layout.latent_dim
+                               ? ReadLatent(layout, from, index)
+                               : ToFloat(LoadUnaligned<BF16>(from + layout.rope_offset_bytes(),
+                                                             index - layout.latent_dim));
+      const bool current =
+          twin != records_.end() && ToBF16(twin->second[i]).bits == ToBF16(stored).bits;
+      record[i] = current ? twin->second[i] : stored;
     }
     return record;
   }
@@ -405,6 +411,7 @@ class ReferenceBackend : public Backend {
 
   bool rounded_;
   Quantization quantization_;
+  KvType kv_type_;
   ShadowRows shadows_;
   RopeTable rope_;
   std::unordered_map<const std::byte*, Row> records_;

@@ -16,6 +16,7 @@ struct ReferenceOptions {
   bool round_to_bf16 = true;
   // With round_to_bf16 only.
   Quantization quantization = Quantization::kNone;
+  KvType kv_type = KvType::kBF16;  // kFP8 only where round_to_bf16
 };
 
 // Runs on the calling thread. Needs a CPU with AVX2 and FMA.

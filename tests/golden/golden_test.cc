@@ -239,8 +239,8 @@ struct ProfileCase {
   kernels::Quantization quantization;
 };
 
-class ProfileTest : public testing::TestWithParam<ProfileCase> {
- protected:
+class ProfileOfFp8Pages : public testing::Test {
+ public:
   static std::string Hash(bool fp8, kernels::Backend& backend) {
     nlohmann::json config = model::TinyConfig();
     if (fp8) {
@@ -259,6 +259,8 @@ class ProfileTest : public testing::TestWithParam<ProfileCase> {
   }
 };
 
+class ProfileTest : public ProfileOfFp8Pages, public testing::WithParamInterface<ProfileCase> {};
+
 TEST_P(ProfileTest, KeepsItsBits) {
   const auto backend =
       Cpu({.family = GetParam().family, .quantization = GetParam().quantization, .threads = 2});
@@ -271,6 +273,14 @@ TEST_P(ProfileTest, KeepsItsBits) {
       << backend->profile() << " has no hashes; it gives " << bf16 << " and " << fp8;
   EXPECT_EQ(known->bf16, bf16);
   EXPECT_EQ(known->fp8, fp8);
+}
+
+TEST_F(ProfileOfFp8Pages, KeepsItsBits) {
+  auto backend = Cpu({.family = kernels::CpuFamily::kFma, .kv_type = kernels::KvType::kFP8});
+  ASSERT_NE(backend, nullptr);
+  EXPECT_EQ(backend->profile(), "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:fp8/absorbed/split512");
+  EXPECT_EQ(Hash(false, *backend), "c5e8b202fcb62ca0");
+  EXPECT_EQ(Hash(true, *backend), "0ddcfa746a723ab0");
 }
 
 constexpr ProfileCase kProfileCases[] = {
