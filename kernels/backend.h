@@ -132,6 +132,8 @@ class Backend {
 
   // Names all that fixes bits: numerics version, family, activation and KV types, attention form.
   virtual std::string profile() const = 0;
+  // How its KV records hold a latent: the type of every layout that it is given.
+  virtual KvType kv_type() const { return KvType::kBF16; }
   // For people: CPU or GPU, family, threads.
   virtual std::string description() const = 0;
 

@@ -1,8 +1,10 @@
 // The paged, compressed KV cache as kernels see it: one slab of pages per layer.
 //
-// A record is what one token leaves in one layer: [latent | rope key], each part padded to 16
-// bytes, stored as BF16. A page (slot) is 64 records of consecutive tokens of one sequence; page id
-// p names the p-th page in every layer's slab. The bytes are the same on every device and wire.
+// A record is what one token leaves in one layer: [latent | scales | rope key], each part padded to
+// 16 bytes. The rope key is BF16. The latent is BF16 without scales, or E4M3 with an FP32 scale for
+// each 128 values (kv_record.h). A page (slot) is 64 records of consecutive tokens of one sequence;
+// page id p names the p-th page in every layer's slab. The bytes are the same on every device and
+// wire.
 #pragma once
 
 #include <cstddef>
@@ -13,12 +15,27 @@ namespace epic::kernels {
 
 inline constexpr int kPageTokens = 64;
 
+inline constexpr int kKvScaleBlock = 128;
+
+enum class KvType : uint8_t { kBF16, kFP8 };
+// As in the numeric profile.
+constexpr const char* KvTypeName(KvType type) { return type == KvType::kFP8 ? "fp8" : "bf16"; }
+
 struct KvLayout {
   int latent_dim = 0;  // kv_lora_rank
   int rope_dim = 0;    // qk_rope_head_dim
+  KvType type = KvType::kBF16;
 
   static constexpr int64_t Padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-  int64_t rope_offset_bytes() const { return Padded(latent_dim * 2); }
+  int scale_count() const {
+    return type == KvType::kFP8 ? (latent_dim + kKvScaleBlock - 1) / kKvScaleBlock : 0;
+  }
+  int64_t scales_offset_bytes() const {
+    return Padded(int64_t{latent_dim} * (type == KvType::kFP8 ? 1 : 2));
+  }
+  int64_t rope_offset_bytes() const {
+    return scales_offset_bytes() + Padded(int64_t{4} * scale_count());
+  }
   int64_t record_bytes() const { return rope_offset_bytes() + Padded(rope_dim * 2); }
   int64_t page_bytes() const { return kPageTokens * record_bytes(); }
 };

@@ -49,6 +49,21 @@ inline float E4M3ToFloat(uint8_t code) {
   return sign != 0 ? -magnitude : magnitude;
 }
 
+// To nearest even; what is larger becomes 448, NaN stays NaN.
+inline uint8_t ToE4M3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // 448
+  if (magnitude < 0x3c800000u) {  // below 2^-6: multiples of 2^-9; adding 2^14 rounds to them
+    const float rounded = std::bit_cast<float>(magnitude) + 16384.0f;
+    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(rounded) & 0xfu));
+  }
+  const uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  return static_cast<uint8_t>(sign | ((rounded >> 20) - (120u << 3)));
+}
+
 template <typename T>
 T LoadUnaligned(const void* address, int64_t index) {
   T value;
@@ -56,10 +71,26 @@ T LoadUnaligned(const void* address, int64_t index) {
   return value;
 }
 
-// The scale of W[row, col]; only for kF8E4M3.
+// Value `index` of an array of kF32, kF16 or kBF16.
+inline float LoadReal(DType dtype, const void* address, int64_t index) {
+  if (dtype == DType::kF32) return LoadUnaligned<float>(address, index);
+  if (dtype == DType::kF16) return HalfToFloat(LoadUnaligned<uint16_t>(address, index));
+  return ToFloat(LoadUnaligned<BF16>(address, index));
+}
+
+// The scale of W[row, col]; only for kF8E4M3, kI8 and kI4.
 inline float SourceScale(const SourceMatrix& source, int64_t row, int64_t col) {
-  const int64_t blocks = (source.cols + kScaleBlock - 1) / kScaleBlock;
-  return LoadUnaligned<float>(source.scales, row / kScaleBlock * blocks + col / kScaleBlock);
+  if (source.dtype == DType::kI8) return LoadReal(source.scales_dtype, source.scales, row);
+  const int64_t index = source.dtype == DType::kI4
+                            ? row * source.scale_cols() + col / kInt4Group
+                            : row / kScaleBlock * source.scale_cols() + col / kScaleBlock;
+  return LoadReal(source.scales_dtype, source.scales, index);
+}
+
+// W[row, col] of kI4 without its scale: −8 .. 7.
+inline int SourceNibble(const SourceMatrix& source, int64_t row, int64_t col) {
+  const auto byte = LoadUnaligned<uint8_t>(source.data, row * source.row_bytes() + col / 2);
+  return (col % 2 == 0 ? byte & 0xf : byte >> 4) - 8;
 }
 
 // out[0 .. count) ← W[row, col_begin ..], dequantised to FP32.
@@ -78,6 +109,18 @@ inline void ReadSource(const SourceMatrix& source, int64_t row, int64_t col_begi
     case DType::kBF16:
       for (int64_t i = 0; i < count; ++i) {
         out[i] = ToFloat(LoadUnaligned<BF16>(source.data, base + i));
+      }
+      return;
+    case DType::kI8:
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = static_cast<float>(LoadUnaligned<int8_t>(source.data, base + i)) *
+                 SourceScale(source, row, 0);
+      }
+      return;
+    case DType::kI4:
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = static_cast<float>(SourceNibble(source, row, col_begin + i)) *
+                 SourceScale(source, row, col_begin + i);
       }
       return;
     default:

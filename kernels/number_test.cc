@@ -28,6 +28,23 @@ TEST(E4M3, DecodesAll256CodesByTheirDefinition) {
   EXPECT_EQ(E4M3ToFloat(0x01), 0.001953125f);
 }
 
+TEST(E4M3, EncodesToTheNearestAndHalfWayToEven) {
+  for (int code = 0; code < 0x7e; ++code) {
+    const float low = E4M3ToFloat(static_cast<uint8_t>(code));
+    const float high = E4M3ToFloat(static_cast<uint8_t>(code + 1));
+    const float middle = (low + high) / 2;  // exact
+    EXPECT_EQ(ToE4M3(low), code);
+    EXPECT_EQ(ToE4M3(-low), code | 0x80);
+    EXPECT_EQ(ToE4M3(middle), (code + 1) & ~1) << code;
+    EXPECT_EQ(ToE4M3(std::nextafter(middle, 0.0f)), code);
+    EXPECT_EQ(ToE4M3(std::nextafter(middle, 448.0f)), code + 1);
+  }
+  EXPECT_EQ(ToE4M3(448), 0x7e);
+  EXPECT_EQ(ToE4M3(-1e30f), 0xfe);
+  EXPECT_EQ(ToE4M3(std::numeric_limits<float>::infinity()), 0x7e);
+  EXPECT_TRUE(IsE4M3NaN(ToE4M3(std::numeric_limits<float>::quiet_NaN())));
+}
+
 TEST(BF16Rounding, GoesToNearestEven) {
   EXPECT_EQ(ToBF16(1.0f).bits, 0x3f80);
   EXPECT_EQ(ToBF16(1.00390625f).bits, 0x3f80);  // half way, down to even

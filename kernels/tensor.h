@@ -6,8 +6,10 @@
 
 namespace epic::kernels {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kF8E4M3, kI32, kU8 };
+// kI4: two values a byte; only in weights.
+enum class DType : uint8_t { kF32, kF16, kBF16, kF8E4M3, kI32, kU8, kI8, kI4 };
 
+// Of one value; 0 for kI4.
 constexpr int64_t DTypeBytes(DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -18,7 +20,10 @@ constexpr int64_t DTypeBytes(DType dtype) {
       return 2;
     case DType::kF8E4M3:
     case DType::kU8:
+    case DType::kI8:
       return 1;
+    case DType::kI4:
+      return 0;
   }
   return 0;
 }
@@ -46,18 +51,40 @@ struct Tensor {
   int64_t bytes() const { return rows * cols * DTypeBytes(dtype); }
 };
 
+inline constexpr int kScaleBlock = 128;
+inline constexpr int kInt4Group = 32;
+
 // A weight as the checkpoint stores it: [rows, cols] row-major, y = x·Wᵀ (rows outputs, cols
 // inputs). A vector has rows == 1. The bytes may be unaligned and are only read while loading.
 // kF8E4M3 comes with scales [ceil(rows/128), ceil(cols/128)] float32 (unaligned too):
 // W[i,j] = e4m3(data[i,j]) · scales[i/128, j/128].
+// kI8 comes with scales [rows] (F32, F16 or BF16): W[i,j] = data[i,j] · scales[i].
+// kI4 comes with scales [rows, ceil(cols/32)] in BF16. A row's values stand in ceil(cols/8) words
+// of four bytes, the low nibble of a byte first: W[i,j] = (nibble − 8) · scales[i, j/32].
 struct SourceMatrix {
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
   const void* data = nullptr;
   const void* scales = nullptr;
-};
+  DType scales_dtype = DType::kF32;
 
-inline constexpr int kScaleBlock = 128;
+  constexpr int64_t row_bytes() const {
+    return dtype == DType::kI4 ? (cols + 7) / 8 * 4 : cols * DTypeBytes(dtype);
+  }
+  constexpr int64_t data_bytes() const { return rows * row_bytes(); }
+  // How many scales such a matrix has: rows and columns of them.
+  constexpr int64_t scale_rows() const {
+    if (dtype == DType::kI8 || dtype == DType::kI4) return rows;
+    return dtype == DType::kF8E4M3 ? (rows + kScaleBlock - 1) / kScaleBlock : 0;
+  }
+  constexpr int64_t scale_cols() const {
+    if (dtype == DType::kI4) return (cols + kInt4Group - 1) / kInt4Group;
+    return dtype == DType::kF8E4M3 ? (cols + kScaleBlock - 1) / kScaleBlock : 1;
+  }
+  constexpr int64_t scale_bytes() const {
+    return scale_rows() * scale_cols() * DTypeBytes(scales_dtype);
+  }
+};
 
 }  // namespace epic::kernels

@@ -27,11 +27,8 @@ void HashBytes(XXH3_state_t& state, const void* data, int64_t bytes) {
 
 void HashSource(XXH3_state_t& state, const BoundWeight& weight) {
   const kernels::SourceMatrix& source = weight.source;
-  HashBytes(state, source.data, source.rows * source.cols * kernels::DTypeBytes(source.dtype));
-  if (source.scales == nullptr) return;
-  const int64_t blocks = ((source.rows + kernels::kScaleBlock - 1) / kernels::kScaleBlock) *
-                         ((source.cols + kernels::kScaleBlock - 1) / kernels::kScaleBlock);
-  HashBytes(state, source.scales, blocks * 4);
+  HashBytes(state, source.data, source.data_bytes());
+  if (source.scales != nullptr) HashBytes(state, source.scales, source.scale_bytes());
 }
 
 void HashProbe(XXH3_state_t& state, const kernels::Mlp& mlp, kernels::Backend& backend) {
@@ -48,7 +45,8 @@ void HashProbe(XXH3_state_t& state, const kernels::Mlp& mlp, kernels::Backend& b
 
 }  // namespace
 
-absl::StatusOr<ExpertPlan> PlanExperts(const ModelConfig& config, const Checkpoint& checkpoint) {
+absl::StatusOr<ExpertPlan> PlanExperts(const ModelConfig& config, const Checkpoint& checkpoint,
+                                       kernels::Quantization quantization) {
   const WeightBinder binder(config, checkpoint);
   ExpertPlan plan;
   for (int layer = 0; layer < config.layer_count; ++layer) {
@@ -58,7 +56,7 @@ absl::StatusOr<ExpertPlan> PlanExperts(const ModelConfig& config, const Checkpoi
       ExpertPlan one;
       for (const BoundWeight* weight : {&bound.gate, &bound.up, &bound.down}) {
         one.source_bytes += weight->source_bytes();
-        one.packed_bytes += PackedBytes(weight->source);
+        one.packed_bytes += PackedBytes(weight->source, quantization);
         one.largest_tensor_bytes = std::max(one.largest_tensor_bytes, weight->source_bytes());
       }
       plan.source_bytes = std::max(plan.source_bytes, one.source_bytes);

@@ -66,11 +66,11 @@ absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoi
                                        const LoadOptions& options) {
   const WeightBinder binder(config, checkpoint);
   WeightPlan plan;
-  const auto count = [&](const BoundWeight& weight) {
+  const auto count = [&](const BoundWeight& weight, kernels::Quantization quantization) {
     plan.source_bytes += weight.source_bytes();
     plan.largest_tensor_bytes = std::max(plan.largest_tensor_bytes, weight.source_bytes());
     const kernels::SourceMatrix& source = weight.source;
-    plan.packed_bytes += source.rows == 1 ? 4 * source.cols : PackedBytes(source);
+    plan.packed_bytes += source.rows == 1 ? 4 * source.cols : PackedBytes(source, quantization);
   };
   ASSIGN_OR_RETURN(const BoundEnds ends, binder.BindEnds());
   const DType embedding_type = ends.embedding.source.dtype;
@@ -78,12 +78,15 @@ absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoi
       int64_t{config.vocab_size} * config.hidden_size * (embedding_type == DType::kBF16 ? 2 : 4);
   plan.source_bytes += ends.embedding.source_bytes();
   plan.largest_tensor_bytes = ends.embedding.source_bytes();
-  count(ends.final_norm);
-  count(ends.head);
+  count(ends.final_norm, options.quantization);
+  count(ends.head, options.quantization);
   for (int layer = 0; layer < config.layer_count; ++layer) {
     ASSIGN_OR_RETURN(const BoundLayer bound,
                      binder.BindLayer(layer, WantedExperts(config, options, layer)));
-    for (const BoundWeight* weight : bound.all()) count(*weight);
+    for (const BoundWeight* weight : bound.all()) {
+      const bool plain = weight == &bound.router || weight == &bound.kv_b;
+      count(*weight, plain ? kernels::Quantization::kNone : options.quantization);
+    }
     plan.packed_bytes += SplitKvBytes(config);
   }
   return plan;
@@ -96,6 +99,7 @@ class ModelLoader {
               const LoadOptions& options)
       : binder_(config, checkpoint), backend_(backend), options_(options), model_(new Model()) {
     model_->config_ = config;
+    model_->kv_type_ = backend.kv_type();
     model_->rope_ = MakeRope(config);
   }
 

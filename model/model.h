@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/quantize.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 
@@ -23,6 +24,8 @@ struct LoadOptions {
   std::function<bool(int layer, int expert)> wants_expert;
   // Called with the bytes of the checkpoint read so far, of WeightPlan::source_bytes.
   std::function<void(int64_t bytes)> progress;
+  // What the backend does to weights as it loads them: for PlanWeights.
+  kernels::Quantization quantization = kernels::Quantization::kNone;
 };
 
 // What loading takes, known from the headers alone.
@@ -45,7 +48,9 @@ struct ExpertPlan {
   int64_t packed_bytes = 0;
   int64_t largest_tensor_bytes = 0;
 };
-absl::StatusOr<ExpertPlan> PlanExperts(const ModelConfig& config, const Checkpoint& checkpoint);
+absl::StatusOr<ExpertPlan> PlanExperts(
+    const ModelConfig& config, const Checkpoint& checkpoint,
+    kernels::Quantization quantization = kernels::Quantization::kNone);
 
 // An expert of its own, for ranks that hold some.
 struct LoadedExpert {
@@ -85,13 +90,17 @@ class Model {
   const std::vector<Layer>& layers() const { return layers_; }
   const std::vector<float>& final_norm() const { return final_norm_; }
   const kernels::Matrix& head() const { return *head_; }
-  kernels::KvLayout kv_layout() const { return {config_.kv_lora_rank, config_.qk_rope_head_dim}; }
+  // Of the backend that packed it.
+  kernels::KvLayout kv_layout() const {
+    return {config_.kv_lora_rank, config_.qk_rope_head_dim, kv_type_};
+  }
 
  private:
   friend class ModelLoader;
   Model() = default;
 
   ModelConfig config_;
+  kernels::KvType kv_type_ = kernels::KvType::kBF16;
   kernels::Rope rope_;
   std::unique_ptr<kernels::Memory> embedding_memory_;
   kernels::SourceMatrix embedding_;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "kernels/number.h"
 #include "kernels/reference/reference_backend.h"
 #include "model/testing/tiny_checkpoint.h"
@@ -73,6 +74,37 @@ TEST_F(ModelTest, ProgressEndsAtThePlannedBytes) {
   EXPECT_EQ(plan_.embedding_bytes, 157 * 100 * 2);
   EXPECT_EQ(plan_.largest_tensor_bytes, 157 * 100 * 2);
   EXPECT_GE(plan_.packed_bytes, plan_.source_bytes - plan_.embedding_bytes);
+}
+
+int64_t BytesPacked(const Model& model) {
+  int64_t bytes = model.head().packed_bytes;
+  for (const Layer& layer : model.layers()) {
+    bytes += layer.attention->packed_bytes;
+    for (const auto* mlp : {layer.dense.get(), layer.shared.get()}) {
+      if (mlp != nullptr) bytes += mlp->packed_bytes;
+    }
+    for (const auto& expert : layer.experts) bytes += expert->packed_bytes;
+  }
+  return bytes;
+}
+
+TEST_F(ModelTest, ThePlanCoversWhatIsPackedWithoutWaste) {
+  for (const auto quantization :
+       {kernels::Quantization::kNone, kernels::Quantization::kInt8, kernels::Quantization::kInt4}) {
+    for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
+      backend_ =
+          kernels::MakeCpuBackend(
+              {.family = family, .quantization = quantization, .emulate_amx = true, .threads = 1})
+              .backend;
+      const auto model = Load(Fp8Config(), TinyFp8Tensors(Fp8Config(), 1),
+                              {.progress = {}, .quantization = quantization});
+      ASSERT_TRUE(model.ok()) << model.status();
+      const int64_t packed = BytesPacked(**model);
+      EXPECT_GE(plan_.packed_bytes, packed);
+      const auto tensors = static_cast<int64_t>(checkpoint_->tensors().size());
+      EXPECT_LE(plan_.packed_bytes, packed * 3 / 2 + tensors * 4096);
+    }
+  }
 }
 
 TEST_F(ModelTest, LoadsOnlyWantedExperts) {

@@ -30,10 +30,7 @@ absl::Status Invalid(const Parts&... parts) {
 
 }  // namespace
 
-int64_t BoundWeight::source_bytes() const {
-  const int64_t data = source.rows * source.cols * kernels::DTypeBytes(source.dtype);
-  return source.scales == nullptr ? data : data + 4 * Blocks(source.rows) * Blocks(source.cols);
-}
+int64_t BoundWeight::source_bytes() const { return source.data_bytes() + source.scale_bytes(); }
 
 std::vector<const BoundWeight*> BoundLayer::all() const {
   std::vector<const BoundWeight*> result;
@@ -205,23 +202,30 @@ absl::StatusOr<BoundEnds> WeightBinder::BindEnds() const {
   return ends;
 }
 
-int64_t PackedBytes(const kernels::SourceMatrix& source) {
-  constexpr int64_t kPackUnit = 32;  // rows and columns of a packed weight are padded to it
+int64_t PackedBytes(const kernels::SourceMatrix& source, kernels::Quantization quantization) {
+  constexpr int64_t kPanelRows = 16;
+  constexpr int64_t kPackedCols = 64;  // columns are padded to it at most
   constexpr int64_t kAllocationBytes = 4096;
-  const auto padded = [](int64_t size) { return (size + kPackUnit - 1) / kPackUnit * kPackUnit; };
-  const int64_t rows = padded(source.rows);
-  const int64_t cols = padded(source.cols);
-  const bool fp8 = source.dtype == DType::kF8E4M3;
-  const int64_t item_bytes = fp8 ? 1 : source.dtype == DType::kBF16 ? 2 : 4;
-  const int64_t panel_header_bytes = fp8 ? 128 + 4 * (cols / kernels::kScaleBlock + 1) : 64;
-  return rows * cols * item_bytes + rows / 16 * panel_header_bytes + kAllocationBytes;
+  const auto padded = [](int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; };
+  const int64_t panels = padded(source.rows, kPanelRows) / kPanelRows;
+  const int64_t cols = padded(source.cols, kPackedCols);
+  const int64_t values = panels * kPanelRows * cols;
+  switch (kernels::PackedDType(source.dtype, source.cols, quantization)) {
+    case DType::kI4:  // a scale of two bytes for each group
+      return values / 2 + values / kernels::kInt4Group * 2 + panels * 64 + kAllocationBytes;
+    case DType::kI8:
+      return values + panels * 128 + kAllocationBytes;
+    case DType::kF8E4M3:
+      return values + panels * (128 + 4 * (cols / kernels::kScaleBlock + 1)) + kAllocationBytes;
+    default:  // a router that is not BF16 becomes F32
+      return values * (source.dtype == DType::kBF16 ? 2 : 4) + panels * 64 + kAllocationBytes;
+  }
 }
 
 void ReleaseSource(const BoundWeight& weight) {
   if (weight.name.empty()) return;
-  const kernels::SourceMatrix& source = weight.source;
-  const int64_t bytes = source.rows * source.cols * kernels::DTypeBytes(source.dtype);
-  if (bytes > 0) Checkpoint::Release(source.data, bytes);
+  const int64_t bytes = weight.source.data_bytes();
+  if (bytes > 0) Checkpoint::Release(weight.source.data, bytes);
 }
 
 std::vector<float> ReadVector(const BoundWeight& weight) {

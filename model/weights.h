@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/quantize.h"
 #include "kernels/tensor.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
@@ -74,7 +75,8 @@ class WeightBinder {
 };
 
 // What a matrix takes once a backend has packed it, rounded up.
-int64_t PackedBytes(const kernels::SourceMatrix& source);
+int64_t PackedBytes(const kernels::SourceMatrix& source,
+                    kernels::Quantization quantization = kernels::Quantization::kNone);
 // Reading is over: the file's pages go back to the system; a later read maps them again.
 void ReleaseSource(const BoundWeight& weight);
 // Reads a bound vector as FP32.

@@ -58,8 +58,22 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
                  "Compute threads; 0: the cores of this machine, shared with --local-ranks")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  app.add_option("--pin-threads", options.pin_threads,
+                 "on: keep each compute thread on one of the cores that this process may use, if "
+                 "they are enough; then give ranks of one machine disjoint cores (taskset)")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
   app.add_option("--numerics", options.numerics, "Instruction family, which fixes every bit")
       ->check(CLI::IsMember({"auto", "fma", "amx-bf16"}))
+      ->capture_default_str();
+  app.add_option("--quantization", options.quantization,
+                 "Quantise weights as they are loaded: to INT8 (per output, with INT8 activations) "
+                 "or INT4 (groups of 32)")
+      ->check(CLI::IsMember({"none", "int8", "int4"}))
+      ->capture_default_str();
+  app.add_option("--kv-cache-dtype", options.kv_cache_dtype,
+                 "How KV pages hold latents: bf16, or fp8 (E4M3, scales per 128); auto: bf16")
+      ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
       ->capture_default_str();
   app.add_option("--max-model-len", options.max_model_len,
                  "Tokens of prompt and answer together; 0: what the model says")

@@ -30,8 +30,17 @@ int Threads(const WorkerOptions& options) {
   return std::max(1, CPU_COUNT(&cores) / options.local_ranks);
 }
 
+kernels::Quantization QuantizationOf(const WorkerOptions& options) {
+  if (options.quantization == "int8") return kernels::Quantization::kInt8;
+  if (options.quantization == "int4") return kernels::Quantization::kInt4;
+  return kernels::Quantization::kNone;
+}
+
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
-  kernels::CpuOptions cpu{.threads = Threads(options)};
+  kernels::CpuOptions cpu{.quantization = QuantizationOf(options),
+                          .threads = Threads(options),
+                          .pin = options.pin_threads == "on"};
+  if (options.kv_cache_dtype == "fp8") cpu.kv_type = kernels::KvType::kFP8;
   if (options.numerics == "fma") cpu.family = kernels::CpuFamily::kFma;
   if (options.numerics == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
   kernels::CpuBackendResult made = kernels::MakeCpuBackend(cpu);
@@ -49,7 +58,8 @@ int64_t ExchangeBytes(const WorkerOptions& options) {
 }
 
 absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
-  ASSIGN_OR_RETURN(plan.expert, model::PlanExperts(plan.config, *plan.checkpoint));
+  ASSIGN_OR_RETURN(plan.expert, model::PlanExperts(plan.config, *plan.checkpoint,
+                                                   QuantizationOf(options)));
   const SlotCount count = CountSlots(plan.config, options.expert_ranks, options.tolerate_losses);
   plan.expert_slots = options.expert_slots > 0 ? options.expert_slots : count.slots;
   needs.expert_slots = plan.expert_slots;
@@ -60,7 +70,8 @@ absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNee
 }
 
 absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
-  const model::LoadOptions load{.wants_expert = [](int, int) { return false; }};
+  const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
+                                .quantization = QuantizationOf(options)};
   ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, load));
   const int rows_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
   plan.limits.scheduler = {.max_num_batched_tokens = rows_max,
@@ -68,7 +79,8 @@ absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryN
                            .max_logit_rows = std::max(512, options.max_num_seqs)};
   plan.limits.max_model_len =
       options.max_model_len > 0 ? options.max_model_len : plan.config.max_position;
-  const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim};
+  const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim,
+                                 plan.backend->kv_type()};
   needs.weights_bytes = plan.weights.packed_bytes;
   needs.embedding_bytes = plan.weights.embedding_bytes;
   needs.loading_bytes = plan.weights.largest_tensor_bytes;

@@ -1,9 +1,9 @@
 #include "kernels/cpu/cpu_attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
+#include "kernels/kv_record.h"
 #include "kernels/math.h"
 
 namespace epic::kernels {
@@ -43,40 +43,35 @@ struct AttentionRunner::Keys {
   const std::byte* slab;
   int64_t page_bytes;
   int latent_dim;
+  int width;  // latent and rope
+  int lanes_max;
 };
 
-const float* AttentionRunner::ProjectQuery(const CpuAttention& attention, int64_t rows,
-                                           const BF16* normed, float* kv_a) {
+const float* AttentionRunner::AddProjections(const CpuAttention& attention, int64_t rows,
+                                             const BF16* normed, float* kv_a) {
   const AttentionShape& shape = attention.shape;
   const int64_t q_columns = attention.q.n;
-  const int64_t kv_columns = attention.kv_a.n;
   auto* q = q_.Get<float>(rows * q_columns);
   const bool low_rank = shape.q_rank > 0;
   auto* first = low_rank ? q_low_.Get<float>(rows * shape.q_rank) : q;
   const PackedWeight& first_weight = low_rank ? attention.q_a : attention.q;
-  const GemmJob jobs[] = {{normed, shape.hidden, rows, attention.kv_a},
-                          {normed, shape.hidden, rows, first_weight}};
-  const auto store = [](float* to, int64_t columns) {
-    return [to, columns](const GemmBlock& block) {
-      for (int64_t t = block.row_begin; t < block.row_end; ++t) {
-        std::memcpy(to + t * columns + block.n_begin, block.Row(t), 4 * block.columns());
-      }
-    };
-  };
-  const auto store_kv = store(kv_a, kv_columns);
-  const auto store_first = store(first, first_weight.n);
-  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
-    block.job == 0 ? store_kv(block) : store_first(block);
-  });
+  gemms_.Products(family_,
+                  {{normed, shape.hidden, rows, attention.kv_a, {}},
+                   {normed, shape.hidden, rows, first_weight, {}}},
+                  [kv_a, first, &attention, &first_weight](const GemmBlock& block) {
+                    block.job == 0 ? block.CopyTo(kv_a, attention.kv_a.n)
+                                   : block.CopyTo(first, first_weight.n);
+                  });
   if (!low_rank) return q;
 
   auto* low_normed = q_low_normed_.Get<BF16>(rows * shape.q_rank);
-  gemms_.ForEach(rows, 8 * shape.q_rank, [&](int64_t t, int) {
-    ops_.rms_norm(first + t * shape.q_rank, attention.q_a_norm.data(), shape.q_rank,
-                  shape.inner_norm_eps, low_normed + t * shape.q_rank);
+  gemms_.Rows(rows, 8 * shape.q_rank, [=, this, &attention](int64_t t, int) {
+    const AttentionShape& a = attention.shape;
+    ops_.rms_norm(first + t * a.q_rank, attention.q_a_norm.data(), a.q_rank, a.inner_norm_eps,
+                  low_normed + t * a.q_rank);
   });
-  const GemmJob job{low_normed, shape.q_rank, rows, attention.q};
-  gemms_.Run(family_, {&job, 1}, store(q, q_columns));
+  gemms_.Products(family_, {{low_normed, shape.q_rank, rows, attention.q, {}}},
+                  [=](const GemmBlock& block) { block.CopyTo(q, q_columns); });
   return q;
 }
 
@@ -91,8 +86,10 @@ void AttentionRunner::WriteRow(const CpuAttention& attention, const StepPlan& pl
   std::byte* record = kv.slabs[layer] + page * kv.layout.page_bytes() +
                       position % kPageTokens * kv.layout.record_bytes();
   std::memset(record, 0, kv.layout.record_bytes());
+  std::vector<BF16> latent(shape.kv_rank);
   ops_.rms_norm(kv_a, attention.kv_a_norm.data(), shape.kv_rank, shape.inner_norm_eps,
-                reinterpret_cast<BF16*>(record));
+                latent.data());
+  WriteLatent(kv.layout, latent.data(), record);
   std::vector<float> rotated(shape.rope_dim);
   Rotate(rope, row, shape.rope_interleaved, kv_a + shape.kv_rank, rotated.data());
   ops_.to_bf16(rotated.data(), shape.rope_dim,
@@ -111,29 +108,29 @@ void AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan, co
   const AttentionShape& shape = attention.shape;
   const int64_t rows = plan.rows();
   auto* normed = normed_.Get<BF16>(rows * shape.hidden);
-  gemms_.ForEach(rows, 8 * shape.hidden, [&](int64_t t, int) {
+  gemms_.Rows(rows, 8 * shape.hidden, [&](int64_t t, int) {
     ops_.rms_norm(residual.Row<float>(t), attention.input_norm.data(), shape.hidden, shape.norm_eps,
                   normed + t * shape.hidden);
   });
   auto* kv_a = kv_a_.Get<float>(rows * attention.kv_a.n);
-  const float* q = ProjectQuery(attention, rows, normed, kv_a);
+  const float* q = AddProjections(attention, rows, normed, kv_a);
   const int64_t nope_columns = int64_t{shape.heads} * shape.nope_dim;
   auto* nope = nope_.Get<BF16>(rows * nope_columns);
-  gemms_.ForEach(rows, 8 * attention.q.n, [&](int64_t t, int) {
+  gemms_.Rows(rows, 8 * attention.q.n, [&](int64_t t, int) {
     WriteRow(attention, plan, rope, kv, layer, t, q + t * attention.q.n,
              kv_a + t * attention.kv_a.n, nope + t * nope_columns, query.Row<BF16>(t));
   });
-
   std::vector<GemmJob> jobs;
   for (int h = 0; h < shape.heads; ++h) {
-    jobs.push_back({nope + h * int64_t{shape.nope_dim}, nope_columns, rows, attention.w_uk[h]});
+    jobs.push_back({nope + h * int64_t{shape.nope_dim}, nope_columns, rows, attention.w_uk[h], {}});
   }
-  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+  gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
     const int64_t column = block.job * int64_t{shape.kv_rank + shape.rope_dim} + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.to_bf16(block.Row(t), block.columns(), query.Row<BF16>(t) + column);
     }
   });
+  gemms_.Run();
 }
 
 std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const AttentionShape& shape,
@@ -149,7 +146,10 @@ std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const AttentionSha
       tile.lanes.lanes = static_cast<int>(std::min<int64_t>(lanes_max, lanes - begin));
       tile.lanes.latent_dim = shape.kv_rank;
       tile.lanes.rope_dim = shape.rope_dim;
+      tile.lanes.stride = (tile.lanes.lanes + kLanes - 1) / kLanes * kLanes;
+      tile.lanes.fp8 = kv.layout.type == KvType::kFP8;
       tile.lanes.record_bytes = kv.layout.record_bytes();
+      tile.lanes.scales_offset_bytes = kv.layout.scales_offset_bytes();
       tile.lanes.rope_offset_bytes = kv.layout.rope_offset_bytes();
       tile.lanes.scale = shape.softmax_scale;
       tile.pages = plan.pages.data() + sequence.first_page;
@@ -170,8 +170,9 @@ void AttentionRunner::RunSplit(const Tile& tile, const Keys& keys, int split, st
                                float* partial) const {
   const int begin = split * kSplitTokens;
   const int end = std::min(tile.keys, begin + kSplitTokens);
-  const std::byte* pages[kSplitPages] = {};
-  for (int i = 0; begin + i * kPageTokens < end; ++i) {
+  // One more than the split has, to be brought near.
+  const std::byte* pages[kSplitPages + 1] = {};
+  for (int i = 0; i <= kSplitPages && begin + i * kPageTokens < tile.keys; ++i) {
     pages[i] = keys.slab + tile.pages[split * kSplitPages + i] * keys.page_bytes;
   }
   ops_.attention_split(tile.lanes, pages, begin, end, scratch, partial);
@@ -188,53 +189,50 @@ void AttentionRunner::RunTile(const Tile& tile, const Keys& keys, std::byte* scr
   ops_.attention_finish(tile.lanes, total, tile.out);
 }
 
-void AttentionRunner::RunTiles(const std::vector<Tile>& tiles, const Keys& keys, int width) {
-  const int64_t partial_bytes = 4 * AttentionPartialFloats(keys.latent_dim);
-  std::atomic<size_t> next = 0;
-  const auto body = [&](int thread) {
-    auto* total = scratch_[thread].Get<std::byte>(2 * partial_bytes + AttentionScratchBytes(width));
+// Tiles are many: each is one task, its splits one after another.
+void AttentionRunner::AddTiles(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost) {
+  next_task_ = 0;
+  gemms_.Part(cost, [&, this](int thread, int) {
+    const int64_t partial_bytes = 4 * AttentionPartialFloats(keys.latent_dim, keys.lanes_max);
+    auto* total =
+        scratch_[thread].Get<std::byte>(2 * partial_bytes + AttentionScratchBytes(keys.width));
     std::byte* partial = total + partial_bytes;
-    for (size_t i = next.fetch_add(1); i < tiles.size(); i = next.fetch_add(1)) {
+    for (size_t i = next_task_.fetch_add(1); i < tiles.size(); i = next_task_.fetch_add(1)) {
       RunTile(tiles[i], keys, partial + partial_bytes, reinterpret_cast<float*>(total),
               reinterpret_cast<float*>(partial));
     }
-  };
-  const bool small = tiles.size() == 1 || (tiles.size() <= 4 && tiles.front().keys < 16);
-  if (small) return body(0);
-  pool_.Run(body);
+  });
 }
 
-void AttentionRunner::RunSplits(const std::vector<Tile>& tiles, const Keys& keys, int width) {
-  struct Task {
-    size_t tile;
-    int split;
-  };
-  std::vector<Task> tasks;
-  std::vector<size_t> first_task;
+// Tiles are few: each split of each is a task, then they are merged in order.
+void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost) {
+  tasks_.clear();
   for (size_t i = 0; i < tiles.size(); ++i) {
-    first_task.push_back(tasks.size());
-    for (int split = 0; split < SplitCount(tiles[i].keys); ++split) tasks.push_back({i, split});
+    for (int split = 0; split < SplitCount(tiles[i].keys); ++split) tasks_.push_back({i, split});
   }
-  const int64_t partial_floats = AttentionPartialFloats(keys.latent_dim);
-  auto* partials = partials_.Get<float>(static_cast<int64_t>(tasks.size()) * partial_floats);
-  std::atomic<size_t> next = 0;
-  pool_.Run([&](int thread) {
-    auto* scratch = scratch_[thread].Get<std::byte>(AttentionScratchBytes(width));
-    for (size_t i = next.fetch_add(1); i < tasks.size(); i = next.fetch_add(1)) {
-      const Tile& tile = tiles[tasks[i].tile];
+  const int64_t partial_floats = AttentionPartialFloats(keys.latent_dim, keys.lanes_max);
+  auto* partials = partials_.Get<float>(static_cast<int64_t>(tasks_.size()) * partial_floats);
+  next_task_ = 0;
+  gemms_.Part(cost, [&, this, partials, partial_floats](int thread, int) {
+    auto* scratch = scratch_[thread].Get<std::byte>(AttentionScratchBytes(keys.width));
+    for (size_t i = next_task_.fetch_add(1); i < tasks_.size(); i = next_task_.fetch_add(1)) {
+      const Tile& tile = tiles[tasks_[i].tile];
       ops_.attention_load(tile.lanes, scratch);
-      RunSplit(tile, keys, tasks[i].split, scratch,
+      RunSplit(tile, keys, tasks_[i].split, scratch,
                partials + static_cast<int64_t>(i) * partial_floats);
     }
   });
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    float* total = partials + static_cast<int64_t>(first_task[i]) * partial_floats;
-    for (int split = 1; split < SplitCount(tiles[i].keys); ++split) {
-      ops_.attention_merge(tiles[i].lanes, split * kSplitTokens, total + split * partial_floats,
-                           total);
+  gemms_.Part(0, [&, this, partials, partial_floats](int thread, int threads) {
+    for (size_t i = 0, task = 0; i < tiles.size(); task += SplitCount(tiles[i++].keys)) {
+      if (static_cast<int>(i) % threads != thread) continue;
+      float* total = partials + static_cast<int64_t>(task) * partial_floats;
+      for (int split = 1; split < SplitCount(tiles[i].keys); ++split) {
+        ops_.attention_merge(tiles[i].lanes, split * kSplitTokens, total + split * partial_floats,
+                             total);
+      }
+      ops_.attention_finish(tiles[i].lanes, total, tiles[i].out);
     }
-    ops_.attention_finish(tiles[i].lanes, total, tiles[i].out);
-  }
+  });
 }
 
 void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv,
@@ -244,16 +242,24 @@ void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan
   const int64_t lanes = int64_t{plan.rows()} * shape.heads;
   // Few lanes: narrower tiles give every thread one.
   const bool narrow = lanes < int64_t{2} * threads * AttentionTile::kLanesMax;
-  const std::vector<Tile> tiles =
-      MakeTiles(shape, plan, kv, query, output, narrow ? kLanes : AttentionTile::kLanesMax);
-  const Keys keys{kv.slabs[layer], kv.layout.page_bytes(), shape.kv_rank};
+  const int lanes_max = narrow ? kLanes : AttentionTile::kLanesMax;
+  const std::vector<Tile> tiles = MakeTiles(shape, plan, kv, query, output, lanes_max);
+  const Keys keys{kv.slabs[layer], kv.layout.page_bytes(), shape.kv_rank,
+                  shape.kv_rank + shape.rope_dim, lanes_max};
   int64_t splits = 0;
-  for (const Tile& tile : tiles) splits += SplitCount(tile.keys);
+  int64_t cost = 0;
+  for (const Tile& tile : tiles) {
+    splits += SplitCount(tile.keys);
+    // A product of 16 lanes takes about as long as reading four bytes.
+    cost += int64_t{4} * tile.keys * (keys.width + keys.latent_dim);
+  }
+  if (splits == 1) cost = 0;
   const bool few = static_cast<int64_t>(tiles.size()) < int64_t{2} * threads;
-  const bool spread = threads > 1 && few && splits > static_cast<int64_t>(tiles.size()) &&
-                      splits * 4 * AttentionPartialFloats(shape.kv_rank) <= kPartialBytesMax;
-  const int width = shape.kv_rank + shape.rope_dim;
-  spread ? RunSplits(tiles, keys, width) : RunTiles(tiles, keys, width);
+  const bool spread =
+      threads > 1 && few && splits > static_cast<int64_t>(tiles.size()) &&
+      splits * 4 * AttentionPartialFloats(shape.kv_rank, lanes_max) <= kPartialBytesMax;
+  spread ? AddSplits(tiles, keys, cost) : AddTiles(tiles, keys, cost);
+  gemms_.Run();
 }
 
 void AttentionRunner::Out(const CpuAttention& attention, Tensor output, Tensor residual) {
@@ -263,21 +269,21 @@ void AttentionRunner::Out(const CpuAttention& attention, Tensor output, Tensor r
   auto* values = values_.Get<BF16>(rows * columns);
   std::vector<GemmJob> jobs;
   for (int h = 0; h < shape.heads; ++h) {
-    jobs.push_back(
-        {output.As<BF16>() + h * int64_t{shape.kv_rank}, output.cols, rows, attention.w_uv[h]});
+    const BF16* of_head = output.As<BF16>() + h * int64_t{shape.kv_rank};
+    jobs.push_back({of_head, output.cols, rows, attention.w_uv[h], {}});
   }
-  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+  gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
     const int64_t column = block.job * int64_t{shape.v_dim} + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.to_bf16(block.Row(t), block.columns(), values + t * columns + column);
     }
   });
-  const GemmJob job{values, columns, rows, attention.o};
-  gemms_.Run(family_, {&job, 1}, [&](const GemmBlock& block) {
+  gemms_.Products(family_, {{values, columns, rows, attention.o, {}}}, [&](const GemmBlock& block) {
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.add(block.Row(t), block.columns(), residual.Row<float>(t) + block.n_begin);
     }
   });
+  gemms_.Run();
 }
 
 }  // namespace epic::kernels

@@ -1,6 +1,7 @@
 // Absorbed MLA on the CPU: the three sub-layers of attention.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -26,9 +27,14 @@ class AttentionRunner {
  private:
   struct Tile;
   struct Keys;
+  struct Task {
+    size_t tile;
+    int split;
+  };
 
-  const float* ProjectQuery(const CpuAttention& attention, int64_t rows, const BF16* normed,
-                            float* kv_a);
+  // Adds the products that fill kv_a and the q that is returned.
+  const float* AddProjections(const CpuAttention& attention, int64_t rows, const BF16* normed,
+                              float* kv_a);
   void WriteRow(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
                 const KvView& kv, int layer, int64_t row, const float* q, const float* kv_a,
                 BF16* nope, BF16* query) const;
@@ -38,13 +44,15 @@ class AttentionRunner {
                 float* partial) const;
   void RunTile(const Tile& tile, const Keys& keys, std::byte* scratch, float* total,
                float* partial) const;
-  void RunTiles(const std::vector<Tile>& tiles, const Keys& keys, int width);
-  void RunSplits(const std::vector<Tile>& tiles, const Keys& keys, int width);
+  void AddTiles(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost);
+  void AddSplits(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost);
 
   const GemmFamily& family_;
   const VectorOps& ops_;
   ThreadPool& pool_;
   GemmRunner& gemms_;
+  std::atomic<size_t> next_task_ = 0;
+  std::vector<Task> tasks_;
   std::vector<ReusableMemory> scratch_;  // [threads]
   ReusableMemory normed_, q_low_, q_low_normed_, q_, kv_a_, nope_, values_, partials_;
 };

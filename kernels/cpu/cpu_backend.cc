@@ -2,13 +2,18 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
+#include <optional>
 
+#include "kernels/cpu/amx_gemm.h"
+#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/cpu_gemm.h"
 #include "kernels/cpu/cpu_weights.h"
+#include "kernels/cpu/expert_order.h"
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/int8_gemm.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/flush_denormals.h"
 #include "kernels/number.h"
@@ -19,27 +24,35 @@ namespace {
 
 class CpuBackend : public Backend {
  public:
-  // `family` null: fma.
-  CpuBackend(const CpuFeatures& features, const VectorOps& ops, const GemmFamily* family,
-             int threads, bool pin)
+  // `amx` null: family fma.
+  CpuBackend(const CpuFeatures& features, const VectorOps& ops, const AmxKernels* amx,
+             const Int8GemmFamily& int8, const CpuOptions& options)
       : cpu_name_(features.name),
         ops_(ops),
         fma_(ops),
-        family_(family != nullptr ? *family : fma_),
-        pool_(threads, pin),
-        loader_(family_, fma_, pool_),
+        amx_(amx == nullptr ? std::nullopt : std::make_optional<AmxGemmFamily>(*amx)),
+        int8_(int8),
+        family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_, int8_),
+        quantization_(options.quantization),
+        kv_type_(options.kv_type),
+        pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(), options.pin),
+        loader_(family_, fma_, options.quantization, pool_),
         gemms_(pool_),
         attention_(family_, ops_, pool_, gemms_) {}
 
   std::string profile() const override {
-    return std::string("epic-numerics-1/") + family_.name() +
-           "/w:checkpoint,a:bf16,kv:bf16/absorbed/split512";
+    return std::string("epic-numerics-1/") + family_.name() + "/" + ProfileTypes(quantization_) +
+           ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
   }
+  KvType kv_type() const override { return kv_type_; }
 
   std::string description() const override {
-    return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", " +
-           std::to_string(pool_.threads()) + (pool_.threads() == 1 ? " thread" : " threads");
+    return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", INT8 on " +
+           int8_.kernels_name() + ", " + std::to_string(pool_.threads()) +
+           (pool_.pinned() ? " pinned" : "") + (pool_.threads() == 1 ? " thread" : " threads");
   }
+
+  int64_t regions() const { return pool_.regions(); }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes) override {
     return std::make_unique<HugeMemory>(bytes);
@@ -85,9 +98,10 @@ class CpuBackend : public Backend {
 
   void Norm(std::span<const float> weight, float eps, Tensor residual, Tensor rows) override {
     const ScopedFlushDenormals flush;
-    gemms_.ForEach(residual.rows, 8 * residual.cols, [&](int64_t t, int) {
+    gemms_.Rows(residual.rows, 8 * residual.cols, [&](int64_t t, int) {
       ops_.rms_norm(residual.Row<float>(t), weight.data(), residual.cols, eps, rows.Row<BF16>(t));
     });
+    gemms_.Run();
   }
 
   void ChooseExperts(const Gate& base, const GateResult& result) override;
@@ -106,20 +120,26 @@ class CpuBackend : public Backend {
     int64_t rows;
     BF16* product;
   };
-  void GateAndUp(std::span<const MlpRows> work);
+  // Adds gate, up and down to the operation; destination(job, row) is where that row of the result
+  // starts.
   template <typename Destination>
-  void Down(std::span<const MlpRows> work, const Destination& destination);
+  void AddMlps(std::span<const MlpRows> work, const Destination& destination);
 
   const std::string cpu_name_;
   const VectorOps& ops_;
   const FmaGemmFamily fma_;
-  const GemmFamily& family_;
+  const std::optional<AmxGemmFamily> amx_;
+  const Int8GemmFamily int8_;
+  const CpuGemm family_;
+  const Quantization quantization_;
+  const KvType kv_type_;
   ThreadPool pool_;
   WeightLoader loader_;
   GemmRunner gemms_;
   AttentionRunner attention_;
+  ExpertOrder order_;
   RopeTable rope_;
-  ReusableMemory logits_, gathered_, product_, head_rows_;
+  ReusableMemory logits_, gathered_, product_, head_rows_, sums_;
 };
 
 void CpuBackend::ChooseExperts(const Gate& base, const GateResult& result) {
@@ -128,41 +148,31 @@ void CpuBackend::ChooseExperts(const Gate& base, const GateResult& result) {
   const int64_t rows = result.rows.rows;
   const int64_t experts = gate.shape.experts;
   auto* logits = logits_.Get<float>(rows * experts);
-  const GemmJob job{result.rows.As<BF16>(), result.rows.cols, rows, gate.weight};
-  gemms_.Run(fma_, {&job, 1}, [&](const GemmBlock& block) {
-    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
-      std::memcpy(logits + t * experts + block.n_begin, block.Row(t), 4 * block.columns());
-    }
-  });
-  gemms_.ForEach(rows, 64 * experts, [&](int64_t t, int) {
+  gemms_.Products(fma_, {{result.rows.As<BF16>(), result.rows.cols, rows, gate.weight, {}}},
+                  [&](const GemmBlock& block) { block.CopyTo(logits, experts); });
+  gemms_.Rows(rows, 64 * experts, [&](int64_t t, int) {
     const bool sound = gate.chooser.Choose(logits + t * experts, result.experts.Row<int32_t>(t),
                                            result.weights.Row<float>(t));
     *result.faults.Row<uint8_t>(t) = sound ? 0 : 1;
   });
+  gemms_.Run();
 }
 
-void CpuBackend::GateAndUp(std::span<const MlpRows> work) {
-  std::vector<GemmJob> jobs;
+template <typename Destination>
+void CpuBackend::AddMlps(std::span<const MlpRows> work, const Destination& destination) {
+  std::vector<GemmJob> up, down;
   for (const MlpRows& w : work) {
-    jobs.push_back({w.x, w.mlp->hidden, w.rows, w.mlp->gate, w.mlp->up});
+    up.push_back({w.x, w.mlp->hidden, w.rows, w.mlp->gate, w.mlp->up});
+    down.push_back({w.product, w.mlp->intermediate, w.rows, w.mlp->down, {}});
   }
-  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+  gemms_.Products(family_, std::move(up), [this, work](const GemmBlock& block) {
     const MlpRows& w = work[block.job];
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.silu_multiply(block.Row(t), block.SecondRow(t), block.columns(),
                          w.product + t * w.mlp->intermediate + block.n_begin);
     }
   });
-}
-
-// destination(job, row) is where that row of the result starts.
-template <typename Destination>
-void CpuBackend::Down(std::span<const MlpRows> work, const Destination& destination) {
-  std::vector<GemmJob> jobs;
-  for (const MlpRows& w : work) {
-    jobs.push_back({w.product, w.mlp->intermediate, w.rows, w.mlp->down});
-  }
-  gemms_.Run(family_, jobs, [&](const GemmBlock& block) {
+  gemms_.Products(family_, std::move(down), [this, destination](const GemmBlock& block) {
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.to_bf16(block.Row(t), block.columns(), destination(block.job, t) + block.n_begin);
     }
@@ -173,36 +183,34 @@ void CpuBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
                          std::span<const ExpertRow> pairs, Tensor out) {
   if (pairs.empty()) return;
   const ScopedFlushDenormals flush;
-  std::vector<int32_t> order(pairs.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return pairs[a].expert < pairs[b].expert; });
-
+  order_.Sort(pairs, static_cast<int>(experts.size()));
+  const std::span<const int32_t> order = order_.pairs();
+  const std::span<const ExpertOrder::Group> groups = order_.groups();
   const int64_t hidden = rows.cols;
   auto* gathered = gathered_.Get<BF16>(static_cast<int64_t>(pairs.size()) * hidden);
-  gemms_.ForEach(static_cast<int64_t>(pairs.size()), 2 * hidden, [&](int64_t i, int) {
-    std::memcpy(gathered + i * hidden, rows.Row<BF16>(pairs[order[i]].row), 2 * hidden);
-  });
-  std::vector<MlpRows> work;
-  std::vector<size_t> first;  // of each job, in `order`
   int64_t product_values = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    const int32_t expert = pairs[order[i]].expert;
-    if (i == 0 || expert != pairs[order[i - 1]].expert) {
-      const auto* mlp = static_cast<const CpuMlp*>(experts[expert]);
-      work.push_back({mlp, gathered + static_cast<int64_t>(i) * hidden, 0, nullptr});
-      first.push_back(i);
-    }
-    ++work.back().rows;
-    product_values += work.back().mlp->intermediate;
+  std::vector<MlpRows> work;
+  for (const ExpertOrder::Group& group : groups) {
+    const auto* mlp = static_cast<const CpuMlp*>(experts[group.expert]);
+    // A single row stays where it is.
+    const BF16* x = group.count == 1 ? rows.Row<BF16>(pairs[order[group.first]].row)
+                                     : gathered + group.first * hidden;
+    work.push_back({mlp, x, group.count, nullptr});
+    product_values += group.count * mlp->intermediate;
   }
   auto* product = product_.Get<BF16>(product_values);
   for (MlpRows& w : work) {
     w.product = product;
     product += w.rows * w.mlp->intermediate;
   }
-  GateAndUp(work);
-  Down(work, [&](int job, int64_t row) { return out.Row<BF16>(order[first[job] + row]); });
+  if (groups.size() < pairs.size()) {
+    gemms_.Rows(static_cast<int64_t>(pairs.size()), 2 * hidden, [&](int64_t i, int) {
+      std::memcpy(gathered + i * hidden, rows.Row<BF16>(pairs[order[i]].row), 2 * hidden);
+    });
+  }
+  AddMlps(work,
+          [&](int job, int64_t row) { return out.Row<BF16>(order[groups[job].first + row]); });
+  gemms_.Run();
 }
 
 void CpuBackend::ApplyMlp(const Mlp& base, Tensor rows, Tensor out) {
@@ -211,22 +219,28 @@ void CpuBackend::ApplyMlp(const Mlp& base, Tensor rows, Tensor out) {
   const auto& mlp = static_cast<const CpuMlp&>(base);
   const MlpRows work{&mlp, rows.As<BF16>(), rows.rows,
                      product_.Get<BF16>(rows.rows * mlp.intermediate)};
-  GateAndUp({&work, 1});
-  Down({&work, 1}, [&](int, int64_t row) { return out.Row<BF16>(row); });
+  AddMlps({&work, 1}, [&](int, int64_t row) { return out.Row<BF16>(row); });
+  gemms_.Run();
 }
 
 void CpuBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) {
   const ScopedFlushDenormals flush;
   const int64_t hidden = residual.cols;
-  gemms_.ForEach(residual.rows, 2 * hidden * (weights.cols + 4), [&](int64_t t, int) {
-    std::vector<float> sum(hidden);
-    if (shared.data != nullptr) ops_.widen(shared.Row<BF16>(t), hidden, sum.data());
+  auto* sums = sums_.Get<float>(pool_.threads() * hidden);
+  gemms_.Rows(residual.rows, 2 * hidden * (weights.cols + 4), [&](int64_t t, int thread) {
+    float* sum = sums + thread * hidden;
+    if (shared.data != nullptr) {
+      ops_.widen(shared.Row<BF16>(t), hidden, sum);
+    } else {
+      std::fill_n(sum, hidden, 0.0f);
+    }
     for (int64_t j = 0; j < weights.cols; ++j) {
       ops_.add_scaled(weights.Row<float>(t)[j], expert_rows.Row<BF16>(t * weights.cols + j), hidden,
-                      sum.data());
+                      sum);
     }
-    ops_.add(sum.data(), hidden, residual.Row<float>(t));
+    ops_.add(sum, hidden, residual.Row<float>(t));
   });
+  gemms_.Run();
 }
 
 void CpuBackend::Head(std::span<const float> norm, float eps, const Matrix& head,
@@ -236,16 +250,25 @@ void CpuBackend::Head(std::span<const float> norm, float eps, const Matrix& head
   const ScopedFlushDenormals flush;
   const int64_t hidden = residual.cols;
   auto* rows = head_rows_.Get<BF16>(count * hidden);
-  gemms_.ForEach(count, 8 * hidden, [&](int64_t i, int) {
+  gemms_.Rows(count, 8 * hidden, [&](int64_t i, int) {
     ops_.rms_norm(residual.Row<float>(plan.logit_rows[i]), norm.data(), hidden, eps,
                   rows + i * hidden);
   });
-  const GemmJob job{rows, hidden, count, static_cast<const CpuMatrix&>(head).weight};
-  gemms_.Run(family_, {&job, 1}, [&](const GemmBlock& block) {
-    for (int64_t t = block.row_begin; t < block.row_end; ++t) {
-      std::memcpy(logits.Row<float>(t) + block.n_begin, block.Row(t), 4 * block.columns());
-    }
-  });
+  const PackedWeight& weight = static_cast<const CpuMatrix&>(head).weight;
+  gemms_.Products(family_, {{rows, hidden, count, weight, {}}},
+                  [&](const GemmBlock& block) { block.CopyTo(logits.As<float>(), logits.cols); });
+  gemms_.Run();
+}
+
+// The fastest; all have the same bits.
+Int8GemmFamily ChooseInt8(const CpuFeatures& features, const AmxKernels* amx,
+                          const CpuOptions& options) {
+  if (options.emulate_amx && amx != nullptr) return Int8GemmFamily(*amx);
+  if (options.vectors == CpuVectors::kAuto && AmxFailure().empty()) {
+    return Int8GemmFamily(RealAmxKernels());
+  }
+  const bool vnni = features.avx512_vnni && options.vectors != CpuVectors::kAvx2;
+  return Int8GemmFamily(vnni ? VnniInt8Kernels() : Avx2Int8Kernels());
 }
 
 }  // namespace
@@ -261,15 +284,28 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
     result.error = "this CPU (" + features.name + ") lacks AVX-512 F, BW, DQ or VL";
     return result;
   }
-  if (options.family == CpuFamily::kAmxBf16) {
-    result.error = "family amx-bf16 is not built in";
-    return result;
+  const AmxKernels* amx = nullptr;
+  if (options.family != CpuFamily::kFma) {
+    if (options.emulate_amx) {
+      amx = &EmulatedAmxKernels();
+    } else if (AmxFailure().empty()) {
+      amx = &RealAmxKernels();
+    } else if (options.family == CpuFamily::kAmxBf16) {
+      result.error = "family amx-bf16 cannot run: " + AmxFailure();
+      return result;
+    } else {
+      result.note = "family fma: " + AmxFailure();
+    }
   }
   const bool wide = features.avx512 && options.vectors != CpuVectors::kAvx2;
   const VectorOps& ops = wide ? Avx512VectorOps() : Avx2VectorOps();
-  const int threads = options.threads > 0 ? options.threads : ThreadPool::AvailableCores();
-  result.backend = std::make_unique<CpuBackend>(features, ops, nullptr, threads, options.pin);
+  result.backend =
+      std::make_unique<CpuBackend>(features, ops, amx, ChooseInt8(features, amx, options), options);
   return result;
+}
+
+int64_t ParallelRegions(const Backend& cpu_backend) {
+  return static_cast<const CpuBackend&>(cpu_backend).regions();
 }
 
 }  // namespace epic::kernels

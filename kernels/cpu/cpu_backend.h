@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "kernels/quantize.h"
 
 namespace epic::kernels {
 
@@ -18,6 +19,10 @@ struct CpuOptions {
   // system's permission and one self-tested product), never by timing.
   CpuFamily family = CpuFamily::kAuto;
   CpuVectors vectors = CpuVectors::kAuto;
+  Quantization quantization = Quantization::kNone;
+  // For tests: kAmxBf16 runs on an emulated tile unit, with the same bits.
+  bool emulate_amx = false;
+  KvType kv_type = KvType::kBF16;
   int threads = 0;   // 0: the cores that this process may use
   bool pin = false;  // each compute thread to its core
 };
@@ -30,5 +35,8 @@ struct CpuBackendResult {
 
 // Never runs an instruction that the CPU or the system lacks.
 CpuBackendResult MakeCpuBackend(const CpuOptions& options);
+
+// Parallel regions that a backend made by MakeCpuBackend has begun, for tests and benchmarks.
+int64_t ParallelRegions(const Backend& cpu_backend);
 
 }  // namespace epic::kernels

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
+#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/reference/reference_backend.h"
 #include "kernels/testing/toy_model.h"
@@ -17,9 +19,23 @@ namespace {
 using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
 using Schedule = std::vector<std::vector<ToyChunk>>;
 
-std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads) {
-  CpuBackendResult result =
-      MakeCpuBackend({.family = CpuFamily::kFma, .vectors = vectors, .threads = threads});
+std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
+                             Quantization quantization = Quantization::kNone,
+                             KvType kv_type = KvType::kBF16) {
+  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kFma,
+                                            .vectors = vectors,
+                                            .quantization = quantization,
+                                            .kv_type = kv_type,
+                                            .threads = threads});
+  EXPECT_EQ(result.error, "");
+  return std::move(result.backend);
+}
+
+std::unique_ptr<Backend> EmulatedAmx(int threads, Quantization quantization = Quantization::kNone) {
+  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kAmxBf16,
+                                            .quantization = quantization,
+                                            .emulate_amx = true,
+                                            .threads = threads});
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
 }
@@ -35,8 +51,8 @@ Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule)
   return run.logits();
 }
 
-Logits Reference(const ToyModel& model, const Schedule& schedule) {
-  const auto backend = MakeReferenceBackend({});
+Logits Reference(const ToyModel& model, const Schedule& schedule, KvType kv_type = KvType::kBF16) {
+  const auto backend = MakeReferenceBackend({.kv_type = kv_type});
   return RunAll(model, *backend, schedule);
 }
 
@@ -121,17 +137,186 @@ TEST_P(FamilyFma, ARowDoesNotDependOnChunkingOrBatch) {
 
 INSTANTIATE_TEST_SUITE_P(Variants, FamilyFma, testing::Values(0, 1, 2, 3));
 
+// Relative error of all logits.
+double Distance(const ToyRun& a, const ToyRun& b) {
+  double error = 0;
+  double size = 0;
+  for (const auto& [key, values] : a.values()) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      error += std::pow(values[i] - b.values().at(key)[i], 2);
+      size += std::pow(values[i], 2);
+    }
+  }
+  return std::sqrt(error / size);
+}
+
+class FamilyAmxBf16 : public testing::TestWithParam<int> {};
+
+TEST_P(FamilyAmxBf16, ARowDoesNotDependOnChunkingBatchOrThreads) {
+  const ToyModel model(Variant(GetParam()), 70 + GetParam());
+  const auto backend = EmulatedAmx(1);
+  const Logits whole = RunAll(model, *backend, {{{1, 70}}});
+  for (const int threads : {2, 3}) {
+    EXPECT_EQ(RunAll(model, *EmulatedAmx(threads), {{{1, 70}}}), whole) << threads;
+  }
+  EXPECT_EQ(RunAll(model, *backend, {{{1, 1}}, {{1, 16}}, {{1, 17}}, {{1, 36}}}), whole);
+  const Logits mixed = RunAll(model, *backend, {{{0, 8}, {1, 33}}, {{2, 7}, {1, 37}, {0, 2}}});
+  for (const auto& [key, bits] : whole) EXPECT_EQ(mixed.at(key), bits);
+}
+
+TEST_P(FamilyAmxBf16, IsCloseToFma) {
+  const ToyModel model(Variant(GetParam()), 11);
+  const auto amx = EmulatedAmx(2);
+  const auto fma = Cpu(CpuVectors::kAuto, 2);
+  ToyRun a(model, *amx, 1, 64);
+  ToyRun b(model, *fma, 1, 64);
+  a.Step({{0, 9}});
+  b.Step({{0, 9}});
+  EXPECT_LT(Distance(a, b), 0.02);
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, FamilyAmxBf16, testing::Values(0, 1, 2, 3));
+
+class Quantized : public testing::TestWithParam<std::tuple<int, Quantization>> {
+ protected:
+  const int variant_ = std::get<0>(GetParam());
+  const Quantization quantization_ = std::get<1>(GetParam());
+};
+
+TEST_P(Quantized, FmaHasTheBitsOfTheReference) {
+  const ToyModel model(Variant(variant_), 17 + variant_);
+  const auto reference = MakeReferenceBackend({.quantization = quantization_});
+  const Logits expected = RunAll(model, *reference, kMixed);
+  EXPECT_NE(expected, Reference(model, kMixed));
+  for (const auto& [key, bits] : expected) EXPECT_THAT(bits, testing::Each(testing::Ne(kNaN)));
+  for (const CpuVectors vectors : VectorsOfThisCpu()) {
+    for (const int threads : {1, 3}) {
+      const auto backend = Cpu(vectors, threads, quantization_);
+      EXPECT_EQ(backend->profile(), reference->profile());
+      EXPECT_EQ(RunAll(model, *backend, kMixed), expected) << backend->description();
+    }
+  }
+}
+
+TEST_P(Quantized, ARowDoesNotDependOnChunkingBatchOrThreadsOnAmx) {
+  const ToyModel model(Variant(variant_), 27 + variant_);
+  const Logits whole = RunAll(model, *EmulatedAmx(1, quantization_), {{{1, 70}}});
+  const auto backend = EmulatedAmx(3, quantization_);
+  EXPECT_EQ(RunAll(model, *backend, {{{1, 1}}, {{1, 16}}, {{1, 17}}, {{1, 36}}}), whole);
+  const Logits mixed = RunAll(model, *backend, {{{0, 8}, {1, 33}}, {{2, 7}, {1, 37}, {0, 2}}});
+  for (const auto& [key, bits] : whole) EXPECT_EQ(mixed.at(key), bits);
+}
+
+TEST_P(Quantized, IsNearTheUnquantised) {
+  const ToyModel model(Variant(variant_), 37 + variant_);
+  const auto backend = Cpu(CpuVectors::kAuto, 2, quantization_);
+  const auto exact = MakeReferenceBackend({});
+  ToyRun a(model, *exact, 1, 64);
+  ToyRun b(model, *backend, 1, 64);
+  a.Step({{0, 4}});
+  b.Step({{0, 4}});
+  // Where an expert changes, a position is another computation: the first is judged.
+  const std::vector<float>& expected = a.values().begin()->second;
+  const std::vector<float>& found = b.values().begin()->second;
+  double dot = 0, norm = 0, other_norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    dot += double{expected[i]} * found[i];
+    norm += double{expected[i]} * expected[i];
+    other_norm += double{found[i]} * found[i];
+  }
+  EXPECT_GT(dot / std::sqrt(norm * other_norm), quantization_ == Quantization::kInt8 ? 0.99 : 0.8);
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, Quantized,
+                         testing::Combine(testing::Values(0, 1, 2, 3),
+                                          testing::Values(Quantization::kInt8,
+                                                          Quantization::kInt4)));
+
+TEST(CpuBackend, TakesAmxWhereItWorksAndSaysWhyNot) {
+  const CpuBackendResult chosen = MakeCpuBackend({.threads = 1});
+  const CpuBackendResult forced = MakeCpuBackend({.family = CpuFamily::kAmxBf16, .threads = 1});
+  ASSERT_NE(chosen.backend, nullptr);
+  if (AmxFailure().empty()) {
+    EXPECT_THAT(chosen.backend->profile(), testing::HasSubstr("/amx-bf16/"));
+    EXPECT_EQ(chosen.note, "");
+    EXPECT_NE(forced.backend, nullptr);
+  } else {
+    EXPECT_THAT(chosen.backend->profile(), testing::HasSubstr("/fma/"));
+    EXPECT_THAT(chosen.note, testing::HasSubstr(AmxFailure()));
+    EXPECT_EQ(forced.backend, nullptr);
+    EXPECT_THAT(forced.error, testing::HasSubstr(AmxFailure()));
+  }
+}
+
+TEST(CpuBackend, RealAndEmulatedAmxGiveTheSameBits) {
+  if (!AmxFailure().empty()) GTEST_SKIP() << AmxFailure();
+  for (const int variant : {0, 1, 2, 3}) {
+    const ToyModel model(Variant(variant), 13);
+    const auto real = MakeCpuBackend({.family = CpuFamily::kAmxBf16, .threads = 2}).backend;
+    EXPECT_EQ(RunAll(model, *real, kMixed), RunAll(model, *EmulatedAmx(2), kMixed)) << variant;
+  }
+}
+
+ToyShape RandomShape(Random& random) {
+  constexpr DType kTypes[] = {DType::kBF16, DType::kF8E4M3, DType::kF32, DType::kF16};
+  ToyShape shape = SmallToyShape();
+  shape.vocab = random.Integer(0, 3) == 0 ? 1 : random.Integer(2, 90);
+  shape.intermediate = random.Integer(1, 150);
+  shape.dtype = kTypes[random.Integer(0, 3)];
+  AttentionShape& a = shape.attention;
+  a.hidden = random.Integer(1, 160);
+  a.heads = random.Integer(1, 23);
+  a.q_rank = random.Integer(0, 1) == 0 ? 0 : random.Integer(1, 40);
+  a.kv_rank = random.Integer(0, 2) == 0 ? random.Integer(100, 270) : random.Integer(1, 70);
+  a.nope_dim = random.Integer(1, 40);
+  a.rope_dim = 2 * random.Integer(1, 20);
+  a.v_dim = random.Integer(1, 40);
+  a.rope_interleaved = random.Integer(0, 1) == 0;
+  shape.gate.experts = random.Integer(0, 1) == 0 ? 5 : random.Integer(1, 40);
+  shape.gate.top_k = random.Integer(1, std::min(4, shape.gate.experts));
+  return shape;
+}
+
+// Chunks that end before, at and after a page's edge, alone and in company.
+Schedule RandomSchedule(Random& random) {
+  const int first = 64 - random.Integer(0, 2);
+  Schedule schedule = {{{0, first}, {1, random.Integer(1, 5)}},
+                       {{0, 1}, {2, random.Integer(1, 40)}, {1, 1}}};
+  for (int i = 0; i < 3; ++i) schedule.push_back({{1, random.Integer(1, 30)}, {0, 1}});
+  return schedule;
+}
+
+TEST(CpuBackend, HasTheBitsOfTheReferenceInRandomShapes) {
+  Random random(2026);
+  for (int trial = 0; trial < 24; ++trial) {
+    const ToyModel model(RandomShape(random), trial);
+    const Schedule schedule = RandomSchedule(random);
+    const KvType kv_type = trial % 2 == 0 ? KvType::kBF16 : KvType::kFP8;
+    const Quantization quantization = static_cast<Quantization>(random.Integer(0, 2));
+    const auto reference = MakeReferenceBackend({.quantization = quantization, .kv_type = kv_type});
+    const Logits expected = RunAll(model, *reference, schedule);
+    for (const CpuVectors vectors : VectorsOfThisCpu()) {
+      const auto backend = Cpu(vectors, random.Integer(1, 3), quantization, kv_type);
+      EXPECT_EQ(RunAll(model, *backend, schedule), expected)
+          << backend->description() << ", trial " << trial;
+    }
+  }
+}
+
 TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
   const ToyModel model(SmallToyShape(), 3);
   const Schedule schedule = {{{0, 63}}, {{0, 1}},         {{0, 1}}, {{0, 446}, {1, 4}},
                              {{0, 1}},  {{0, 1}, {1, 1}}, {{0, 3}}, {{0, 100}}};
-  const Logits expected = Reference(model, schedule);
-  for (const CpuVectors vectors : VectorsOfThisCpu()) {
-    for (const int threads : {1, 3}) {
-      const auto backend = Cpu(vectors, threads);
-      EXPECT_EQ(RunAll(model, *backend, schedule), expected) << backend->description();
+  for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+    const Logits expected = Reference(model, schedule, kv_type);
+    for (const CpuVectors vectors : VectorsOfThisCpu()) {
+      for (const int threads : {1, 3}) {
+        const auto backend = Cpu(vectors, threads, Quantization::kNone, kv_type);
+        EXPECT_EQ(RunAll(model, *backend, schedule), expected) << backend->description();
+      }
     }
   }
+  const Logits expected = Reference(model, schedule);
   const auto backend = Cpu(CpuVectors::kAuto, 2);
   const Logits whole = RunAll(model, *backend, {{{0, 616}}});
   for (const int position : {62, 63, 64, 510, 511, 512, 513, 615}) {
@@ -141,7 +326,8 @@ TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
 
 TEST(CpuBackend, ARowOfNaNsDoesNotReachEarlierRowsOrOtherSequencesOfItsChunk) {
   for (const CpuVectors vectors : VectorsOfThisCpu()) {
-    const auto backend = Cpu(vectors, 2);
+    const auto backend = Cpu(vectors, 2, Quantization::kNone,
+                             vectors == CpuVectors::kAvx2 ? KvType::kFP8 : KvType::kBF16);
     ToyModel model(SmallToyShape(), 4);
     const Schedule schedule = {{{0, 20}, {1, 20}}};
     const Logits sound = RunAll(model, *backend, schedule);
@@ -209,8 +395,38 @@ TEST(CpuBackend, ANaNRowIsAFaultAndChoosesTheFirstExperts) {
               testing::ElementsAre(0, 1, 2));
 }
 
+TEST(CpuBackend, ALayerTakesAtMostEightParallelRegionsAndSmallOperationsTakeNone) {
+  ToyShape shape = SmallToyShape();
+  const auto regions_of_step = [](const ToyShape& of, int rows) {
+    const ToyModel model(of, 8);
+    const auto backend = Cpu(CpuVectors::kAuto, 2);
+    ToyRun run(model, *backend, 1, 640);
+    const int64_t before = ParallelRegions(*backend);
+    run.Step({{0, rows}});
+    return ParallelRegions(*backend) - before;
+  };
+  shape.vocab = 90;
+  shape.gate.top_k = 1;
+  EXPECT_EQ(regions_of_step(shape, 1), 0);
+  shape.attention.hidden = 384;
+  shape.attention.q_rank = 160;
+  shape.attention.heads = 12;
+  shape.attention.nope_dim = 64;
+  shape.attention.v_dim = 64;
+  shape.attention.kv_rank = 80;
+  shape.intermediate = 256;
+  for (const int rows : {1, 8, 600}) {
+    const int64_t regions = regions_of_step(shape, rows);
+    EXPECT_GE(regions, 6) << rows;
+    EXPECT_LE(regions, 2 * 8 + 1) << rows;
+  }
+}
+
 TEST(CpuBackend, NamesItsProfileAsTheReferenceDoes) {
-  EXPECT_EQ(Cpu(CpuVectors::kAvx2, 1)->profile(), MakeReferenceBackend({})->profile());
+  for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+    EXPECT_EQ(Cpu(CpuVectors::kAvx2, 1, Quantization::kNone, kv_type)->profile(),
+              MakeReferenceBackend({.kv_type = kv_type})->profile());
+  }
 }
 
 TEST(ReferenceBackend, RoundedAndUnroundedAgreeClosely) {
@@ -222,16 +438,8 @@ TEST(ReferenceBackend, RoundedAndUnroundedAgreeClosely) {
     ToyRun b(model, *rounded, 1, 64);
     a.Step({{0, 9}});
     b.Step({{0, 9}});
-    double error = 0;
-    double size = 0;
-    for (const auto& [key, values] : a.values()) {
-      for (size_t i = 0; i < values.size(); ++i) {
-        error += std::pow(values[i] - b.values().at(key)[i], 2);
-        size += std::pow(values[i], 2);
-      }
-    }
-    EXPECT_LT(std::sqrt(error / size), 0.1) << variant;
-    EXPECT_GT(std::sqrt(error / size), 1e-5) << variant;
+    EXPECT_LT(Distance(a, b), 0.1) << variant;
+    EXPECT_GT(Distance(a, b), 1e-5) << variant;
   }
 }
 

@@ -57,7 +57,10 @@ CpuFeatures DetectCpuFeatures() {
       ymm && Bit(base.ecx, 28) && Bit(base.ecx, 12) && Bit(base.ecx, 29) && Bit(extended.ebx, 5);
   features.avx512 = features.avx2 && zmm && Bit(extended.ebx, 16) && Bit(extended.ebx, 17) &&
                     Bit(extended.ebx, 30) && Bit(extended.ebx, 31);
-  features.amx_bf16 = features.avx512 && tiles && Bit(extended.edx, 22) && Bit(extended.edx, 24);
+  features.avx512_vbmi = features.avx512 && Bit(extended.ecx, 1);
+  features.avx512_vnni = features.avx512 && Bit(extended.ecx, 11);
+  features.amx = features.avx512_vbmi && tiles && Bit(extended.edx, 22) && Bit(extended.edx, 24) &&
+                 Bit(extended.edx, 25);
   return features;
 }
 

@@ -42,7 +42,8 @@ std::unique_ptr<HugeMemory> WeightLoader::Pack(std::span<const Request> requests
   int64_t total = 0;
   for (const Request& request : requests) {
     const SourceMatrix& source = request.source;
-    const DType dtype = PackedDType(source.dtype);
+    const DType dtype = PackedDType(source.dtype, source.cols,
+                                    request.quantized ? quantization_ : Quantization::kNone);
     *request.to = {.n = source.rows, .k = source.cols, .dtype = dtype};
     total += PackedBytes(family_, source.rows, source.cols, dtype);
   }
@@ -57,7 +58,8 @@ std::unique_ptr<HugeMemory> WeightLoader::Pack(std::span<const Request> requests
       const int64_t panels = PanelCount(family_, request.to->n);
       const int64_t begin = PoolShare(panels, thread, pool_.threads());
       const int64_t end = PoolShare(panels, thread + 1, pool_.threads());
-      family_.Pack(request.source, begin, end, const_cast<std::byte*>(request.to->data));
+      family_.Pack(request.source, request.to->dtype, begin, end,
+                   const_cast<std::byte*>(request.to->data));
     }
   });
   return memory;
@@ -103,12 +105,14 @@ std::unique_ptr<CpuAttention> WeightLoader::LoadAttention(const AttentionSource&
                          .rows = shape.kv_rank,
                          .cols = shape.nope_dim,
                          .data = split.keys.data() + h * shape.kv_rank * shape.nope_dim},
-                        &attention->w_uk[h]});
+                        &attention->w_uk[h],
+                        false});
     requests.push_back({{.dtype = DType::kBF16,
                          .rows = shape.v_dim,
                          .cols = shape.kv_rank,
                          .data = split.values.data() + h * shape.v_dim * shape.kv_rank},
-                        &attention->w_uv[h]});
+                        &attention->w_uv[h],
+                        false});
   }
   attention->memory = Pack(requests);
   attention->packed_bytes = attention->memory->bytes();
@@ -124,11 +128,7 @@ std::unique_ptr<CpuGate> WeightLoader::LoadGate(const GateShape& shape, const So
   const int64_t panels = PanelCount(fma_, weight.rows);
   gate->memory = std::make_unique<HugeMemory>(PackedBytes(fma_, weight.rows, weight.cols, dtype));
   gate->weight = {gate->memory->data(), weight.rows, weight.cols, dtype};
-  if (exact) {
-    fma_.Pack(weight, 0, panels, gate->memory->data());
-  } else {
-    fma_.PackF32(weight, 0, panels, gate->memory->data());
-  }
+  fma_.Pack(weight, dtype, 0, panels, gate->memory->data());
   return gate;
 }
 

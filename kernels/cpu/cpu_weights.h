@@ -11,6 +11,7 @@
 #include "kernels/cpu/huge_memory.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/gate_choice.h"
+#include "kernels/quantize.h"
 
 namespace epic::kernels {
 
@@ -45,8 +46,9 @@ struct CpuGate : Gate {
 // Thread-safe: its pool serves one loader at a time.
 class WeightLoader {
  public:
-  WeightLoader(const GemmFamily& family, const FmaGemmFamily& fma, ThreadPool& pool)
-      : family_(family), fma_(fma), pool_(pool) {}
+  WeightLoader(const GemmFamily& family, const FmaGemmFamily& fma, Quantization quantization,
+               ThreadPool& pool)
+      : family_(family), fma_(fma), quantization_(quantization), pool_(pool) {}
 
   std::unique_ptr<CpuMatrix> Load(const SourceMatrix& source) const;
   std::unique_ptr<CpuMlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
@@ -59,12 +61,14 @@ class WeightLoader {
   struct Request {
     SourceMatrix source;
     PackedWeight* to;
+    bool quantized = true;  // where the options say so
   };
 
   std::unique_ptr<HugeMemory> Pack(std::span<const Request> requests) const;
 
   const GemmFamily& family_;
   const FmaGemmFamily& fma_;
+  const Quantization quantization_;
   ThreadPool& pool_;
 };
 

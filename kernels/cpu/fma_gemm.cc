@@ -51,27 +51,23 @@ void PackE4M3Panel(const SourceMatrix& source, int64_t n_begin, std::byte* to) {
 
 }  // namespace
 
-void FmaGemmFamily::Pack(const SourceMatrix& source, int64_t panel_begin, int64_t panel_end,
-                         std::byte* packed) const {
-  const int64_t bytes = panel_bytes(source.cols, PackedDType(source.dtype));
+void FmaGemmFamily::Pack(const SourceMatrix& source, DType dtype, int64_t panel_begin,
+                         int64_t panel_end, std::byte* packed) const {
+  if (dtype == DType::kI4) return PackInt4Panels(source, panel_begin, panel_end, packed);
+  const int64_t bytes = panel_bytes(source.cols, dtype);
   for (int64_t p = panel_begin; p < panel_end; ++p) {
     std::byte* to = packed + p * bytes;
     std::memset(to, 0, bytes);
-    if (source.dtype == DType::kF8E4M3) {
-      PackE4M3Panel(source, p * kFmaPanel, to);
-    } else {
-      PackBF16Panel(source, p * kFmaPanel, to);
+    switch (dtype) {
+      case DType::kF8E4M3:
+        PackE4M3Panel(source, p * kFmaPanel, to);
+        break;
+      case DType::kF32:
+        PackF32Panel(source, p * kFmaPanel, to);
+        break;
+      default:
+        PackBF16Panel(source, p * kFmaPanel, to);
     }
-  }
-}
-
-void FmaGemmFamily::PackF32(const SourceMatrix& source, int64_t panel_begin, int64_t panel_end,
-                            std::byte* packed) const {
-  const int64_t bytes = panel_bytes(source.cols, DType::kF32);
-  for (int64_t p = panel_begin; p < panel_end; ++p) {
-    std::byte* to = packed + p * bytes;
-    std::memset(to, 0, bytes);
-    PackF32Panel(source, p * kFmaPanel, to);
   }
 }
 

@@ -17,14 +17,11 @@ class FmaGemmFamily : public GemmFamily {
   int64_t panel_bytes(int64_t k, DType dtype) const override {  // kF32 too
     return FmaPanelBytes(k, dtype);
   }
-  void Pack(const SourceMatrix& source, int64_t panel_begin, int64_t panel_end,
+  // kF32 too.
+  void Pack(const SourceMatrix& source, DType dtype, int64_t panel_begin, int64_t panel_end,
             std::byte* packed) const override;
   int64_t scratch_bytes(int64_t k) const override;
   void Gemm(const GemmArguments& arguments) const override { ops_.gemm(arguments); }
-
-  // As Pack, but keeps FP32.
-  void PackF32(const SourceMatrix& source, int64_t panel_begin, int64_t panel_end,
-               std::byte* packed) const;
 
  private:
   const VectorOps& ops_;

@@ -2,11 +2,13 @@
 //
 // A panel is 16 outputs. BF16: pairs of k, [K/2][16][2]. FP32: [K][16]. FP8: 16 multipliers of the
 // result (1, or NaN where a weight of that output is NaN), then the scales of the panel's blocks
-// times 2⁸ (padded to 64 bytes), then codes [K][16], which are decoded 2⁻⁸ too small.
+// times 2⁸ (padded to 64 bytes), then codes [K][16], which are decoded 2⁻⁸ too small. INT4:
+// int4_layout.h.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cpu/int4_layout.h"
 #include "kernels/tensor.h"
 
 namespace epic::kernels {
@@ -24,6 +26,7 @@ constexpr int64_t FmaHeaderBytes(int64_t k, DType dtype) {
 }
 
 constexpr int64_t FmaPanelBytes(int64_t k, DType dtype) {
+  if (dtype == DType::kI4) return Int4PanelBytes(k);
   return FmaHeaderBytes(k, dtype) + RoundUp(RoundUp(k, 2) * kFmaPanel * DTypeBytes(dtype), 64);
 }
 

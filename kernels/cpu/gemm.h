@@ -18,12 +18,6 @@
 
 namespace epic::kernels {
 
-// The type in which a weight of a source type is kept: FP8 stays one byte, all else becomes BF16
-// (round to nearest even).
-constexpr DType PackedDType(DType source) {
-  return source == DType::kF8E4M3 ? DType::kF8E4M3 : DType::kBF16;
-}
-
 // A packed weight [n, k]: panels of panel_columns() outputs, one after another, each
 // panel_bytes(k, dtype) long. `data` is 64-byte aligned. The last panel is padded.
 struct PackedWeight {
@@ -36,7 +30,10 @@ struct PackedWeight {
 struct GemmArguments {
   const BF16* a = nullptr;  // row i starts at a + i·a_stride; 2-byte aligned; k values each
   int64_t a_stride = 0;     // in elements, ≥ k
-  int64_t m = 0;            // rows, ≥ 1
+  // Instead of `a` where the family prepares rows: row i at prepared + i·row_bytes(k, dtype),
+  // 64-byte aligned.
+  const std::byte* prepared = nullptr;
+  int64_t m = 0;  // rows, ≥ 1
   PackedWeight weight;
   int64_t n_begin = 0;  // a multiple of panel_columns()
   int64_t n_end = 0;    // a multiple of panel_columns(), or weight.n
@@ -55,10 +52,18 @@ class GemmFamily {
   virtual int64_t panel_bytes(int64_t k, DType dtype) const = 0;
 
   // Packs panels [panel_begin, panel_end) of `source` (any of F32, F16, BF16, F8E4M3; unaligned
-  // bytes) into `packed`, the start of the whole matrix. Panels of one matrix may be packed by
-  // several threads: each writes its own panels wholly, so that it also touches them first.
-  virtual void Pack(const SourceMatrix& source, int64_t panel_begin, int64_t panel_end,
+  // bytes) as `dtype` into `packed`, the start of the whole matrix; only a kF8E4M3 source gives
+  // kF8E4M3. Panels of one matrix may be packed by several threads: each writes its own panels
+  // wholly, so that it also touches them first.
+  virtual void Pack(const SourceMatrix& source, DType dtype, int64_t panel_begin, int64_t panel_end,
                     std::byte* packed) const = 0;
+
+  // Bytes of a row of A as Gemm wants it for a weight [·, k] of this type, a multiple of 64; 0: as
+  // it is.
+  virtual int64_t row_bytes(int64_t /*k*/, DType /*dtype*/) const { return 0; }
+  // Writes all row_bytes(k, dtype) of `to`.
+  virtual void PrepareRow(const BF16* /*row*/, int64_t /*k*/, DType /*dtype*/,
+                          std::byte* /*to*/) const {}
 
   // Scratch that one call of Gemm needs, whatever its m and columns.
   virtual int64_t scratch_bytes(int64_t k) const = 0;

@@ -78,8 +78,9 @@ void Products(benchmark::State& state) {
   for (auto _ : state) {
     for (int64_t i = 0; i < count; ++i) {
       const GemmJob job{a.data(), k, rows, {Weights().data() + i * bytes, n, k, dtype}, {}};
-      runner.Run(family, {&job, 1},
-                 [](const GemmBlock& block) { benchmark::DoNotOptimize(block.c[0]); });
+      runner.Products(family, {job},
+                      [](const GemmBlock& block) { benchmark::DoNotOptimize(block.c[0]); });
+      runner.Run();
     }
   }
   state.SetBytesProcessed(state.iterations() * count * bytes);

@@ -8,8 +8,10 @@ namespace {
 constexpr int64_t kBlockRows = 256;
 constexpr int64_t kBlockFloats = int64_t{96} << 10;
 constexpr int64_t kGroupColumns = 64;
+// Of weights, read by each thread before it begins with the next rows.
+constexpr int64_t kBlockWeightBytes = int64_t{384} << 10;
 // Less than this, a region costs more than it gains.
-constexpr int64_t kRegionBytes = int64_t{96} << 10;
+constexpr int64_t kRegionBytes = int64_t{64} << 10;
 // So many rows cost as much as reading the weight.
 constexpr int64_t kRowsPerRead = 6;
 
@@ -19,49 +21,91 @@ int64_t PanelCost(const GemmFamily& family, const GemmJob& job) {
   return bytes * (1 + (job.rows - 1) / kRowsPerRead);
 }
 
-}  // namespace
-
-std::vector<std::vector<GemmRunner::Range>> GemmRunner::Split(const GemmFamily& family,
-                                                              std::span<const GemmJob> jobs,
-                                                              int threads) const {
-  int64_t total = 0;
-  for (const GemmJob& job : jobs) {
-    total += PanelCount(family, job.weight.n) * PanelCost(family, job);
-  }
-  std::vector<std::vector<Range>> ranges(threads);
-  int64_t before = 0;
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const int64_t panels = PanelCount(family, jobs[i].weight.n);
-    const int64_t cost = PanelCost(family, jobs[i]);
-    int64_t unit = std::max<int64_t>(1, kGroupColumns / family.panel_columns());
-    if (panels < 4 * unit * threads) unit = 1;
-    int64_t begin = 0;
-    for (int t = 0; t < threads; ++t) {
-      const int64_t goal = total * (t + 1) / threads - before;
-      int64_t end = t + 1 == threads ? panels : (goal / cost + unit / 2) / unit * unit;
-      end = std::clamp(end, begin, panels);
-      if (end > begin) ranges[t].push_back({static_cast<int>(i), begin, end});
-      begin = end;
-    }
-    before += panels * cost;
-  }
-  return ranges;
+int64_t JobCost(const GemmFamily& family, const GemmJob& job) {
+  return PanelCount(family, job.weight.n) * PanelCost(family, job);
 }
 
-void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const Range& range,
-                          int thread, const std::function<void(const GemmBlock&)>& finish) {
+// Where the share of thread `thread` begins among the panels of a job that costs `before` .. of
+// `total`: at a group of columns where there are many.
+int64_t FirstPanel(const GemmFamily& family, const GemmJob& job, int64_t before, int64_t total,
+                   int thread, int threads) {
+  const int64_t panels = PanelCount(family, job.weight.n);
+  if (thread == threads) return panels;
+  int64_t unit = std::max<int64_t>(1, kGroupColumns / family.panel_columns());
+  if (panels < 4 * unit * threads) unit = 1;
+  const int64_t goal = total * thread / threads - before;
+  if (goal <= 0) return 0;
+  return std::min(panels, (goal / PanelCost(family, job) + unit / 2) / unit * unit);
+}
+
+}  // namespace
+
+std::vector<const std::byte*> GemmRunner::PrepareRows(const GemmFamily& family,
+                                                      const std::vector<GemmJob>& jobs) {
+  std::vector<const std::byte*> prepared(jobs.size());
+  std::vector<int64_t> offsets(jobs.size());
+  struct Row {
+    size_t job;
+    int64_t row;
+  };
+  std::vector<Row> rows;
+  int64_t total = 0;
+  int64_t cost = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const PackedWeight& weight = jobs[i].weight;
+    const int64_t row_bytes = family.row_bytes(weight.k, weight.dtype);
+    // Neighbours often multiply the same rows.
+    const bool same = i > 0 && jobs[i].a == jobs[i - 1].a &&
+                      jobs[i].a_stride == jobs[i - 1].a_stride &&
+                      jobs[i].rows == jobs[i - 1].rows && weight.k == jobs[i - 1].weight.k &&
+                      weight.dtype == jobs[i - 1].weight.dtype;
+    offsets[i] = same ? offsets[i - 1] : total;
+    if (row_bytes == 0 || same) continue;
+    for (int64_t row = 0; row < jobs[i].rows; ++row) rows.push_back({i, row});
+    total += jobs[i].rows * row_bytes;
+    cost = std::max(cost, 2 * weight.k);
+  }
+  if (total == 0) return prepared;
+  if (products_ == prepared_.size()) prepared_.emplace_back();
+  std::byte* memory = prepared_[products_++].Get<std::byte>(total);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const PackedWeight& weight = jobs[i].weight;
+    if (family.row_bytes(weight.k, weight.dtype) > 0) prepared[i] = memory + offsets[i];
+  }
+  const auto count = static_cast<int64_t>(rows.size());
+  Rows(count, cost,
+       [&family, jobs, memory, rows = std::move(rows), offsets = std::move(offsets)](int64_t i,
+                                                                                     int) {
+         const GemmJob& job = jobs[rows[i].job];
+         const int64_t row_bytes = family.row_bytes(job.weight.k, job.weight.dtype);
+         family.PrepareRow(job.a + rows[i].row * job.a_stride, job.weight.k, job.weight.dtype,
+                           memory + offsets[rows[i].job] + rows[i].row * row_bytes);
+       });
+  return prepared;
+}
+
+void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const std::byte* prepared,
+                          const Range& range, int thread,
+                          const std::function<void(const GemmBlock&)>& finish) {
   const int64_t width = family.panel_columns();
   const int64_t group = std::max(width, kGroupColumns);
   const int64_t block_rows = std::min(job.rows, kBlockRows);
   const int64_t n_end = std::min(job.weight.n, range.panel_end * width);
   const int64_t wanted = n_end - range.panel_begin * width;
-  const int64_t fitting = std::max(group, kBlockFloats / block_rows / group * group);
+  int64_t fitting = kBlockFloats / block_rows;
+  if (job.rows > kBlockRows) {
+    const int64_t weights = job.second.data != nullptr ? 2 : 1;
+    const int64_t panel_bytes = weights * family.panel_bytes(job.weight.k, job.weight.dtype);
+    fitting = std::min(fitting, kBlockWeightBytes / panel_bytes * width);
+  }
+  fitting = std::max(group, fitting / group * group);
   const int64_t block_columns = std::min(wanted, fitting);
   const int64_t stride = (block_columns + 15) / 16 * 16;
   const int64_t block_bytes = (block_rows * stride * 4 + 63) / 64 * 64;
   auto* c = scratch_[thread].Get<std::byte>(2 * block_bytes + family.scratch_bytes(job.weight.k));
   auto* second = c + block_bytes;
 
+  const int64_t row_bytes = family.row_bytes(job.weight.k, job.weight.dtype);
   GemmArguments arguments{
       .a_stride = job.a_stride, .c_stride = stride, .scratch = second + block_bytes};
   for (int64_t n = range.panel_begin * width; n < n_end; n += block_columns) {
@@ -69,6 +113,7 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const Ra
     arguments.n_end = std::min(n_end, n + block_columns);
     for (int64_t row = 0; row < job.rows; row += kBlockRows) {
       arguments.a = job.a + row * job.a_stride;
+      arguments.prepared = prepared + row * row_bytes;
       arguments.m = std::min(kBlockRows, job.rows - row);
       arguments.weight = job.weight;
       arguments.c = reinterpret_cast<float*>(c);
@@ -90,34 +135,58 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const Ra
   }
 }
 
-void GemmRunner::Run(const GemmFamily& family, std::span<const GemmJob> jobs,
-                     const std::function<void(const GemmBlock&)>& finish) {
-  int64_t total = 0;
-  for (const GemmJob& job : jobs) {
-    total += PanelCount(family, job.weight.n) * PanelCost(family, job);
-  }
-  const int threads = total < kRegionBytes ? 1 : pool_.threads();
-  const auto ranges = Split(family, jobs, threads);
-  const auto body = [&](int thread) {
-    for (const Range& range : ranges[thread]) {
-      RunRange(family, jobs[range.job], range, thread, finish);
-    }
-  };
-  if (threads == 1) return body(0);
-  pool_.Run(body);
+void GemmRunner::Part(int64_t cost_bytes, std::function<void(int, int)> body) {
+  phases_.push_back({cost_bytes, std::move(body)});
 }
 
-void GemmRunner::ForEach(int64_t count, int64_t cost_bytes,
-                         const std::function<void(int64_t, int)>& body) {
-  if (count * cost_bytes < kRegionBytes || count == 1) {
-    for (int64_t i = 0; i < count; ++i) body(i, 0);
-    return;
-  }
-  pool_.Run([&](int thread) {
-    const int64_t begin = count * thread / pool_.threads();
-    const int64_t end = count * (thread + 1) / pool_.threads();
-    for (int64_t i = begin; i < end; ++i) body(i, thread);
+void GemmRunner::Rows(int64_t count, int64_t cost_bytes, std::function<void(int64_t, int)> body) {
+  Part(count * cost_bytes, [count, body = std::move(body)](int thread, int threads) {
+    const int64_t end = count * (thread + 1) / threads;
+    for (int64_t i = count * thread / threads; i < end; ++i) body(i, thread);
   });
+}
+
+void GemmRunner::Products(const GemmFamily& family, std::vector<GemmJob> jobs,
+                          std::function<void(const GemmBlock&)> finish) {
+  int64_t total = 0;
+  for (const GemmJob& job : jobs) total += JobCost(family, job);
+  auto prepared = PrepareRows(family, jobs);
+  Part(total, [this, &family, jobs = std::move(jobs), prepared = std::move(prepared),
+               finish = std::move(finish), total](int thread, int threads) {
+    int64_t before = 0;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      const int64_t begin = FirstPanel(family, jobs[i], before, total, thread, threads);
+      const int64_t end = FirstPanel(family, jobs[i], before, total, thread + 1, threads);
+      if (end > begin) {
+        RunRange(family, jobs[i], prepared[i], {static_cast<int>(i), begin, end}, thread, finish);
+      }
+      before += JobCost(family, jobs[i]);
+    }
+  });
+}
+
+void GemmRunner::Run() {
+  const auto small = [](const Phase& phase) { return phase.cost_bytes < kRegionBytes; };
+  auto begin = phases_.begin();
+  auto end = phases_.end();
+  int64_t total = 0;
+  for (const Phase& phase : phases_) total += phase.cost_bytes;
+  if (total < kRegionBytes || pool_.threads() == 1) {
+    begin = end;
+  } else {
+    begin = std::find_if_not(begin, end, small);
+    while (end != begin && small(*(end - 1))) --end;
+    if (begin == end) begin = phases_.begin(), end = phases_.end();
+  }
+  for (auto phase = phases_.begin(); phase != begin; ++phase) phase->body(0, 1);
+  std::vector<std::function<void(int)>> bodies;
+  for (auto phase = begin; phase != end; ++phase) {
+    bodies.push_back([&, phase](int thread) { phase->body(thread, pool_.threads()); });
+  }
+  if (!bodies.empty()) pool_.RunPhases(bodies);
+  for (auto phase = end; phase != phases_.end(); ++phase) phase->body(0, 1);
+  phases_.clear();
+  products_ = 0;
 }
 
 }  // namespace epic::kernels

@@ -1,9 +1,11 @@
-// Runs a list of matrix products on all threads in one parallel region, split by bytes of weight.
+// Runs matrix products, and the work on rows around them, on all threads in one parallel region;
+// products are split by bytes of weight.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <deque>
 #include <functional>
-#include <span>
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
@@ -12,7 +14,7 @@
 
 namespace epic::kernels {
 
-// rows·weightᵀ, and rows·secondᵀ beside it where `second` is given (of the same shape).
+// rows·weightᵀ, and rows·secondᵀ beside it where `second` is given (of the same shape and type).
 struct GemmJob {
   const BF16* a = nullptr;
   int64_t a_stride = 0;
@@ -35,21 +37,38 @@ struct GemmBlock {
   int64_t columns() const { return n_end - n_begin; }
   const float* Row(int64_t row) const { return c + (row - row_begin) * stride; }
   const float* SecondRow(int64_t row) const { return second + (row - row_begin) * stride; }
+  // Into a row-major [job's rows, columns].
+  void CopyTo(float* to, int64_t to_columns) const {
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      std::memcpy(to + row * to_columns + n_begin, Row(row), 4 * columns());
+    }
+  }
 };
 
+// Collects the parts of an operation and runs them in one parallel region. A part begins when the
+// one before it has ended on every thread. How a part is cut among threads changes no bit.
+//
+//   runner.Rows(count, bytes, [&](int64_t i, int thread) { … });
+//   runner.Products(family, jobs, [&](const GemmBlock& block) { … });
+//   runner.Run();
+//
+// What the parts refer to lives until Run returns. One operation at a time.
 class GemmRunner {
  public:
   explicit GemmRunner(ThreadPool& pool) : pool_(pool), scratch_(pool.threads()) {}
 
+  // body(i, thread) for i in [0, count), each of which costs as much as reading `cost_bytes`.
+  void Rows(int64_t count, int64_t cost_bytes, std::function<void(int64_t, int thread)> body);
   // Calls `finish` for each block, on the thread that computed it; blocks do not overlap and cover
-  // every job. Small work stays on the calling thread.
-  void Run(const GemmFamily& family, std::span<const GemmJob> jobs,
-           const std::function<void(const GemmBlock&)>& finish);
+  // every job. Each panel of a weight is read from memory once, whatever the number of rows.
+  void Products(const GemmFamily& family, std::vector<GemmJob> jobs,
+                std::function<void(const GemmBlock&)> finish);
+  // body(thread, threads) does its share.
+  void Part(int64_t cost_bytes, std::function<void(int thread, int threads)> body);
 
-  // Calls body(i, thread) for i in [0, count), on all threads if count · cost (in bytes of memory
-  // traffic or its like) is worth a region.
-  void ForEach(int64_t count, int64_t cost_bytes,
-               const std::function<void(int64_t, int thread)>& body);
+  // Runs the parts added since the last call. Small ones at the beginning and at the end, and all
+  // if they are small together, stay on the calling thread.
+  void Run();
 
  private:
   struct Range {
@@ -57,13 +76,23 @@ class GemmRunner {
     int64_t panel_begin;
     int64_t panel_end;
   };
+  struct Phase {
+    int64_t cost_bytes;
+    std::function<void(int thread, int threads)> body;
+  };
 
-  std::vector<std::vector<Range>> Split(const GemmFamily& family, std::span<const GemmJob> jobs,
-                                        int threads) const;
-  void RunRange(const GemmFamily& family, const GemmJob& job, const Range& range, int thread,
+  // Adds the preparing of the jobs' rows; where each job's will stand as `family` wants them, null:
+  // as they are.
+  std::vector<const std::byte*> PrepareRows(const GemmFamily& family,
+                                            const std::vector<GemmJob>& jobs);
+  void RunRange(const GemmFamily& family, const GemmJob& job, const std::byte* prepared,
+                const Range& range, int thread,
                 const std::function<void(const GemmBlock&)>& finish);
 
   ThreadPool& pool_;
+  std::vector<Phase> phases_;
+  std::deque<ReusableMemory> prepared_;  // of each Products of an operation
+  size_t products_ = 0;                  // of this operation so far
   std::vector<ReusableMemory> scratch_;  // [threads]
 };
 

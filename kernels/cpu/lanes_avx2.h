@@ -137,5 +137,30 @@ inline F16 LoadE4M3(const char* p) {
           _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 }
 
+// Float32 rounded to BF16, to nearest even. Not for NaNs with a payload near overflow.
+inline __m256 RoundedToBF16(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)));
+}
+
+// (nibble − 8)·scale, rounded to BF16.
+inline __m256 Int4Weights(__m256i nibbles, __m256 scale) {
+  const __m256 values = _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
+  return RoundedToBF16(_mm256_mul_ps(values, scale));
+}
+// 16 bytes: the weights of the low nibbles, those of the high ones.
+inline void LoadInt4Pairs(const char* p, F16 scale, F16& first, F16& second) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i lo = _mm256_cvtepu8_epi32(x);
+  const __m256i hi = _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8));
+  const __m256i low_nibble = _mm256_set1_epi32(15);
+  first = {Int4Weights(_mm256_and_si256(lo, low_nibble), scale.lo),
+           Int4Weights(_mm256_and_si256(hi, low_nibble), scale.hi)};
+  second = {Int4Weights(_mm256_srli_epi32(lo, 4), scale.lo),
+            Int4Weights(_mm256_srli_epi32(hi, 4), scale.hi)};
+}
+
 }  // namespace
 }  // namespace epic::kernels

@@ -82,5 +82,21 @@ inline F16 LoadE4M3(const char* p) {
   return {_mm512_cvtph_ps(half)};
 }
 
+// Float32 rounded to BF16, to nearest even. Not for NaNs with a payload near overflow.
+inline F16 RoundedToBF16(F16 x) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
+}
+
+// 16 bytes: (low nibble − 8)·scale, (high nibble − 8)·scale, each rounded to BF16.
+inline void LoadInt4Pairs(const char* p, F16 scale, F16& first, F16& second) {
+  const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  first = RoundedToBF16(F16{_mm512_permutexvar_ps(x, values)} * scale);
+  second = RoundedToBF16(F16{_mm512_permutexvar_ps(_mm512_srli_epi32(x, 4), values)} * scale);
+}
+
 }  // namespace
 }  // namespace epic::kernels

@@ -14,32 +14,33 @@ namespace {
 constexpr int kSpinsMax = 2000;  // some tens of microseconds
 constexpr int kSpinsMin = 16;
 
-cpu_set_t ProcessCores() {
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  if (sched_getaffinity(0, sizeof(cores), &cores) != 0) CPU_SET(0, &cores);
+std::vector<int> CoresOfThisThread() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) CPU_SET(0, &set);
+  std::vector<int> cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
   return cores;
 }
 
-void PinToCore(int index) {
-  const cpu_set_t cores = ProcessCores();
-  int left = index % CPU_COUNT(&cores);
-  for (int core = 0; core < CPU_SETSIZE; ++core) {
-    if (!CPU_ISSET(core, &cores) || left-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(core, &one);
-    pthread_setaffinity_np(pthread_self(), sizeof(one), &one);
-    return;
-  }
+void PinTo(int core) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  pthread_setaffinity_np(pthread_self(), sizeof(one), &one);
 }
 
-// Waits until `value` differs from `old`: spins a little, then sleeps. The budget grows while
-// spinning pays and shrinks while it does not.
-class Waiter {
+}  // namespace
+
+// Waits until a value changes: spins a little, then sleeps. The budget grows while spinning pays
+// and shrinks while it does not.
+class ThreadPool::Waiter {
  public:
   explicit Waiter(int spins_max) : spins_max_(spins_max), spins_(spins_max) {}
 
+  // Returns what `value` is once it is not `old`.
   uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
     for (int i = 0; i < spins_; ++i) {
       const uint32_t now = value.load(std::memory_order_acquire);
@@ -59,17 +60,16 @@ class Waiter {
   int spins_;
 };
 
-}  // namespace
-
-int ThreadPool::AvailableCores() {
-  const cpu_set_t cores = ProcessCores();
-  return std::max(1, CPU_COUNT(&cores));
-}
+int ThreadPool::AvailableCores() { return static_cast<int>(CoresOfThisThread().size()); }
 
 ThreadPool::ThreadPool(int threads, bool pin)
-    : threads_(std::max(1, threads)), spins_max_(threads_ <= AvailableCores() ? kSpinsMax : 0) {
+    : threads_(std::max(1, threads)),
+      cores_(CoresOfThisThread()),
+      pin_(pin && threads_ <= static_cast<int>(cores_.size())),
+      spins_max_(threads_ <= static_cast<int>(cores_.size()) ? kSpinsMax : 0),
+      caller_waiter_(std::make_unique<Waiter>(spins_max_)) {
   for (int i = 1; i < threads_; ++i) {
-    workers_.emplace_back([this, i, pin] { Work(i, pin); });
+    workers_.emplace_back([this, i] { Work(i); });
   }
 }
 
@@ -80,30 +80,56 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::Work(int index, bool pin) {
-  if (pin) PinToCore(index);
+void ThreadPool::Work(int index) {
+  if (pin_) PinTo(cores_[index]);
   const ScopedFlushDenormals flush;
   Waiter waiter(spins_max_);
   uint32_t seen = 0;
   while (true) {
     seen = waiter.AwaitChange(epoch_, seen);
     if (stopping_.load(std::memory_order_relaxed)) return;
-    (*body_)(index);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    RunBodies(index, waiter);
   }
 }
 
-void ThreadPool::Run(const std::function<void(int)>& body) {
+// The last thread to end a body opens the next one.
+void ThreadPool::RunBodies(int index, Waiter& waiter) {
+  const std::span<const std::function<void(int)>> bodies = bodies_;
+  uint32_t turn = turn_.load(std::memory_order_relaxed);
+  for (size_t i = 0; i < bodies.size(); ++i) {
+    bodies[i](index);
+    // A pool thread is awaited at the end of the last body, but awaits nobody there.
+    const bool last = i + 1 == bodies.size();
+    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      pending_.store(static_cast<uint32_t>(threads_), std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      turn_.notify_all();
+    } else if (!last || index == 0) {
+      waiter.AwaitChange(turn_, turn);
+    }
+    ++turn;
+  }
+}
+
+void ThreadPool::PinCaller() {
+  if (!pin_ || pinned_caller_ == std::this_thread::get_id()) return;
+  PinTo(cores_[0]);
+  pinned_caller_ = std::this_thread::get_id();
+}
+
+void ThreadPool::RunPhases(std::span<const std::function<void(int)>> bodies) {
   const std::lock_guard<std::mutex> lock(run_mutex_);
-  if (threads_ == 1) return body(0);
-  body_ = &body;
-  pending_.store(static_cast<uint32_t>(threads_ - 1), std::memory_order_relaxed);
+  PinCaller();
+  if (threads_ == 1) {
+    for (const auto& body : bodies) body(0);
+    return;
+  }
+  ++regions_;
+  bodies_ = bodies;
+  pending_.store(static_cast<uint32_t>(threads_), std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  body(0);
-  Waiter waiter(spins_max_);
-  uint32_t left = pending_.load(std::memory_order_acquire);
-  while (left != 0) left = waiter.AwaitChange(pending_, left);
+  RunBodies(0, *caller_waiter_);
 }
 
 }  // namespace epic::kernels

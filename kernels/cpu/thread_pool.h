@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -13,8 +14,9 @@ namespace epic::kernels {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller of Run, who is thread 0. With `pin`, thread i > 0 stays on the i-th
-  // of the cores this process may use.
+  // `threads` counts the caller of Run, who is thread 0. With `pin`, thread i stays on the i-th of
+  // the cores that the constructing thread may use, if they are enough; callers then stay on the
+  // first one from their first Run on.
   ThreadPool(int threads, bool pin);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -22,24 +24,41 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
+  bool pinned() const { return pin_; }
+  // Parallel regions begun so far.
+  int64_t regions() const { return regions_; }
+
   // Runs body(i) once for each i in [0, threads()) and returns when all have returned. Denormals
   // are flushed on the pool's own threads. Callers on several threads take turns; body must not
   // call Run.
-  void Run(const std::function<void(int)>& body);
+  void Run(const std::function<void(int)>& body) { RunPhases({&body, 1}); }
+  // The same for several bodies in one region: each begins when the one before has returned on
+  // every thread.
+  void RunPhases(std::span<const std::function<void(int)>> bodies);
 
   // Cores that this process may use.
   static int AvailableCores();
 
  private:
-  void Work(int index, bool pin);
+  class Waiter;
+
+  void Work(int index);
+  void RunBodies(int index, Waiter& waiter);
+  void PinCaller();
 
   const int threads_;
+  const std::vector<int> cores_;  // that the constructing thread may use
+  const bool pin_;
   const int spins_max_;  // 0 where there are more threads than cores
   std::mutex run_mutex_;
-  const std::function<void(int)>* body_ = nullptr;
+  std::thread::id pinned_caller_;
+  int64_t regions_ = 0;
+  std::span<const std::function<void(int)>> bodies_;
   std::atomic<bool> stopping_ = false;
   alignas(64) std::atomic<uint32_t> epoch_ = 0;    // of regions begun
-  alignas(64) std::atomic<uint32_t> pending_ = 0;  // workers still in this region
+  alignas(64) std::atomic<uint32_t> pending_ = 0;  // threads still in this body
+  alignas(64) std::atomic<uint32_t> turn_ = 0;     // of bodies ended
+  std::unique_ptr<Waiter> caller_waiter_;
   std::vector<std::thread> workers_;
 };
 

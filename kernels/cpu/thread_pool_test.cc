@@ -1,9 +1,11 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <xmmintrin.h>
 
 #include <numeric>
+#include <set>
 
 namespace epic::kernels {
 namespace {
@@ -30,6 +32,45 @@ TEST(ThreadPool, WritesOfARegionAreSeenByTheCallerAndByTheNextRegion) {
   int64_t expected = 0;
   for (int region = 0; region < 200; ++region) expected = (4 * expected + 6) % 1000003;
   EXPECT_EQ(total, expected);
+}
+
+TEST(ThreadPool, APhaseBeginsWhenTheOneBeforeHasEndedOnEveryThread) {
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads, false);
+    std::vector<int64_t> values(threads, 1);
+    std::vector<int64_t> sums(threads, 0);
+    const std::function<void(int)> phases[] = {
+        [&](int thread) {
+          sums[thread] = std::accumulate(values.begin(), values.end(), 0) % 10007;
+        },
+        [&](int thread) { values[thread] = sums[(thread + 1) % threads] + thread; },
+        [&](int thread) { values[thread] += thread; }};
+    for (int region = 0; region < 300; ++region) pool.RunPhases(phases);
+    std::vector<int64_t> expected(threads, 1);
+    for (int region = 0; region < 300; ++region) {
+      const int64_t sum = std::accumulate(expected.begin(), expected.end(), 0) % 10007;
+      for (int i = 0; i < threads; ++i) expected[i] = sum + 2 * i;
+    }
+    EXPECT_EQ(values, expected);
+    EXPECT_EQ(pool.regions(), threads == 1 ? 0 : 300);
+  }
+}
+
+TEST(ThreadPool, PinsThreadsToCoresWhereTheyAreEnough) {
+  std::thread([] {  // the caller is pinned too
+    ThreadPool pool(ThreadPool::AvailableCores(), true);
+    EXPECT_TRUE(pool.pinned());
+    std::vector<int> cores(pool.threads());
+    std::vector<int> allowed(pool.threads());
+    pool.Run([&](int thread) {
+      allowed[thread] = ThreadPool::AvailableCores();
+      cores[thread] = sched_getcpu();
+    });
+    EXPECT_EQ(allowed, std::vector<int>(pool.threads(), 1));
+    EXPECT_EQ(std::set<int>(cores.begin(), cores.end()).size(), cores.size());
+    EXPECT_FALSE(ThreadPool(pool.threads() + 1, true).pinned());
+  })
+      .join();
 }
 
 TEST(ThreadPool, CallersOnSeveralThreadsTakeTurns) {

@@ -7,44 +7,56 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int kTileLanes = AttentionTile::kLanesMax;
 constexpr int kBlockKeys = 64;
 constexpr float kMinusInfinity = -__builtin_inff();
-// Keys (or latent values) that one pass keeps in registers.
+// Keys (or latent values) that one pass keeps in registers; AttentionPartialFloats rounds up to it.
 constexpr int kGroup = 4 * kVectorsPerAttentionTile;
+// Values of queries and keys that one pass over a block's keys goes through: they stay in L1.
+constexpr int kDepth = 96;
 
-// The parts of the scratch and of a partial result.
+// The parts of the scratch, each row `lanes` (or key_stride) floats long.
 struct AttentionBuffers {
-  float* queries;  // [width][kTileLanes]
-  float* scores;   // [kBlockKeys][kTileLanes]
-  float* keys;     // [kBlockKeys][key_stride]
+  int64_t lanes;
   int64_t key_stride;
+  float* queries;  // [width][lanes]
+  float* scores;   // [kBlockKeys][lanes]
+  float* keys;     // [kBlockKeys][key_stride]
 
-  AttentionBuffers(const AttentionTile& tile, std::byte* scratch) {
-    const int64_t width = tile.latent_dim + tile.rope_dim;
+  AttentionBuffers(const AttentionTile& tile, std::byte* scratch)
+      : lanes(tile.stride), key_stride((tile.latent_dim + tile.rope_dim + 15) / 16 * 16) {
     queries = reinterpret_cast<float*>(scratch);
-    scores = queries + width * kTileLanes;
-    keys = scores + int64_t{kBlockKeys} * kTileLanes;
-    key_stride = (width + 15) / 16 * 16;
+    scores = queries + (tile.latent_dim + tile.rope_dim) * lanes;
+    keys = scores + kBlockKeys * lanes;
   }
 };
 
 struct Block {
   int first_key;
   int keys;
-  bool masked;  // some lane does not see some key
+  bool masked;            // some lane does not see some key
+  const char* next;       // records to bring near meanwhile; null: none
+  int64_t bytes_of_part;  // of them, for each part of the scores
 };
 
 void AttentionLoad(const AttentionTile& tile, std::byte* scratch) {
   const AttentionBuffers buffers(tile, scratch);
   const int width = tile.latent_dim + tile.rope_dim;
-  for (int lane = 0; lane < kTileLanes; ++lane) {
+  for (int lane = 0; lane < buffers.lanes; ++lane) {
     float* to = buffers.queries + lane;
     for (int i = 0; i < width; ++i) {
       const uint32_t bits =
           lane < tile.lanes ? static_cast<uint32_t>(tile.queries[lane][i].bits) << 16 : 0;
-      __builtin_memcpy(to + int64_t{i} * kTileLanes, &bits, sizeof(bits));
+      __builtin_memcpy(to + i * buffers.lanes, &bits, sizeof(bits));
     }
+  }
+}
+
+// 16 at a time: both ends have room for a surplus.
+void WidenFp8(const std::byte* record, const AttentionTile& tile, float* to) {
+  const auto* codes = reinterpret_cast<const char*>(record);
+  const auto* scales = reinterpret_cast<const float*>(record + tile.scales_offset_bytes);
+  for (int i = 0; i < tile.latent_dim; i += 16) {
+    Store(to + i, LoadE4M3(codes + i) * Set1(256.0f) * Set1(scales[i / 128]));
   }
 }
 
@@ -53,44 +65,67 @@ void WidenKeys(const AttentionTile& tile, const std::byte* page, int count,
   for (int j = 0; j < count; ++j) {
     const std::byte* record = page + j * tile.record_bytes;
     float* to = buffers.keys + j * buffers.key_stride;
-    Widen(reinterpret_cast<const BF16*>(record), tile.latent_dim, to);
+    if (tile.fp8) {
+      WidenFp8(record, tile, to);
+    } else {
+      Widen(reinterpret_cast<const BF16*>(record), tile.latent_dim, to);
+    }
     Widen(reinterpret_cast<const BF16*>(record + tile.rope_offset_bytes), tile.rope_dim,
           to + tile.latent_dim);
   }
 }
 
-// scores[j][lane] ← scale · Σ query·key, in groups of keys; a group's surplus is not used.
+// sums[i][lane] continues over query·key of d in [begin, end), for kGroup keys of a block.
 template <int kVectors>
-void Scores(const AttentionTile& tile, const AttentionBuffers& buffers, int lane, int keys) {
+[[gnu::always_inline]] inline void AddScores(const float* queries, int64_t lanes, const float* keys,
+                                             int64_t key_stride, int begin, int end, float scale,
+                                             float* sums) {
+  F16 acc[kGroup][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      acc[i][v] = begin == 0 ? Zero() : Load(sums + i * lanes + v * kLanes);
+    }
+  }
+  for (int d = begin; d < end; ++d) {
+    F16 q[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) q[v] = Load(queries + d * lanes + v * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kGroup; ++i) {
+      const F16 key = Set1(keys[i * key_stride + d]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(q[v], key, acc[i][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      Store(sums + i * lanes + v * kLanes, acc[i][v] * Set1(scale));
+    }
+  }
+}
+
+// scores[j][lane] ← scale · Σ query·key. The last group's surplus keys are whatever the buffer
+// holds, and are not used.
+template <int kVectors>
+void Scores(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
+            const Block& block) {
   const int width = tile.latent_dim + tile.rope_dim;
-  for (int j = 0; j < keys; j += kGroup) {
-    const float* rows[kGroup];
-    for (int i = 0; i < kGroup; ++i) {
-      rows[i] = buffers.keys + (j + i < keys ? j + i : keys - 1) * buffers.key_stride;
-    }
-    F16 acc[kGroup][kVectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < kGroup; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = Zero();
-    }
-    const float* query = buffers.queries + lane;
-    for (int d = 0; d < width; ++d, query += kTileLanes) {
-      F16 q[kVectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) q[v] = Load(query + v * kLanes);
-#pragma GCC unroll 8
-      for (int i = 0; i < kGroup; ++i) {
-        const F16 key = Set1(rows[i][d]);
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(q[v], key, acc[i][v]);
+  const char* next = lane == 0 ? block.next : nullptr;
+  for (int begin = 0; begin < width; begin += kDepth) {
+    const int end = begin + kDepth < width ? begin + kDepth : width;
+    for (int j = 0; j < block.keys; j += kGroup) {
+      if (next != nullptr) {
+        for (int64_t i = 0; i < block.bytes_of_part; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+        next += block.bytes_of_part;
       }
-    }
-    float* to = buffers.scores + int64_t{j} * kTileLanes + lane;
-    for (int i = 0; i < kGroup; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        Store(to + i * kTileLanes + v * kLanes, acc[i][v] * Set1(tile.scale));
-      }
+      AddScores<kVectors>(buffers.queries + lane, buffers.lanes,
+                          buffers.keys + j * buffers.key_stride, buffers.key_stride, begin, end,
+                          end == width ? tile.scale : 1.0f,
+                          buffers.scores + j * buffers.lanes + lane);
     }
   }
 }
@@ -103,72 +138,87 @@ inline F16 Rescale(F16 from, F16 to) {
 // returns what the sums so far are to be multiplied by.
 F16 Weights(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
             const Block& block, float* partial) {
+  const int64_t lanes = buffers.lanes;
   float* scores = buffers.scores + lane;
   const int32_t* positions = tile.positions + lane;
   const F16 before = Load(partial + lane);
   F16 maximum = before;
   for (int j = 0; j < block.keys; ++j) {
-    const F16 larger = Larger(Load(scores + j * kTileLanes), maximum);
+    const F16 larger = Larger(Load(scores + j * lanes), maximum);
     maximum =
         block.masked ? Select(AtLeast(positions, block.first_key + j), larger, maximum) : larger;
   }
   const F16 correction = Rescale(before, maximum);
-  F16 sum = Load(partial + kTileLanes + lane) * correction;
+  F16 sum = Load(partial + lanes + lane) * correction;
   for (int j = 0; j < block.keys; ++j) {
-    F16 weight = ExpLanes(Load(scores + j * kTileLanes) - maximum);
+    F16 weight = ExpLanes(Load(scores + j * lanes) - maximum);
     if (block.masked) {
       weight = Select(AtLeast(positions, block.first_key + j), weight, Zero());
     }
     sum = sum + weight;
-    Store(scores + j * kTileLanes, weight);
+    Store(scores + j * lanes, weight);
   }
   Store(partial + lane, maximum);
-  Store(partial + kTileLanes + lane, sum);
+  Store(partial + lanes + lane, sum);
   return correction;
 }
 
-// o ← o·correction + Σ weight·latent. A key that a lane does not see leaves the lane untouched,
-// whatever its record holds.
+// o ← o·correction + Σ weight·latent, for kGroup values of the latents. A key that a lane does not
+// see leaves the lane untouched, whatever its record holds.
 template <int kVectors, bool kMasked>
-void AddValues(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
-               const Block& block, const F16 (&correction)[kVectors], float* partial) {
-  float* values = partial + 2 * kTileLanes + lane;
-  for (int d = 0; d < tile.latent_dim; d += kGroup) {
-    const int count = tile.latent_dim - d < kGroup ? tile.latent_dim - d : kGroup;
-    F16 acc[kGroup][kVectors];
-    for (int i = 0; i < kGroup; ++i) {
-      const int at = d + (i < count ? i : 0);
-      for (int v = 0; v < kVectors; ++v) {
-        acc[i][v] = Load(values + int64_t{at} * kTileLanes + v * kLanes) * correction[v];
-      }
-    }
-    for (int j = 0; j < block.keys; ++j) {
-      const float* key = buffers.keys + j * buffers.key_stride + d;
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const F16 weight = Load(buffers.scores + j * kTileLanes + lane + v * kLanes);
+[[gnu::always_inline]] inline void AddValueGroup(const AttentionTile& tile,
+                                                 const AttentionBuffers& buffers, int lane,
+                                                 const Block& block,
+                                                 const F16 (&correction)[kVectors], int d,
+                                                 float* values) {
+  const int64_t lanes = buffers.lanes;
+  F16 acc[kGroup][kVectors];
 #pragma GCC unroll 8
-        for (int i = 0; i < kGroup; ++i) {
-          const F16 sum = Fma(weight, Set1(key[i]), acc[i][v]);
-          acc[i][v] = kMasked
-                          ? Select(AtLeast(tile.positions + lane + v * kLanes, block.first_key + j),
-                                   sum, acc[i][v])
-                          : sum;
+  for (int i = 0; i < kGroup; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      acc[i][v] = Load(values + (d + i) * lanes + v * kLanes) * correction[v];
+    }
+  }
+  const float* key = buffers.keys + d;
+  const float* weights = buffers.scores + lane;
+  for (int j = 0; j < block.keys; ++j, key += buffers.key_stride, weights += lanes) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const F16 weight = Load(weights + v * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < kGroup; ++i) {
+        const F16 sum = Fma(weight, Set1(key[i]), acc[i][v]);
+        if constexpr (kMasked) {
+          const M16 seen = AtLeast(tile.positions + lane + v * kLanes, block.first_key + j);
+          acc[i][v] = Select(seen, sum, acc[i][v]);
+        } else {
+          acc[i][v] = sum;
         }
       }
     }
-    for (int i = 0; i < count; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        Store(values + int64_t{d + i} * kTileLanes + v * kLanes, acc[i][v]);
-      }
-    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) Store(values + (d + i) * lanes + v * kLanes, acc[i][v]);
+  }
+}
+
+// The last group's surplus values are of the rope keys, and are not used.
+template <int kVectors, bool kMasked>
+void AddValues(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
+               const Block& block, const F16 (&correction)[kVectors], float* partial) {
+  float* values = partial + 2 * buffers.lanes + lane;
+  for (int d = 0; d < tile.latent_dim; d += kGroup) {
+    AddValueGroup<kVectors, kMasked>(tile, buffers, lane, block, correction, d, values);
   }
 }
 
 template <int kVectors>
 void AddBlock(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
               const Block& block, float* partial) {
-  Scores<kVectors>(tile, buffers, lane, block.keys);
+  Scores<kVectors>(tile, buffers, lane, block);
   F16 correction[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     correction[v] = Weights(tile, buffers, lane + v * kLanes, block, partial);
@@ -180,31 +230,43 @@ void AddBlock(const AttentionTile& tile, const AttentionBuffers& buffers, int la
   }
 }
 
-void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, int key_begin,
-                    int key_end, std::byte* scratch, float* partial) {
-  const AttentionBuffers buffers(tile, scratch);
-  for (int i = 0; i < kTileLanes; ++i) partial[i] = kMinusInfinity;
-  __builtin_memset(partial + kTileLanes, 0,
-                   sizeof(float) * kTileLanes * (1 + int64_t{tile.latent_dim}));
+int LowestPosition(const AttentionTile& tile) {
   int lowest = tile.positions[0];
   for (int i = 1; i < tile.lanes; ++i) {
     lowest = tile.positions[i] < lowest ? tile.positions[i] : lowest;
   }
-  const int vectors = (tile.lanes + kLanes - 1) / kLanes;
+  return lowest;
+}
+
+void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, int key_begin,
+                    int key_end, std::byte* scratch, float* partial) {
+  const AttentionBuffers buffers(tile, scratch);
+  const int lanes = static_cast<int>(buffers.lanes);
+  const int width = tile.latent_dim + tile.rope_dim;
+  for (int i = 0; i < lanes; ++i) partial[i] = kMinusInfinity;
+  __builtin_memset(partial + lanes, 0,
+                   sizeof(float) * lanes * (1 + (tile.latent_dim + 7) / 8 * 8));
+  const int lowest = LowestPosition(tile);
+  const int64_t parts = int64_t{(width + kDepth - 1) / kDepth} * (kBlockKeys / kGroup);
   for (int first = key_begin; first < key_end; first += kBlockKeys) {
     const int keys = key_end - first < kBlockKeys ? key_end - first : kBlockKeys;
-    const Block block{first, keys, first + keys - 1 > lowest};
-    WidenKeys(tile, pages[(first - key_begin) / kBlockKeys], keys, buffers);
-    int v = 0;
-    for (; v + kVectorsPerAttentionTile <= vectors; v += kVectorsPerAttentionTile) {
-      AddBlock<kVectorsPerAttentionTile>(tile, buffers, v * kLanes, block, partial);
+    const std::byte* const* page = pages + (first - key_begin) / kBlockKeys;
+    const Block block{first, keys, first + keys - 1 > lowest,
+                      reinterpret_cast<const char*>(page[1]),
+                      kBlockKeys * tile.record_bytes / parts};
+    WidenKeys(tile, *page, keys, buffers);
+    int lane = 0;
+    for (; lane + kVectorsPerAttentionTile * kLanes <= lanes;
+         lane += kVectorsPerAttentionTile * kLanes) {
+      AddBlock<kVectorsPerAttentionTile>(tile, buffers, lane, block, partial);
     }
-    for (; v < vectors; ++v) AddBlock<1>(tile, buffers, v * kLanes, block, partial);
+    for (; lane < lanes; lane += kLanes) AddBlock<1>(tile, buffers, lane, block, partial);
   }
 }
 
 void AttentionMerge(const AttentionTile& tile, int key_begin, const float* partial, float* total) {
-  for (int lane = 0; lane < tile.lanes; lane += kLanes) {
+  const int lanes = tile.stride;
+  for (int lane = 0; lane < lanes; lane += kLanes) {
     const M16 seen = AtLeast(tile.positions + lane, key_begin);
     const F16 m1 = Load(total + lane);
     const F16 m2 = Load(partial + lane);
@@ -213,7 +275,7 @@ void AttentionMerge(const AttentionTile& tile, int key_begin, const float* parti
     const F16 b = Rescale(m2, maximum);
     Store(total + lane, Select(seen, maximum, m1));
     for (int i = 0; i <= tile.latent_dim; ++i) {
-      const int64_t at = int64_t{1 + i} * kTileLanes + lane;
+      const int64_t at = int64_t{1 + i} * lanes + lane;
       const F16 before = Load(total + at);
       const F16 after = Fma(before, a, Load(partial + at) * b);
       Store(total + at, Select(seen, after, before));
@@ -222,12 +284,13 @@ void AttentionMerge(const AttentionTile& tile, int key_begin, const float* parti
 }
 
 void AttentionFinish(const AttentionTile& tile, const float* total, BF16* const* out) {
+  const int lanes = tile.stride;
   for (int lane = 0; lane < tile.lanes; lane += kLanes) {
     const int count = tile.lanes - lane < kLanes ? tile.lanes - lane : kLanes;
-    const F16 factor = Set1(1.0f) / Load(total + kTileLanes + lane);
+    const F16 factor = Set1(1.0f) / Load(total + lanes + lane);
     for (int d = 0; d < tile.latent_dim; ++d) {
       BF16 rounded[kLanes];
-      StoreBF16(rounded, Load(total + int64_t{2 + d} * kTileLanes + lane) * factor);
+      StoreBF16(rounded, Load(total + int64_t{2 + d} * lanes + lane) * factor);
       for (int i = 0; i < count; ++i) out[lane + i][d] = rounded[i];
     }
   }

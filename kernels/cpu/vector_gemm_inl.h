@@ -10,27 +10,42 @@ namespace {
 constexpr int64_t kPrefetchBytes = 2048;
 constexpr int kWideColumns = kLargeTilePanels * kFmaPanel;
 
+// Offset(k): where the inputs k and k + 1 (k even) stand in a panel. LoadPair: their weights.
 struct BF16Weight {
   static constexpr bool kScaled = false;
-  static constexpr int64_t kPairBytes = 64;
-  static void LoadPair(const char* p, F16& first, F16& second) { LoadBF16Pairs(p, first, second); }
+  static constexpr int64_t Offset(int64_t k) { return k * 32; }
+  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
+    LoadBF16Pairs(panel + Offset(k), first, second);
+  }
 };
 
 struct F32Weight {
   static constexpr bool kScaled = false;
-  static constexpr int64_t kPairBytes = 128;
-  static void LoadPair(const char* p, F16& first, F16& second) {
-    first = Load(reinterpret_cast<const float*>(p));
-    second = Load(reinterpret_cast<const float*>(p) + kFmaPanel);
+  static constexpr int64_t Offset(int64_t k) { return k * 64; }
+  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
+    const auto* p = reinterpret_cast<const float*>(panel + Offset(k));
+    first = Load(p);
+    second = Load(p + kFmaPanel);
   }
 };
 
 struct E4M3Weight {
   static constexpr bool kScaled = true;
-  static constexpr int64_t kPairBytes = 32;
-  static void LoadPair(const char* p, F16& first, F16& second) {
-    first = LoadE4M3(p);
-    second = LoadE4M3(p + 16);
+  static constexpr int64_t Offset(int64_t k) { return k * 16; }
+  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
+    first = LoadE4M3(panel + Offset(k));
+    second = LoadE4M3(panel + Offset(k) + 16);
+  }
+};
+
+struct Int4Weight {
+  static constexpr bool kScaled = false;
+  static constexpr int64_t Offset(int64_t k) {
+    return k / kInt4Group * kInt4GroupBytes + kInt4ScaleBytes + k % kInt4Group * 8;
+  }
+  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
+    LoadInt4Pairs(panel + Offset(k), LoadBF16(panel + k / kInt4Group * kInt4GroupBytes), first,
+                  second);
   }
 };
 
@@ -75,12 +90,12 @@ template <class Weight, int kRows, int kPanels>
                                               F16 (&acc)[kRows][kPanels]) {
   int64_t k = k_begin;
   for (; k + 2 <= k_end; k += 2) {
-    const int64_t at = k / 2 * Weight::kPairBytes;
+    const int64_t ahead = Weight::Offset(k) + kPrefetchBytes;
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       F16 first, second;
-      Weight::LoadPair(weights[p] + at, first, second);
-      _mm_prefetch(weights[p] + at + kPrefetchBytes, _MM_HINT_T0);
+      Weight::LoadPair(weights[p], k, first, second);
+      _mm_prefetch(weights[p] + ahead, _MM_HINT_T0);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         acc[r][p] = Fma(Set1(a[r * a_stride + k]), first, acc[r][p]);
@@ -92,10 +107,9 @@ template <class Weight, int kRows, int kPanels>
     }
   }
   if (k < k_end) {
-    const int64_t at = k / 2 * Weight::kPairBytes;
     for (int p = 0; p < kPanels; ++p) {
       F16 first, second;
-      Weight::LoadPair(weights[p] + at, first, second);
+      Weight::LoadPair(weights[p], k, first, second);
       for (int r = 0; r < kRows; ++r) {
         acc[r][p] = Fma(Set1(a[r * a_stride + k]), first, acc[r][p]);
       }
@@ -180,9 +194,9 @@ void DecodeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, in
       F16 first = Zero();
       F16 second = Zero();
       if (p < panel_count) {
-        const char* from = panels.Weights(panel + p) + k / 2 * Weight::kPairBytes;
-        Weight::LoadPair(from, first, second);
-        _mm_prefetch(from + kPrefetchBytes, _MM_HINT_T0);
+        const char* from = panels.Weights(panel + p);
+        Weight::LoadPair(from, k, first, second);
+        _mm_prefetch(from + Weight::Offset(k) + kPrefetchBytes, _MM_HINT_T0);
       }
       float* to = wide + (k - k_begin) * kWideColumns + p * kFmaPanel;
       Store(to, first);
@@ -301,6 +315,8 @@ void Gemm(const GemmArguments& g) {
       return GemmOf<E4M3Weight>(g);
     case DType::kF32:
       return GemmOf<F32Weight>(g);
+    case DType::kI4:
+      return GemmOf<Int4Weight>(g);
     default:
       return GemmOf<BF16Weight>(g);
   }

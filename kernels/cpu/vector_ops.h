@@ -15,22 +15,26 @@ inline constexpr int kLanes = 16;
 
 // Some (row, head) pairs of one sequence, as vector lanes, against one split of its keys.
 struct AttentionTile {
-  static constexpr int kLanesMax = 32;
+  static constexpr int kLanesMax = 64;
 
   int lanes = 0;                        // ≤ kLanesMax
+  int stride = 0;                       // lanes rounded up to a multiple of kLanes
   const BF16* queries[kLanesMax] = {};  // [latent_dim + rope_dim]
   int32_t positions[kLanesMax] = {};    // of the lanes' rows
   int latent_dim = 0;
   int rope_dim = 0;
+  bool fp8 = false;  // latents are E4M3 with scales
   int64_t record_bytes = 0;
+  int64_t scales_offset_bytes = 0;
   int64_t rope_offset_bytes = 0;
   float scale = 1;
 };
 
-// (m, l, o) of a tile's lanes: [2 + latent_dim][kLanesMax] floats, 64-byte aligned.
-constexpr int64_t AttentionPartialFloats(int latent_dim) {
-  return int64_t{AttentionTile::kLanesMax} * (2 + latent_dim);
+// (m, l, o) of a tile's lanes: [2 + latent_dim and a surplus][stride] floats, 64-byte aligned.
+constexpr int64_t AttentionPartialFloats(int latent_dim, int stride) {
+  return int64_t{stride} * (2 + (latent_dim + 7) / 8 * 8);
 }
+// For tiles of keys of this many values.
 constexpr int64_t AttentionScratchBytes(int width) {
   return 4 * (int64_t{AttentionTile::kLanesMax} * (width + 64) + int64_t{64} * (width + 16));
 }
@@ -53,7 +57,8 @@ struct VectorOps {
   // qᵀ into scratch: once per tile, before its splits.
   void (*attention_load)(const AttentionTile& tile, std::byte* scratch);
   // Keys [key_begin, key_end) (≤ 512 of them, key_begin a multiple of 512) into `partial`.
-  // pages[i] holds the 64 records from key_begin + 64·i.
+  // pages[i] holds the 64 records from key_begin + 64·i; the one after the last is brought near if
+  // it is not null.
   void (*attention_split)(const AttentionTile& tile, const std::byte* const* pages, int key_begin,
                           int key_end, std::byte* scratch, float* partial);
   // total ← merge(total, partial of the split from key_begin); lanes before it stay as they are.

@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "kernels/flush_denormals.h"
+#include "kernels/kv_record.h"
 #include "kernels/math.h"
 #include "kernels/number.h"
 #include "kernels/reference/reference_weights.h"
@@ -88,12 +89,20 @@ float Rescale(float from, float to) { return from == to ? 1.0f : Exp(from - to);
 
 class ReferenceBackend : public Backend {
  public:
-  explicit ReferenceBackend(bool rounded) : rounded_(rounded), shadows_(!rounded) {}
+  explicit ReferenceBackend(const ReferenceOptions& options)
+      : rounded_(options.round_to_bf16),
+        quantization_(options.quantization),
+        kv_type_(options.kv_type),
+        shadows_(!options.round_to_bf16) {
+    if (!rounded_ && kv_type_ == KvType::kFP8) std::abort();
+  }
 
   std::string profile() const override {
-    return rounded_ ? "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512"
-                    : "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
+    if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
+    return std::string("epic-numerics-1/fma/") + ProfileTypes(quantization_) +
+           ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
   }
+  KvType kv_type() const override { return kv_type_; }
   std::string description() const override { return "reference, 1 thread"; }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes) override {
@@ -101,15 +110,15 @@ class ReferenceBackend : public Backend {
   }
 
   std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) override {
-    return std::make_unique<ReferenceMatrix>(MakeReferenceMatrix(source, rounded_));
+    return std::make_unique<ReferenceMatrix>(MakeMatrix(source));
   }
 
   std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
                                const SourceMatrix& down) override {
     auto mlp = std::make_unique<ReferenceMlp>();
-    mlp->gate = MakeReferenceMatrix(gate, rounded_);
-    mlp->up = MakeReferenceMatrix(up, rounded_);
-    mlp->down = MakeReferenceMatrix(down, rounded_);
+    mlp->gate = MakeMatrix(gate);
+    mlp->up = MakeMatrix(up);
+    mlp->down = MakeMatrix(down);
     mlp->hidden = gate.cols;
     mlp->intermediate = gate.rows;
     mlp->packed_bytes = mlp->gate.packed_bytes + mlp->up.packed_bytes + mlp->down.packed_bytes;
@@ -124,11 +133,11 @@ class ReferenceBackend : public Backend {
     attention->kv_a_norm.assign(source.kv_a_norm.begin(), source.kv_a_norm.end());
     if (shape.q_rank > 0) {
       attention->q_a_norm.assign(source.q_a_norm.begin(), source.q_a_norm.end());
-      attention->q_a = MakeReferenceMatrix(source.q_a, rounded_);
+      attention->q_a = MakeMatrix(source.q_a);
     }
-    attention->q = MakeReferenceMatrix(source.q, rounded_);
-    attention->kv_a = MakeReferenceMatrix(source.kv_a, rounded_);
-    attention->o = MakeReferenceMatrix(source.o, rounded_);
+    attention->q = MakeMatrix(source.q);
+    attention->kv_a = MakeMatrix(source.kv_a);
+    attention->o = MakeMatrix(source.o);
     for (int h = 0; h < shape.heads; ++h) {
       const int64_t row = h * int64_t{shape.nope_dim + shape.v_dim};
       attention->w_uk.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, true, rounded_));
@@ -256,6 +265,10 @@ class ReferenceBackend : public Backend {
   }
 
  private:
+  ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
+    return rounded_ ? MakeReferenceMatrix(source, quantization_) : MakeReferenceF32Matrix(source);
+  }
+
   Row Round(Row values) const {
     if (rounded_) {
       for (float& value : values) value = RoundToBF16(value);
@@ -295,16 +308,12 @@ class ReferenceBackend : public Backend {
     Rotate(rope_, t, shape.rope_interleaved, record.data() + shape.kv_rank);
     std::byte* to = Record(plan, kv, layer, plan.row_sequence[t], plan.positions[t]);
     std::memset(to, 0, kv.layout.record_bytes());
-    for (size_t i = 0; i < record.size(); ++i) {
-      const BF16 value = ToBF16(record[i]);
-      std::memcpy(to + RecordOffset(kv.layout, i), &value, sizeof(value));
-    }
+    std::vector<BF16> values(record.size());
+    for (size_t i = 0; i < record.size(); ++i) values[i] = ToBF16(record[i]);
+    WriteLatent(kv.layout, values.data(), to);
+    std::memcpy(to + kv.layout.rope_offset_bytes(), values.data() + shape.kv_rank,
+                2 * shape.rope_dim);
     if (!rounded_) records_[to] = record;
-  }
-
-  static int64_t RecordOffset(const KvLayout& layout, size_t i) {
-    const auto latent = static_cast<size_t>(layout.latent_dim);
-    return static_cast<int64_t>(i < latent ? 2 * i : layout.rope_offset_bytes() + 2 * (i - latent));
   }
 
   static std::byte* Record(const StepPlan& plan, const KvView& kv, int layer, int sequence,
@@ -318,9 +327,14 @@ class ReferenceBackend : public Backend {
     Row record(layout.latent_dim + layout.rope_dim);
     const auto twin = records_.find(from);
     for (size_t i = 0; i < record.size(); ++i) {
-      const BF16 stored = LoadUnaligned<BF16>(from + RecordOffset(layout, i), 0);
-      const bool current = twin != records_.end() && ToBF16(twin->second[i]).bits == stored.bits;
-      record[i] = current ? twin->second[i] : ToFloat(stored);
+      const int index = static_cast<int>(i);
+      const float stored = index < layout.latent_dim
+                               ? ReadLatent(layout, from, index)
+                               : ToFloat(LoadUnaligned<BF16>(from + layout.rope_offset_bytes(),
+                                                             index - layout.latent_dim));
+      const bool current =
+          twin != records_.end() && ToBF16(twin->second[i]).bits == ToBF16(stored).bits;
+      record[i] = current ? twin->second[i] : stored;
     }
     return record;
   }
@@ -396,6 +410,8 @@ class ReferenceBackend : public Backend {
   }
 
   bool rounded_;
+  Quantization quantization_;
+  KvType kv_type_;
   ShadowRows shadows_;
   RopeTable rope_;
   std::unordered_map<const std::byte*, Row> records_;
@@ -404,7 +420,7 @@ class ReferenceBackend : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> MakeReferenceBackend(const ReferenceOptions& options) {
-  return std::make_unique<ReferenceBackend>(options.round_to_bf16);
+  return std::make_unique<ReferenceBackend>(options);
 }
 
 }  // namespace epic::kernels

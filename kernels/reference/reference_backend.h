@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "kernels/backend.h"
+#include "kernels/quantize.h"
 
 namespace epic::kernels {
 
@@ -13,6 +14,9 @@ struct ReferenceOptions {
   // Tensors and pages then still hold the rounded values; their FP32 twins are kept beside, found
   // by a row's content (a step long) or a record's address.
   bool round_to_bf16 = true;
+  // With round_to_bf16 only.
+  Quantization quantization = Quantization::kNone;
+  KvType kv_type = KvType::kBF16;  // kFP8 only where round_to_bf16
 };
 
 // Runs on the calling thread. Needs a CPU with AVX2 and FMA.

@@ -25,9 +25,45 @@ void AddProducts(const ReferenceMatrix& w, const float* x, int64_t k_begin, int6
   }
 }
 
+void MultiplyIntegers(const ReferenceMatrix& w, const float* x, float* out) {
+  std::vector<int8_t> q(w.cols);
+  const float scale = QuantiseInt8(x, w.cols, q.data());
+  for (int64_t n = 0; n < w.rows; ++n) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < w.cols; ++k) sum += q[k] * w.integers[k * w.rows + n];
+    out[n] = static_cast<float>(sum) * w.row_scales[n] * scale;
+  }
+}
+
+ReferenceMatrix MakeInt8Matrix(const SourceMatrix& source) {
+  ReferenceMatrix matrix = Empty(source.rows, source.cols);
+  matrix.transposed.clear();
+  matrix.integers.resize(source.rows * source.cols);
+  std::vector<int8_t> row(source.cols);
+  for (int64_t n = 0; n < source.rows; ++n) {
+    matrix.row_scales.push_back(ReadInt8Row(source, n, row.data()));
+    for (int64_t k = 0; k < source.cols; ++k) matrix.integers[k * source.rows + n] = row[k];
+  }
+  return matrix;
+}
+
+ReferenceMatrix MakeInt4Matrix(const SourceMatrix& source) {
+  ReferenceMatrix matrix = Empty(source.rows, source.cols);
+  std::vector<int8_t> row(source.cols);
+  std::vector<BF16> scales((source.cols + kInt4Group - 1) / kInt4Group);
+  for (int64_t n = 0; n < source.rows; ++n) {
+    ReadInt4Row(source, n, row.data(), scales.data());
+    for (int64_t k = 0; k < source.cols; ++k) {
+      matrix.transposed[k * source.rows + n] = Int4Weight(row[k], scales[k / kInt4Group]);
+    }
+  }
+  return matrix;
+}
+
 }  // namespace
 
 void ReferenceMatrix::Multiply(const float* x, float* out) const {
+  if (!integers.empty()) return MultiplyIntegers(*this, x, out);
   std::fill_n(out, rows, 0.0f);
   if (scales.empty()) {
     AddProducts(*this, x, 0, cols, out);
@@ -54,10 +90,12 @@ ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source) {
   return matrix;
 }
 
-ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, bool rounded) {
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization) {
+  const DType dtype = PackedDType(source.dtype, source.cols, quantization);
+  if (dtype == DType::kI8) return MakeInt8Matrix(source);
+  if (dtype == DType::kI4) return MakeInt4Matrix(source);
   ReferenceMatrix matrix = MakeReferenceF32Matrix(source);
-  if (!rounded) return matrix;
-  if (source.dtype != DType::kF8E4M3) {
+  if (dtype != DType::kF8E4M3) {
     for (float& value : matrix.transposed) value = RoundToBF16(value);
     return matrix;
   }

@@ -8,20 +8,24 @@
 
 #include "kernels/backend.h"
 #include "kernels/gate_choice.h"
+#include "kernels/quantize.h"
 
 namespace epic::kernels {
 
 struct ReferenceMatrix : Matrix {
   std::vector<float> transposed;  // [cols, rows]
   std::vector<float> scales;      // [ceil(rows/128), ceil(cols/128)]; empty: the values are final
+  std::vector<int8_t> integers;   // [cols, rows]: INT8, in place of `transposed`
+  std::vector<float> row_scales;  // [rows], of `integers`
 
-  // out[rows] ← W·x. Adds scaled partial sums per 128 of K where there are scales.
+  // out[rows] ← W·x. Adds scaled partial sums per 128 of K where there are scales; quantises x
+  // where W is INT8.
   void Multiply(const float* x, float* out) const;
 };
 
-// With `rounded`, values are as the CPU keeps them (BF16, or FP8 and its scales); else FP32.
-ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, bool rounded);
-// Exact FP32 copy of `source` whatever the mode: for the router.
+// Values as the CPU keeps them: BF16, FP8 with its scales, INT8, or what INT4 stands for.
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization);
+// FP32 copy of `source`, exact or dequantised: for the router, and without rounding.
 ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source);
 // Rows [row, row + count) of kv_b, dequantised and (if rounded) rounded to BF16; transposed:
 // outputs are kv_b's columns.

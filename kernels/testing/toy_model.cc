@@ -138,7 +138,7 @@ ToyRun::ToyRun(const ToyModel& model, Backend& backend, int sequences, int posit
       pages_per_sequence_((positions_max + kPageTokens - 1) / kPageTokens),
       lengths_(sequences, 0) {
   const AttentionShape& shape = model.shape_.attention;
-  layout_ = {shape.kv_rank, shape.rope_dim};
+  layout_ = {shape.kv_rank, shape.rope_dim, backend.kv_type()};
   for (int i = 0; i < shape.rope_dim / 2; ++i) {
     rope_.inverse_frequency.push_back(std::pow(10000.0, -2.0 * i / shape.rope_dim));
   }

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/reference/reference_backend.h"
 #include "model/testing/tiny_checkpoint.h"
@@ -31,7 +32,9 @@ std::vector<std::string> Checkpoints() {
   return names;
 }
 
-std::unique_ptr<kernels::Backend> Cpu(const kernels::CpuOptions& options) {
+// Null if this CPU lacks what the options ask for. AMX is emulated where there is none.
+std::unique_ptr<kernels::Backend> Cpu(kernels::CpuOptions options) {
+  options.emulate_amx = !kernels::AmxFailure().empty();
   return kernels::MakeCpuBackend(options).backend;
 }
 
@@ -137,7 +140,7 @@ TEST_P(GoldenTest, ReferenceInFloat32IsTransformers) {
 TEST_P(GoldenTest, EveryFamilyIsCloseToTransformers) {
   for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
     const auto backend = Cpu({.family = family, .threads = 2});
-    if (backend == nullptr) continue;  // this CPU lacks it
+    ASSERT_NE(backend, nullptr);
     SCOPED_TRACE(backend->profile());
     ExpectCloseInBF16(*backend);
   }
@@ -161,7 +164,7 @@ TEST_P(GoldenTest, FmaHasTheBitsOfTheReferenceOnAnyVectorsAndThreads) {
 TEST_P(GoldenTest, NoChunkingOrMixChangesABit) {
   for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
     const auto backend = Cpu({.family = family, .threads = 2});
-    if (backend == nullptr) continue;
+    ASSERT_NE(backend, nullptr);
     const Logits expected = Run(*backend, Whole());
     ASSERT_FALSE(expected.empty());
     for (int rows : {1, 7, 64}) {
@@ -176,16 +179,18 @@ nlohmann::json ReadJson(const std::string& path) {
   return nlohmann::json::parse(file, nullptr, false);
 }
 
-// tiny_r1_answers.json: prompts and what float32 transformers answers, greedily.
-TEST(TinyR1Test, AnswersAsTheOracle) {
-  constexpr int kPrompts = 12;
+constexpr int kPrompts = 12;
+
+// tiny_r1_answers.json: prompts and what float32 transformers answers, greedily. How many of
+// kPrompts are answered as there.
+int EqualAnswers(kernels::Quantization quantization) {
   constexpr int32_t kEndOfSentence = 1008;
   const nlohmann::json answers = ReadJson(absl::StrCat(kData, "/tiny_r1_answers.json"));
-  ASSERT_TRUE(answers.is_array() && answers.size() >= kPrompts);
-  const auto backend = Cpu({.family = kernels::CpuFamily::kFma, .threads = 2});
-  ASSERT_NE(backend, nullptr);
+  if (!answers.is_array() || answers.size() < kPrompts) return -1;
+  const auto backend =
+      Cpu({.family = kernels::CpuFamily::kFma, .quantization = quantization, .threads = 2});
   const auto model = Loaded(kTinyR1, *backend);
-  ASSERT_NE(model, nullptr);
+  if (model == nullptr) return -1;
   int equal = 0;
   for (int i = 0; i < kPrompts; ++i) {
     const nlohmann::json& answer = answers[i * answers.size() / kPrompts];
@@ -195,8 +200,16 @@ TEST(TinyR1Test, AnswersAsTheOracle) {
                       static_cast<int>(expected.size()));
     if (given == expected) ++equal;
   }
+  return equal;
+}
+
+TEST(TinyR1Test, AnswersAsTheOracle) {
   // BF16 activations may choose another word where two are nearly as likely.
-  EXPECT_GE(equal, kPrompts - 3);
+  EXPECT_GE(EqualAnswers(kernels::Quantization::kNone), kPrompts - 3);
+}
+
+TEST(TinyR1Test, AnswersMostlyAsTheOracleInInt8) {
+  EXPECT_GE(EqualAnswers(kernels::Quantization::kInt8), kPrompts - 5);
 }
 
 // Of the checkpoints that model/testing makes from seed 1. Other bits under the same profile would
@@ -208,10 +221,26 @@ struct ProfileHashes {
 };
 constexpr ProfileHashes kProfileHashes[] = {
     {"epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "f65f308d772e76fa",
-     "b98e6a789dbab772"}};
+     "b98e6a789dbab772"},
+    {"epic-numerics-1/amx-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "895bb9fe28bc9975",
+     "5a71cc369a9ae65e"},
+    {"epic-numerics-1/fma/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+     "951202a6e3eb0240"},
+    {"epic-numerics-1/fma/w:int4,a:bf16,kv:bf16/absorbed/split512", "2e5da8461b67a7b8",
+     "90be9ba53893c076"},
+    {"epic-numerics-1/amx-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+     "13c01443659493da"},
+    {"epic-numerics-1/amx-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "5fe7abcd5bf4c82f",
+     "b59fa254b7042092"}};
 
-class ProfileTest : public testing::TestWithParam<kernels::CpuFamily> {
- protected:
+struct ProfileCase {
+  const char* name;
+  kernels::CpuFamily family;
+  kernels::Quantization quantization;
+};
+
+class ProfileOfFp8Pages : public testing::Test {
+ public:
   static std::string Hash(bool fp8, kernels::Backend& backend) {
     nlohmann::json config = model::TinyConfig();
     if (fp8) {
@@ -230,9 +259,12 @@ class ProfileTest : public testing::TestWithParam<kernels::CpuFamily> {
   }
 };
 
+class ProfileTest : public ProfileOfFp8Pages, public testing::WithParamInterface<ProfileCase> {};
+
 TEST_P(ProfileTest, KeepsItsBits) {
-  auto [backend, error, note] = kernels::MakeCpuBackend({.family = GetParam(), .threads = 2});
-  if (backend == nullptr) GTEST_SKIP() << error;
+  const auto backend =
+      Cpu({.family = GetParam().family, .quantization = GetParam().quantization, .threads = 2});
+  ASSERT_NE(backend, nullptr);
   const std::string bf16 = Hash(false, *backend);
   const std::string fp8 = Hash(true, *backend);
   const ProfileHashes* known =
@@ -243,11 +275,23 @@ TEST_P(ProfileTest, KeepsItsBits) {
   EXPECT_EQ(known->fp8, fp8);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, ProfileTest,
-                         testing::Values(kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16),
-                         [](const auto& info) {
-                           return info.param == kernels::CpuFamily::kFma ? "fma" : "amx_bf16";
-                         });
+TEST_F(ProfileOfFp8Pages, KeepsItsBits) {
+  auto backend = Cpu({.family = kernels::CpuFamily::kFma, .kv_type = kernels::KvType::kFP8});
+  ASSERT_NE(backend, nullptr);
+  EXPECT_EQ(backend->profile(), "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:fp8/absorbed/split512");
+  EXPECT_EQ(Hash(false, *backend), "c5e8b202fcb62ca0");
+  EXPECT_EQ(Hash(true, *backend), "0ddcfa746a723ab0");
+}
+
+constexpr ProfileCase kProfileCases[] = {
+    {"fma", kernels::CpuFamily::kFma, kernels::Quantization::kNone},
+    {"fma_int8", kernels::CpuFamily::kFma, kernels::Quantization::kInt8},
+    {"fma_int4", kernels::CpuFamily::kFma, kernels::Quantization::kInt4},
+    {"amx_bf16", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kNone},
+    {"amx_bf16_int8", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt8},
+    {"amx_bf16_int4", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt4}};
+INSTANTIATE_TEST_SUITE_P(Families, ProfileTest, testing::ValuesIn(kProfileCases),
+                         [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, testing::ValuesIn(Checkpoints()),
                          [](const auto& info) {

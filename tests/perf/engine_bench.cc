@@ -1,5 +1,6 @@
 // Prefill and decode speed of the engine alone (model/ on the CPU backend, no server), as JSON:
-//   engine-bench MODEL [--threads N] [--family fma] [--prompt N] [--steps N] [--batch N ...]
+//   engine-bench MODEL [--threads N] [--family fma] [--quantization int8] [--prompt N] [--steps N]
+//   [--batch N ...]
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -26,6 +27,7 @@ namespace {
 struct Options {
   std::string folder;
   std::string family = "auto";
+  std::string quantization = "none";
   int threads = 0;
   int prompt_tokens = 512;
   int steps = 32;
@@ -144,6 +146,8 @@ absl::StatusOr<nlohmann::json> Bench(const Options& options) {
   kernels::CpuOptions cpu{.threads = options.threads};
   if (options.family == "fma") cpu.family = kernels::CpuFamily::kFma;
   if (options.family == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
+  if (options.quantization == "int8") cpu.quantization = kernels::Quantization::kInt8;
+  if (options.quantization == "int4") cpu.quantization = kernels::Quantization::kInt4;
   auto [backend, error, note] = kernels::MakeCpuBackend(cpu);
   if (backend == nullptr) return absl::FailedPreconditionError(error);
   ASSIGN_OR_RETURN(const model::ModelConfig config, model::ReadModelConfig(options.folder));
@@ -170,6 +174,8 @@ int main(int argc, char** argv) {
   CLI::App app("Speed of the engine on a checkpoint, as JSON");
   app.add_option("model", options.folder, "a Hugging Face folder")->required();
   app.add_option("--family", options.family)->check(CLI::IsMember({"auto", "fma", "amx-bf16"}));
+  app.add_option("--quantization", options.quantization)
+      ->check(CLI::IsMember({"none", "int8", "int4"}));
   app.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096));
   app.add_option("--prompt", options.prompt_tokens)->check(CLI::Range(1, 65536));
   app.add_option("--steps", options.steps)->check(CLI::Range(1, 65536));

@@ -1,0 +1,172 @@
+// The kernels of amx_gemm_inl.h over the real tile unit, and their AVX-512 code over an emulated
+// one. Compiled for AVX-512 with VBMI, which every CPU with AMX has: see CMakeLists.txt. Tile
+// instructions are written out, as the intrinsics take no template parameter for a register.
+#include <immintrin.h>
+
+#include "kernels/cpu/amx_emulated_tiles.h"
+#include "kernels/cpu/amx_gemm_inl.h"
+
+namespace epic::kernels {
+namespace {
+
+class RealTiles {
+ public:
+  void Configure(const int (&rows)[8]) {
+    struct alignas(64) {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    static_assert(sizeof(config) == 64);
+    for (int t = 0; t < 8; ++t) {
+      config.row_bytes[t] = 64;
+      config.rows[t] = static_cast<uint8_t>(rows[t]);
+    }
+    __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
+  }
+  void Release() { __asm__ volatile("tilerelease" ::: "memory"); }
+
+  template <int kTile>
+  void Zero() {
+    __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
+  }
+  template <int kTile>
+  void Load(const void* from, int64_t stride_bytes) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride_bytes), "i"(kTile)
+                     : "memory");
+  }
+  template <int kTile>
+  void Store(void* to, int64_t stride_bytes) const {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride_bytes), "i"(kTile)
+                     : "memory");
+  }
+  template <int kC, int kA, int kB>
+  void DotBF16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+  }
+  template <int kC, int kA, int kB>
+  void DotInt8() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+  }
+};
+
+// BF16 of the E4M3 codes 0 .. 127, low and high bytes apart.
+struct alignas(64) E4M3Bytes {
+  uint8_t low[128] = {};
+  uint8_t high[128] = {};
+
+  constexpr E4M3Bytes() {
+    for (int code = 0; code < 128; ++code) {
+      int exponent = code >> 3;
+      int mantissa = code & 7;
+      if (exponent == 0 && mantissa != 0) {  // below the smallest normal number: shift it up
+        exponent = 1;
+        while (mantissa < 8) {
+          mantissa *= 2;
+          --exponent;
+        }
+        mantissa -= 8;
+        exponent += 120;
+      } else if (code == 127) {
+        exponent = 255;
+        mantissa = 4;
+      } else if (exponent != 0) {
+        exponent += 120;
+      }
+      const int bits = exponent << 7 | mantissa << 4;
+      low[code] = static_cast<uint8_t>(bits & 255);
+      high[code] = static_cast<uint8_t>(bits >> 8);
+    }
+  }
+};
+constexpr E4M3Bytes kE4M3Bytes;
+
+__mmask16 First(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+struct WideVectors {
+  static void Prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+
+  static void DecodeE4M3(const std::byte* codes, std::byte* tile) {
+    const __m512i low0 = _mm512_load_si512(kE4M3Bytes.low);
+    const __m512i low1 = _mm512_load_si512(kE4M3Bytes.low + 64);
+    const __m512i high0 = _mm512_load_si512(kE4M3Bytes.high);
+    const __m512i high1 = _mm512_load_si512(kE4M3Bytes.high + 64);
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    for (int pair = 0; pair < 8; ++pair) {
+      const __m512i code = _mm512_loadu_si512(codes + 64 * pair);
+      const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
+      const __m512i magnitude = _mm512_permutex2var_epi8(high0, code, high1);
+      const __m512i high = _mm512_or_si512(magnitude, _mm512_and_si512(code, sign));
+      _mm512_store_si512(tile + 128 * pair, _mm512_unpacklo_epi8(low, high));
+      _mm512_store_si512(tile + 128 * pair + 64, _mm512_unpackhi_epi8(low, high));
+    }
+  }
+
+  // Float32 bits rounded to their upper half, to nearest even. NaN stays NaN: scales are quiet.
+  static __m512i RoundUp(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  }
+
+  static void DecodeInt4(const std::byte* group, std::byte* tile) {
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i scales = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
+    const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
+    const auto* pairs = reinterpret_cast<const __m128i*>(group + kInt4ScaleBytes);
+    for (int r = 0; r < 16; ++r) {
+      const __m512i pair = _mm512_cvtepu8_epi32(_mm_loadu_si128(pairs + r));
+      const __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(pair, values), scale);
+      const __m512 odd =
+          _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(pair, 4), values), scale);
+      const __m512i high = _mm512_and_si512(RoundUp(odd), _mm512_set1_epi32(-65536));
+      _mm512_store_si512(tile + 64 * r,
+                         _mm512_or_si512(_mm512_srli_epi32(RoundUp(even), 16), high));
+    }
+  }
+
+  static void AddScaled(const std::byte* partial, float scale, bool first, int rows, int columns,
+                        float* c, int64_t c_stride) {
+    const __mmask16 mask = First(columns);
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int r = 0; r < rows; ++r) {
+      const __m512 value = _mm512_load_ps(partial + 64 * r);
+      float* to = c + r * c_stride;
+      const __m512 before = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, to);
+      _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(value, factor, before));
+    }
+  }
+
+  static void FinishInt8(const std::byte* sums, const float* scales, const std::byte* row_scale,
+                         int64_t row_bytes, int rows, int columns, float* c, int64_t c_stride) {
+    const __mmask16 mask = First(columns);
+    const __m512 factor = _mm512_load_ps(scales);
+    for (int r = 0; r < rows; ++r) {
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 64 * r));
+      float scale;
+      __builtin_memcpy(&scale, row_scale + r * row_bytes, 4);
+      const __m512 value = _mm512_mul_ps(_mm512_mul_ps(sum, factor), _mm512_set1_ps(scale));
+      _mm512_mask_storeu_ps(c + r * c_stride, mask, value);
+    }
+  }
+};
+
+}  // namespace
+
+const AmxKernels& RealAmxKernels() {
+  static constexpr AmxKernels kKernels = {.name = "AMX",
+                                          .gemm = &Gemm<RealTiles, WideVectors>,
+                                          .gemm_int8 = &GemmInt8<RealTiles, WideVectors>};
+  return kKernels;
+}
+
+const AmxKernels& EmulatedTileAmxKernels() {
+  static constexpr AmxKernels kKernels = {.name = "emulated AMX tiles, AVX-512",
+                                          .gemm = &Gemm<EmulatedTiles, WideVectors>,
+                                          .gemm_int8 = &GemmInt8<EmulatedTiles, WideVectors>};
+  return kKernels;
+}
+
+}  // namespace epic::kernels

@@ -1,0 +1,124 @@
+// Attention over the paged KV in V2-Lite's and V3's widths, next to the FMA peak of all threads.
+#include <benchmark/benchmark.h>
+#include <immintrin.h>
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "kernels/cpu/cpu_attention.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/fma_gemm.h"
+#include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/huge_memory.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/vector_ops.h"
+#include "kernels/number.h"
+
+namespace epic::kernels {
+namespace {
+
+constexpr int kLatent = 512;
+constexpr int kRope = 64;
+
+ThreadPool& Pool() {
+  static ThreadPool pool(ThreadPool::AvailableCores(), false);
+  return pool;
+}
+
+[[gnu::target("avx512f")]] void FmaAvx512(float* sums) {
+  __m512 acc[16];
+  for (auto& a : acc) a = _mm512_set1_ps(1);
+  const __m512 x = _mm512_set1_ps(1.0001f);
+  for (int i = 0; i < 1 << 20; ++i) {
+#pragma GCC unroll 16
+    for (auto& a : acc) a = _mm512_fmadd_ps(x, a, x);
+  }
+  for (const auto& a : acc) sums[0] += _mm512_reduce_add_ps(a);
+}
+
+[[gnu::target("avx2,fma")]] void FmaAvx2(float* sums) {
+  __m256 acc[12];
+  for (auto& a : acc) a = _mm256_set1_ps(1);
+  const __m256 x = _mm256_set1_ps(1.0001f);
+  for (int i = 0; i < 1 << 20; ++i) {
+#pragma GCC unroll 12
+    for (auto& a : acc) a = _mm256_fmadd_ps(x, a, x);
+  }
+  for (const auto& a : acc) sums[0] += _mm256_cvtss_f32(a);
+}
+
+bool Skip(benchmark::State& state) {
+  const bool skip = state.range(0) == 1 && !DetectCpuFeatures().avx512;
+  if (skip) state.SkipWithError("no AVX-512");
+  return skip;
+}
+
+void FmaPeak(benchmark::State& state) {
+  if (Skip(state)) return;
+  const bool wide = state.range(0) == 1;
+  std::vector<float> sums(64 * Pool().threads());
+  for (auto _ : state) {
+    Pool().Run(
+        [&](int thread) { wide ? FmaAvx512(&sums[64 * thread]) : FmaAvx2(&sums[64 * thread]); });
+    benchmark::DoNotOptimize(sums.data());
+  }
+  const double flops = (wide ? 16.0 * 16 : 12.0 * 8) * 2 * (1 << 20) * Pool().threads();
+  state.counters["flops"] =
+      benchmark::Counter(flops * state.iterations(), benchmark::Counter::kIsRate);
+}
+
+// Arguments: vectors (0 AVX2, 1 AVX-512), heads, sequences, rows of each, records before them.
+void Attend(benchmark::State& state) {
+  if (Skip(state)) return;
+  const VectorOps& ops = state.range(0) == 1 ? Avx512VectorOps() : Avx2VectorOps();
+  const int heads = static_cast<int>(state.range(1));
+  const int sequences = static_cast<int>(state.range(2));
+  const int rows = static_cast<int>(state.range(3));
+  const int context = static_cast<int>(state.range(4));
+  const KvLayout layout{kLatent, kRope};
+  const int pages_each = (context + rows + kPageTokens - 1) / kPageTokens;
+  HugeMemory slab(sequences * pages_each * layout.page_bytes());
+  std::memset(slab.data(), 0x31, slab.bytes());  // 2.5e-9 everywhere
+  StepPlan plan;
+  for (int s = 0; s < sequences; ++s) {
+    plan.sequences.push_back({plan.rows(), rows, context, static_cast<int32_t>(plan.pages.size())});
+    for (int i = 0; i < pages_each; ++i) plan.pages.push_back(s * pages_each + i);
+    for (int i = 0; i < rows; ++i) {
+      plan.token_ids.push_back(0);
+      plan.positions.push_back(context + i);
+      plan.row_sequence.push_back(s);
+    }
+  }
+  CpuAttention attention;
+  attention.shape = {.heads = heads, .kv_rank = kLatent, .rope_dim = kRope, .softmax_scale = 0.1f};
+  std::vector<BF16> query(int64_t{plan.rows()} * heads * (kLatent + kRope), BF16{0x3f80});
+  std::vector<BF16> output(int64_t{plan.rows()} * heads * kLatent);
+  const FmaGemmFamily family(ops);
+  GemmRunner gemms(Pool());
+  AttentionRunner runner(family, ops, Pool(), gemms);
+  std::byte* const slabs[] = {slab.data()};
+  for (auto _ : state) {
+    runner.Attend(attention, plan, {layout, slabs, sequences * pages_each}, 0,
+                  {DType::kBF16, plan.rows(), heads * (kLatent + kRope), query.data()},
+                  {DType::kBF16, plan.rows(), int64_t{heads} * kLatent, output.data()});
+  }
+  const double keys = sequences * (rows * context + rows * (rows + 1) / 2.0);
+  state.counters["flops"] = benchmark::Counter(
+      keys * heads * 2 * (2 * kLatent + kRope) * state.iterations(), benchmark::Counter::kIsRate);
+  const auto bytes = static_cast<double>(sequences) * (context + rows) * layout.record_bytes();
+  state.SetBytesProcessed(static_cast<int64_t>(bytes * state.iterations()));
+}
+
+BENCHMARK(FmaPeak)->UseRealTime()->Unit(benchmark::kMillisecond)->Arg(1)->Arg(0);
+BENCHMARK(Attend)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond)
+    ->ArgsProduct({{1, 0}, {16}, {1}, {1, 512}, {0, 8191}})
+    ->ArgsProduct({{1, 0}, {16}, {8}, {1}, {8191}})
+    ->ArgsProduct({{1, 0}, {128}, {1}, {1}, {8191}});
+
+}  // namespace
+}  // namespace epic::kernels
+
+BENCHMARK_MAIN();
