@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -136,6 +137,12 @@ class Backend {
   virtual KvType kv_type() const { return KvType::kBF16; }
   // For people: CPU or GPU, family, threads.
   virtual std::string description() const = 0;
+
+  // Operations that take long call `interlude` now and then on the thread that called them, at
+  // least every 50 ms or so, so that a rank can say that it is at work. It calls nothing of the
+  // backend, and frees nothing that the operation reads. A device that computes on its own need
+  // not.
+  virtual void SetInterlude(std::function<void()> interlude) {}
 
   // Loading. The source is read within the call and may be released after it. Thread-safe.
   virtual std::unique_ptr<Memory> Allocate(int64_t bytes) = 0;

@@ -106,8 +106,10 @@ class Rank {
                     Connection::Handlers{
                         .on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
                         .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {
-    Report();
+    plan.backend->SetInterlude([this] { Interlude(); });
+    loop_.At(env_.clock.Now(), [this] { OnReportTime(); });
   }
+  ~Rank() { plan_.backend->SetInterlude({}); }
 
   absl::Status Run() {
     if (options_.attention()) RETURN_IF_ERROR(LoadAttention());
@@ -198,7 +200,20 @@ class Rank {
     sequences_.Connect(link);
   }
 
+  // In the midst of a long operation, where the loop does not turn.
+  void Interlude() {
+    if (env_.clock.Now() < reported_at_ + RankService::kReportInterval) return;
+    service_.ticks().Tick(false);
+    Report();
+  }
+
+  void OnReportTime() {
+    Report();
+    loop_.At(reported_at_ + RankService::kReportInterval, [this] { OnReportTime(); });
+  }
+
   void Report() {
+    reported_at_ = env_.clock.Now();
     RankService::Gauges gauges{.computing = sequences_.busy(),
                                .doorbell_rescues = transport_.doorbell_rescues(),
                                .resident_bytes = ResidentBytes()};
@@ -207,7 +222,6 @@ class Rank {
       gauges.replayed_rows = attention_->engine.replayed_rows();
     }
     service_.Report(gauges);
-    loop_.At(env_.clock.Now() + RankService::kReportInterval, [this] { Report(); });
   }
 
   const WorkerOptions& options_;
@@ -221,6 +235,7 @@ class Rank {
   RankService service_;
   std::optional<Connection> connection_;
   std::optional<Attention> attention_;
+  absl::Time reported_at_;
   bool ends_ = false;
 };
 

@@ -200,6 +200,7 @@ void AttentionRunner::AddTiles(const std::vector<Tile>& tiles, const Keys& keys,
     for (size_t i = next_task_.fetch_add(1); i < tiles.size(); i = next_task_.fetch_add(1)) {
       RunTile(tiles[i], keys, partial + partial_bytes, reinterpret_cast<float*>(total),
               reinterpret_cast<float*>(partial));
+      pool_.Breathe(thread);
     }
   });
 }
@@ -220,6 +221,7 @@ void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys
       ops_.attention_load(tile.lanes, scratch);
       RunSplit(tile, keys, tasks_[i].split, scratch,
                partials + static_cast<int64_t>(i) * partial_floats);
+      pool_.Breathe(thread);
     }
   });
   gemms_.Part(0, [&, this, partials, partial_floats](int thread, int threads) {

@@ -54,6 +54,10 @@ class CpuBackend : public Backend {
 
   int64_t regions() const { return pool_.regions(); }
 
+  void SetInterlude(std::function<void()> interlude) override {
+    pool_.SetInterlude(std::move(interlude));
+  }
+
   std::unique_ptr<Memory> Allocate(int64_t bytes) override {
     return std::make_unique<HugeMemory>(bytes);
   }

@@ -286,6 +286,19 @@ Schedule RandomSchedule(Random& random) {
   return schedule;
 }
 
+TEST(CpuBackend, CallsTheInterludeWithinOperations) {
+  const ToyModel model(SmallToyShape(), 1);
+  const auto backend = Cpu(CpuVectors::kAuto, 2);
+  int calls = 0;
+  backend->SetInterlude([&] { ++calls; });
+  const Logits logits = RunAll(model, *backend, kMixed);
+  EXPECT_GT(calls, 100);
+  backend->SetInterlude({});
+  const int before = calls;
+  EXPECT_EQ(RunAll(model, *backend, kMixed), logits);
+  EXPECT_EQ(calls, before);
+}
+
 TEST(CpuBackend, HasTheBitsOfTheReferenceInRandomShapes) {
   Random random(2026);
   for (int trial = 0; trial < 24; ++trial) {

@@ -131,6 +131,7 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const st
               .c = reinterpret_cast<float*>(c),
               .second = reinterpret_cast<float*>(second),
               .stride = stride});
+      pool_.Breathe(thread);
     }
   }
 }

@@ -36,6 +36,13 @@ class ThreadPool {
   // every thread.
   void RunPhases(std::span<const std::function<void(int)>> bodies);
 
+  // `interlude` is called by Breathe on thread 0; empty: nothing is.
+  void SetInterlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
+  // Bodies call it between pieces of work of some milliseconds.
+  void Breathe(int thread) const {
+    if (thread == 0 && interlude_) interlude_();
+  }
+
   // Cores that this process may use.
   static int AvailableCores();
 
@@ -52,6 +59,7 @@ class ThreadPool {
   const int spins_max_;  // 0 where there are more threads than cores
   std::mutex run_mutex_;
   std::thread::id pinned_caller_;
+  std::function<void()> interlude_;
   int64_t regions_ = 0;
   std::span<const std::function<void(int)>> bodies_;
   std::atomic<bool> stopping_ = false;

@@ -90,6 +90,21 @@ TEST(ThreadPool, CallersOnSeveralThreadsTakeTurns) {
   EXPECT_EQ(inside, 300);
 }
 
+TEST(ThreadPool, BreathesOnTheCallingThreadAlone) {
+  ThreadPool pool(3, false);
+  pool.Run([&](int thread) { pool.Breathe(thread); });
+  int breaths = 0;
+  const auto caller = std::this_thread::get_id();
+  pool.SetInterlude([&] {
+    ++breaths;
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+  });
+  pool.Run([&](int thread) {
+    for (int i = 0; i < 10; ++i) pool.Breathe(thread);
+  });
+  EXPECT_EQ(breaths, 10);
+}
+
 TEST(ThreadPool, FlushesDenormalsOnItsOwnThreads) {
   ThreadPool pool(3, true);
   std::vector<unsigned> state(3);
