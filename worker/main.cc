@@ -7,6 +7,7 @@
 #include <csignal>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "base/epoll_loop.h"
 #include "base/log.h"
@@ -84,8 +85,9 @@ absl::StatusOr<Plan> MakePlan(const WorkerOptions& options) {
 // The link to the coordinator, dialled anew under a new generation when it is down for good.
 class Connection {
  public:
-  Connection(Env env, const std::string& address, WorkerService& service)
-      : env_(env), address_(address), service_(service) {
+  Connection(Env env, const std::string& address, std::optional<cluster::JoinToken> token,
+             WorkerService& service)
+      : env_(env), address_(address), token_(std::move(token)), service_(service) {
     Dial();
   }
 
@@ -100,7 +102,8 @@ class Connection {
     link_ = cluster::DialControl(
         env_, address_, hello,
         {.on_message = [this](const v1::ControlMessage& message) { service_.OnMessage(message); },
-         .on_down = [this](absl::Status status) { OnDown(std::move(status)); }});
+         .on_down = [this](absl::Status status) { OnDown(std::move(status)); }},
+        token_);
     service_.Connect(link_.get());
   }
 
@@ -117,6 +120,7 @@ class Connection {
 
   Env env_;
   const std::string address_;
+  const std::optional<cluster::JoinToken> token_;
   WorkerService& service_;
   std::unique_ptr<cluster::ControlLink> link_;
   absl::Status refusal_;
@@ -135,7 +139,11 @@ absl::Status Serve(const WorkerOptions& options, Plan& plan, int signals) {
     ends = true;
     service.StartDraining();
   });
-  Connection connection(env, options.coordinator, service);
+  std::optional<cluster::JoinToken> token;
+  if (!options.join_token_file.empty()) {
+    ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
+  }
+  Connection connection(env, options.coordinator, std::move(token), service);
   const int64_t source_bytes = plan.weights.source_bytes;
   service.ReportLoading(0, source_bytes);
   const absl::Time began = RealClock().Now();

@@ -6,6 +6,8 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--model", options.model, "Folder of the Hugging Face checkpoint")->required();
   app.add_option("--coordinator", options.coordinator,
                  "Where the coordinator listens for workers: host:port or unix:/path");
+  app.add_option("--join-token-file", options.join_token_file,
+                 "File with the secret that the coordinator has too");
   app.add_option("--threads", options.threads, "Compute threads; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();

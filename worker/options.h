@@ -12,7 +12,8 @@ namespace epic::worker {
 struct WorkerOptions {
   std::string model;        // folder of the checkpoint
   std::string coordinator;  // host:port or unix:/path
-  int threads = 0;          // 0: all cores that this process may use
+  std::string join_token_file;
+  int threads = 0;  // 0: all cores that this process may use
   std::string numerics = "auto";
   int max_model_len = 0;  // 0: what the model says
   int max_num_seqs = 256;
