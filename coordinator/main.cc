@@ -4,11 +4,14 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/epoll_loop.h"
 #include "base/log.h"
@@ -82,10 +85,66 @@ std::string Address(const std::string& host, int port) {
                                       : absl::StrCat(host, ":", port);
 }
 
+// EPIC_TIME_SCALE stretches what counts as too late: for sanitizers and crowded machines.
+LivenessLimits ScaledLimits() {
+  LivenessLimits limits;
+  const char* const given = std::getenv("EPIC_TIME_SCALE");
+  double scale = 1;
+  if (given == nullptr || !absl::SimpleAtod(given, &scale) || !(scale >= 1 && scale <= 1000)) {
+    return limits;
+  }
+  LOG_INFO("times of liveness are stretched by {}", scale);
+  limits.tick_min *= scale;
+  limits.silence *= scale;
+  limits.loading_silence *= scale;
+  return limits;
+}
+
+// 32 bytes of which nobody knows anything.
+std::string NewSecret(Random& random) {
+  std::string secret;
+  while (secret.size() < 32) {
+    const uint64_t bits = random.Next();
+    secret.append(reinterpret_cast<const char*>(&bits), sizeof bits);
+  }
+  return secret;
+}
+
+// None: there is no token, and none is needed.
+absl::StatusOr<std::optional<cluster::JoinToken>> ReadToken(const CoordinatorOptions& options) {
+  const bool local = IsLoopback(options.control);
+  std::optional<cluster::JoinToken> token;
+  if (!options.join_token_file.empty()) {
+    ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
+  }
+  if (local) return token;
+  if (!token) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--join-token-file is needed: other machines reach --control ", options.control));
+  }
+  if (!options.insecure) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--insecure is needed: --control ", options.control,
+                     " is not encrypted, and belongs on a private network"));
+  }
+  LOG_WARNING("--insecure: the control stream on {} is not encrypted", options.control);
+  return token;
+}
+
+WorldOptions WorldOf(const CoordinatorOptions& options, uint64_t term, bool with_token) {
+  return {.term = term,
+          .expect_ranks = options.expect_ranks,
+          .replicas_max = options.expert_replicas,
+          .drain_move_after = absl::Seconds(options.drain_move_after_s),
+          .liveness = ScaledLimits(),
+          .pair_secret = with_token ? NewSecret(RealRandom()) : ""};
+}
+
 // All of the running coordinator.
 class Program {
  public:
-  Program(const CoordinatorOptions& options, const ModelFiles& files, EpollLoop& loop)
+  Program(const CoordinatorOptions& options, const ModelFiles& files,
+          std::optional<cluster::JoinToken> token, EpollLoop& loop)
       : options_(options),
         loop_(loop),
         env_{RealClock(), loop, RealRandom(), RealThreads()},
@@ -94,15 +153,15 @@ class Program {
               {.names = ServedNames(options),
                .vocab_size = files.tokenizer->vocab_size(),
                .admission = {.requests_max = options.max_queued_requests},
-               .world = {.term = term_}},
+               .world = WorldOf(options, term_, token.has_value())},
               files.tokenizer),
         metrics_(core_),
         context_(NewContext(options, files, env_, core_, metrics_)),
-        control_(env_, {.term = term_, .build_id = cluster::kBuildId},
+        control_(env_, {.term = term_, .build_id = cluster::kBuildId, .token = std::move(token)},
                  [this](const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
                    return core_.AddWorker(hello, std::move(link));
                  }),
-        cluster_service_(NewClusterService(core_, term_)),
+        cluster_service_(NewClusterService(core_, core_, term_)),
         inference_service_(NewGrpcInference(context_, RealThreads())),
         http_(RealThreads(), {.host = options.host, .port = options.port}, context_) {
     metrics_.AddCounter("epic_replay_mismatch_total",
@@ -112,9 +171,15 @@ class Program {
                         [this] { return static_cast<double>(core_.metrics().resubmissions); });
     metrics_.AddCounter("epic_workers_lost_total", "Workers lost",
                         [this] { return static_cast<double>(core_.metrics().workers_lost); });
+    metrics_.AddCounter("epic_requests_quarantined_total",
+                        "Requests that killed a worker alone, twice",
+                        [this] { return static_cast<double>(core_.metrics().quarantined); });
+    metrics_.AddCounter("epic_event_log_failed_writes_total", "Events that --event-log has not",
+                        [this] { return static_cast<double>(core_.events().failed_writes()); });
   }
 
   absl::Status Start() {
+    if (!options_.event_log.empty()) RETURN_IF_ERROR(core_.events().OpenFile(options_.event_log));
     ASSIGN_OR_RETURN(control_listener_,
                      GrpcListener::Start({.address = options_.control}, {control_.service()}));
     ASSIGN_OR_RETURN(operators_listener_, GrpcListener::Start({.address = options_.operators},
@@ -146,6 +211,9 @@ class Program {
 
   void Stop() {
     control_.Close();
+    core_.Close();
+    // What operators wait for.
+    loop_.RunOnce(absl::ZeroDuration());
     http_.Stop();
     for (auto* listener : {&grpc_listener_, &operators_listener_, &control_listener_}) {
       if (*listener != nullptr) (*listener)->Stop();
@@ -189,8 +257,9 @@ class Program {
 
 absl::Status Run(const CoordinatorOptions& options, int signals) {
   ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(options.model));
+  ASSIGN_OR_RETURN(std::optional<cluster::JoinToken> token, ReadToken(options));
   EpollLoop loop(RealClock());
-  Program program(options, files, loop);
+  Program program(options, files, std::move(token), loop);
   if (absl::Status status = program.Start(); !status.ok()) {
     program.Stop();
     return status;

@@ -8,7 +8,7 @@
 
 namespace epic::coordinator {
 
-// Any thread may call; `done` is called once, on the core's thread, or never if the core goes.
+// Any thread may call; `done` is called once, on the core's thread, or at once when it has ended.
 class Operators {
  public:
   using Done = std::function<void(absl::Status)>;

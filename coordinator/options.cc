@@ -26,6 +26,8 @@ void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
                  "Seconds that a request may take if it does not say")
       ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str();
+  app.add_option("--event-log", options.event_log,
+                 "File to which what happens to the world is appended, as JSON lines");
   app.add_option("--log-level", options.log_level, "debug, info, warning or error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
@@ -38,6 +40,25 @@ void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options) {
       ->capture_default_str();
   app.add_option("--operators", options.operators,
                  "Where operators ask (epic.v1.Cluster): host:port or unix:/path")
+      ->capture_default_str();
+  app.add_option(
+         "--expect-ranks", options.expect_ranks,
+         "Start when so many workers have joined; 0: when every expert has a slot and nobody "
+         "has joined for 2 s")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--expert-replicas", options.expert_replicas,
+                 "Replicas of an expert that slots may be used for, once all have a home")
+      ->check(CLI::Range(1, 1 << 10))
+      ->capture_default_str();
+  app.add_option("--join-token-file", options.join_token_file,
+                 "File with the secret that workers must have too; needed where --control is "
+                 "reached from other machines");
+  app.add_flag("--insecure", options.insecure,
+               "Let workers of other machines dial without encryption");
+  app.add_option("--drain-move-after", options.drain_move_after_s,
+                 "Seconds after which a draining worker's requests move to others")
+      ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   app.add_flag("--exit-with-parent", options.exit_with_parent,
                "Exit when the process that started this one dies; leave Ctrl-C to it");

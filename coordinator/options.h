@@ -15,6 +15,12 @@ struct CoordinatorOptions {
   int grpc_port = 50051;
   std::string control = "127.0.0.1:50061";    // workers dial it
   std::string operators = "127.0.0.1:50062";  // epic.v1.Cluster
+  int expect_ranks = 0;
+  int expert_replicas = 1;
+  std::string join_token_file;
+  bool insecure = false;
+  double drain_move_after_s = 10;
+  std::string event_log;  // file
   std::vector<std::string> served_model_names;
   int max_queued_requests = 4096;
   std::vector<std::string> api_keys;

@@ -4,11 +4,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "base/env.h"
 #include "cluster/control_link.h"
+#include "cluster/join_token.h"
 
 namespace epic::worker {
 
@@ -21,7 +23,9 @@ class Connection {
     std::function<void(cluster::ControlLink*)> on_link;
   };
 
-  Connection(Env env, std::string address, v1::WorkerIdentity identity, Handlers handlers);
+  // `token`: as DialControl takes it.
+  Connection(Env env, std::string address, v1::WorkerIdentity identity,
+             std::optional<cluster::JoinToken> token, Handlers handlers);
 
   // Leaves the present link, once the caller's handler has returned, and dials as a new generation.
   void Renew();
@@ -38,6 +42,7 @@ class Connection {
   Env env_;
   const std::string address_;
   const v1::WorkerIdentity identity_;
+  const std::optional<cluster::JoinToken> token_;
   const Handlers handlers_;
   uint64_t generation_ = 0;
   std::unique_ptr<cluster::ControlLink> link_;

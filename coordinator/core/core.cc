@@ -62,7 +62,7 @@ Core::Core(Env env, CoreOptions options, std::shared_ptr<const text::Tokenizer> 
 }
 
 Core::~Core() {
-  mailbox_->Close();
+  Close();
   if (tick_ != 0) env_.loop.Cancel(tick_);
   for (const auto& [id, entry] : requests_) {
     if (entry.timer != 0) env_.loop.Cancel(entry.timer);
@@ -331,11 +331,12 @@ void Core::Tick() {
 }
 
 void Core::Operate(std::function<absl::Status()> change, Done done) {
-  mailbox_->Post([this, change = std::move(change), done = std::move(done)] {
+  const bool posted = mailbox_->Post([this, change = std::move(change), done] {
     absl::Status status;
     Locked([&] { ChangeWorld([&] { status = change(); }); });
     done(status);
   });
+  if (!posted) done(absl::UnavailableError("the coordinator is going away"));
 }
 
 void Core::Fence(int rank, Done done) {

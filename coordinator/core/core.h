@@ -74,6 +74,8 @@ class Core : public Inference, public Operators {
       const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link);
   // Refuses new requests (Unavailable); those accepted go on.
   void StartDraining();
+  // Nothing that another thread wants is done any more, but for what is posted to the loop already.
+  void Close() { mailbox_->Close(); }
   // Ends every request with `status`.
   void EndAll(const absl::Status& status);
   int active_requests() const;

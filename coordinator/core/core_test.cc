@@ -5,6 +5,7 @@
 
 #include "base/sim_loop.h"
 #include "cluster/loopback_control_link.h"
+#include "cluster/placement/expert_map.h"
 
 namespace epic::coordinator {
 namespace {
@@ -22,7 +23,8 @@ int32_t TokenAt(const v1::StartSequence& start, int position) {
 // One life of a worker: makes a token for each of its sequences in each step.
 class FakeWorker {
  public:
-  FakeWorker(SimLoop& loop, Core& core, uint64_t generation) {
+  FakeWorker(SimLoop& loop, Core& core, uint64_t generation,
+             const v1::WorkerIdentity* identity = nullptr) {
     // The core's end needs the pair's, and the pair the core's handlers.
     auto at_core = std::make_shared<cluster::ControlLinkHandlers>();
     auto links = cluster::NewLoopbackPair(
@@ -32,6 +34,7 @@ class FakeWorker {
         {.on_message = [this](const auto& message) { OnMessage(message); }, .on_down = nullptr});
     v1::ControlHello hello;
     hello.set_generation(generation);
+    if (identity != nullptr) *hello.mutable_worker() = *identity;
     *at_core = *core.AddWorker(hello, std::move(links.first));
     link_ = std::move(links.second);
   }
@@ -80,8 +83,17 @@ class FakeWorker {
     return true;
   }
 
+  // Whether it computes a sequence whose prompt has the token.
+  bool Computes(int32_t token) const {
+    return std::ranges::any_of(held_, [token](const auto& entry) {
+      return std::ranges::count(entry.second.start.prompt(), token) > 0;
+    });
+  }
   size_t held_count() const { return held_.size(); }
   int ends = 0;
+  int rank = -1;
+  uint64_t map_number = 0;
+  int unhosted = 0;  // in its map
 
  private:
   struct Held {
@@ -96,6 +108,15 @@ class FakeWorker {
     } else if (message.has_end()) {
       ++ends;
       held_.erase(message.end().sequence());
+    } else if (message.has_welcome()) {
+      rank = message.welcome().rank();
+    } else if (message.has_place_experts()) {
+      v1::ControlMessage answer;
+      answer.mutable_experts_ready()->set_order(message.place_experts().order());
+      link_->Send(answer);
+    } else if (message.has_publish_map()) {
+      map_number = message.publish_map().number();
+      unhosted = cluster::ExpertMapFrom(message.publish_map())->unhosted_count();
     }
   }
 
@@ -285,6 +306,143 @@ TEST_F(CoreTest, AStopStringSealsTheJournalWhereItIsComplete) {
   EXPECT_EQ(worker.ends, 1);
   stream.reset();
   loop_.RunPosted();
+}
+
+TEST_F(CoreTest, APoisonousRequestIsQuarantinedAndNobodyElseIsHarmed) {
+  constexpr int32_t kPoison = 4242;
+  const Request first = NewRequest(20), second = NewRequest(30);
+  Request poison = NewRequest(20);
+  poison.prompt.push_back(kPoison);
+  auto workers = std::make_pair(NewWorker(), NewWorker());
+  auto a = *core_.Submit(first), b = *core_.Submit(poison), c = *core_.Submit(second);
+  int deaths = 0;
+  for (int turn = 0; turn < 200; ++turn) {
+    loop_.RunPosted();
+    for (auto* worker : {&workers.first, &workers.second}) {
+      if ((*worker)->Computes(kPoison) && turn % 5 == 4) {
+        ++deaths;
+        worker->reset();
+        loop_.RunPosted();
+        *worker = NewWorker();
+      } else if (!(*worker)->Computes(kPoison)) {
+        (*worker)->Step();
+      }
+    }
+  }
+  EXPECT_EQ(Tokens(a->Read(0, 0)), Expected(first, 0));
+  EXPECT_EQ(Tokens(c->Read(0, 0)), Expected(second, 0));
+  EXPECT_EQ(b->Read(0, 0).finish, FinishReason::kError);
+  EXPECT_EQ(b->Read(0, 0).error.code(), absl::StatusCode::kInternal);
+  EXPECT_LE(deaths, 4);
+  EXPECT_EQ(core_.metrics().quarantined, 1);
+  EXPECT_EQ(core_.active_requests(), 0);
+}
+
+TEST_F(CoreTest, SuspectsRunAloneOnlyUntilTheyHaveMadeAToken) {
+  const Request first = NewRequest(20), second = NewRequest(20);
+  auto worker = NewWorker();
+  auto a = *core_.Submit(first), b = *core_.Submit(second);
+  for (int death = 0; death < 2; ++death) {
+    loop_.RunPosted();
+    EXPECT_EQ(worker->held_count(), 2u);
+    worker.reset();
+    loop_.RunPosted();
+    worker = NewWorker();
+  }
+  EXPECT_EQ(worker->held_count(), 1u);
+  worker->Step();
+  loop_.RunPosted();
+  // The other suspect waits until the rank is empty.
+  EXPECT_EQ(worker->held_count(), 1u);
+  while (worker->Step()) loop_.RunPosted();
+  EXPECT_EQ(Tokens(a->Read(0, 0)), Expected(first, 0));
+  EXPECT_EQ(Tokens(b->Read(0, 0)), Expected(second, 0));
+  EXPECT_EQ(core_.metrics().quarantined, 0);
+}
+
+class ManyRanksTest : public CoreTest {
+ protected:
+  std::unique_ptr<FakeWorker> NewRank(Core& core, bool attention) {
+    v1::WorkerIdentity identity;
+    identity.set_attention(attention);
+    identity.set_experts(!attention);
+    identity.set_profile("fma");
+    identity.set_checkpoint("c");
+    identity.set_address("10.0.0.1:1");
+    identity.set_layer_count(3);
+    identity.set_expert_count(8);
+    identity.set_expert_slots(24);
+    auto rank = std::make_unique<FakeWorker>(loop_, core, ++generation_, &identity);
+    if (attention) rank->SendReady();
+    loop_.RunPosted();
+    return rank;
+  }
+  Core many_{env_,
+             {.names = {"toy"}, .vocab_size = 1000, .world = {.term = 9, .expect_ranks = 4}},
+             nullptr};
+};
+
+TEST_F(ManyRanksTest, SequencesGoToAttentionRanksAloneAndAnyRankMayDie) {
+  auto a = NewRank(many_, true), b = NewRank(many_, true), c = NewRank(many_, false);
+  EXPECT_EQ(many_.status().reason, "waiting for ranks: 3 of 4");
+  EXPECT_EQ(many_.Submit(NewRequest(3)).status().code(), absl::StatusCode::kUnavailable);
+  auto d = NewRank(many_, false);
+  EXPECT_TRUE(many_.status().ready);
+  EXPECT_EQ(d->rank, 3);
+  EXPECT_EQ(a->map_number, 1u);
+  const Request first = NewRequest(20), second = NewRequest(20);
+  auto x = *many_.Submit(first), y = *many_.Submit(second);
+  loop_.RunPosted();
+  EXPECT_EQ(a->held_count(), 1u);
+  EXPECT_EQ(b->held_count(), 1u);
+  a->Step();
+  loop_.RunPosted();
+  c.reset();
+  loop_.RunPosted();
+  EXPECT_EQ(a->map_number, 3u);  // without it, then with what the other one has loaded
+  EXPECT_EQ(a->unhosted, 0);
+  EXPECT_EQ(many_.status().experts_unreplicated, 24);
+  a.reset();
+  loop_.RunPosted();
+  EXPECT_EQ(b->held_count(), 2u);
+  while (b->Step()) loop_.RunPosted();
+  EXPECT_EQ(Tokens(x->Read(0, 0)), Expected(first, 0));
+  EXPECT_EQ(Tokens(y->Read(0, 0)), Expected(second, 0));
+  EXPECT_EQ(many_.metrics().replay_mismatches, 0);
+  EXPECT_EQ(many_.metrics().workers_lost, 2);
+}
+
+TEST_F(ManyRanksTest, ADrainMovesRequestsAndAFenceDropsARank) {
+  auto a = NewRank(many_, true), b = NewRank(many_, true), c = NewRank(many_, false),
+       d = NewRank(many_, false);
+  const Request first = NewRequest(20);
+  auto x = *many_.Submit(first);
+  loop_.RunPosted();
+  a->Step();
+  std::vector<absl::Status> said;
+  const auto done = [&](absl::Status status) { said.push_back(std::move(status)); };
+  many_.Drain(0, false, done);
+  many_.Drain(99, false, done);
+  loop_.Advance(absl::Seconds(11));
+  EXPECT_TRUE(said.at(0).ok());
+  EXPECT_EQ(said.at(1).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(a->held_count(), 0u);
+  EXPECT_EQ(b->held_count(), 1u);
+  many_.Fence(1, done);
+  many_.Freeze(true, done);
+  many_.Drain(0, true, done);
+  loop_.RunPosted();
+  EXPECT_TRUE(said.at(2).ok());
+  EXPECT_TRUE(many_.status().frozen);
+  // Nothing was left on it, so it was told to end already.
+  EXPECT_EQ(said.at(4).code(), absl::StatusCode::kFailedPrecondition);
+  auto e = NewRank(many_, true);
+  while (e->Step()) loop_.RunPosted();
+  EXPECT_EQ(Tokens(x->Read(0, 0)), Expected(first, 0));
+  std::set<std::string> kinds;
+  for (const Event& event : many_.events().Read(0)) kinds.insert(event.kind);
+  EXPECT_THAT(kinds, testing::IsSupersetOf({"join", "start", "map", "drain", "revoke", "freeze",
+                                            "resubmit", "ready", "experts ready"}));
 }
 
 TEST_F(CoreTest, ARankOfAnotherProfileIsRefused) {

@@ -118,6 +118,7 @@ struct FrontendMetrics::Families {
 
   std::vector<MetricFamily> StatusFamilies() const;
   std::vector<MetricFamily> RankFamilies(const Status& status) const;
+  std::vector<MetricFamily> ExchangeFamilies(const Status& status) const;
 
   const Inference& inference;
   Labels model_label;
@@ -158,8 +159,19 @@ std::vector<MetricFamily> FrontendMetrics::Families::StatusFamilies() const {
       one("epic_kv_cache_usage_ratio", "Part of the KV pages in use",
           pages > 0 ? pages_used / pages : 0),
       one("epic_preemptions_total", "Sequences that gave their KV pages back to run again",
-          preemptions, MetricType::Counter)};
+          preemptions, MetricType::Counter),
+      one("epic_ranks", "Workers in the world", static_cast<double>(status.ranks.size())),
+      one("epic_map_number", "Version of the map of experts within this coordinator's life",
+          static_cast<double>(status.map_number)),
+      one("epic_experts", "Experts of all layers", static_cast<double>(status.experts)),
+      one("epic_experts_unhosted", "Experts that no rank holds",
+          static_cast<double>(status.experts_unhosted)),
+      one("epic_experts_unreplicated", "Experts that one rank alone holds",
+          static_cast<double>(status.experts_unreplicated)),
+      one("epic_frozen", "1: no rank is revoked on suspicion, no expert moved for evenness",
+          status.frozen ? 1 : 0)};
   for (MetricFamily& family : RankFamilies(status)) families.push_back(std::move(family));
+  for (MetricFamily& family : ExchangeFamilies(status)) families.push_back(std::move(family));
   return families;
 }
 
@@ -181,6 +193,47 @@ std::vector<MetricFamily> FrontendMetrics::Families::RankFamilies(const Status& 
     Add(&steps, labels, static_cast<double>(rank.steps));
   }
   return {ready, running, used, pages, age, steps};
+}
+
+// What ranks report of their exchange of rows.
+std::vector<MetricFamily> FrontendMetrics::Families::ExchangeFamilies(const Status& status) const {
+  struct Column {
+    const char *name, *help;
+    MetricType type;
+    double (*read)(const RankStatus&);
+  };
+  constexpr MetricType kGauge = MetricType::Gauge, kCounter = MetricType::Counter;
+  static const Column kColumns[] = {
+      {"epic_rank_experts_held", "Experts that the rank holds", kGauge,
+       [](const RankStatus& r) -> double { return r.experts_held; }},
+      {"epic_rank_map_number", "Version of the map that the rank has", kGauge,
+       [](const RankStatus& r) { return static_cast<double>(r.map_number); }},
+      {"epic_rank_outstanding_dispatches", "Dispatches sent and not answered", kGauge,
+       [](const RankStatus& r) -> double { return r.outstanding_dispatches; }},
+      {"epic_rank_credits", "Credits granted to the rank and not used", kGauge,
+       [](const RankStatus& r) { return static_cast<double>(r.credits); }},
+      {"epic_rank_oldest_wait_seconds", "How long the rank has waited for another one", kGauge,
+       [](const RankStatus& r) { return absl::ToDoubleSeconds(r.oldest_wait); }},
+      {"epic_rank_last_report_age_seconds", "Since the rank's last report", kGauge,
+       [](const RankStatus& r) { return absl::ToDoubleSeconds(r.last_report_age); }},
+      {"epic_rank_resident_bytes", "Memory of the rank's process", kGauge,
+       [](const RankStatus& r) { return static_cast<double>(r.resident_bytes); }},
+      {"epic_rank_expert_rows_served_total", "Rows that the rank computed for experts", kCounter,
+       [](const RankStatus& r) { return static_cast<double>(r.expert_rows_served); }},
+      {"epic_rank_replayed_rows_total", "Rows sent again after a loss", kCounter,
+       [](const RankStatus& r) { return static_cast<double>(r.replayed_rows); }},
+      {"epic_rank_stale_frames_total", "Answers dropped: nobody waited for them any more", kCounter,
+       [](const RankStatus& r) { return static_cast<double>(r.stale_frames); }},
+      {"epic_rank_doorbell_rescues_total", "Sleeps that a timer ended: should be 0", kCounter,
+       [](const RankStatus& r) { return static_cast<double>(r.doorbell_rescues); }}};
+  std::vector<MetricFamily> families;
+  for (const Column& column : kColumns) {
+    families.push_back(NewFamily(column.name, column.help, column.type));
+    for (const RankStatus& rank : status.ranks) {
+      Add(&families.back(), {{"rank", absl::StrCat(rank.rank)}}, column.read(rank));
+    }
+  }
+  return families;
 }
 
 FrontendMetrics::FrontendMetrics(const Inference& inference) {

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "coordinator/inference.h"
+#include "coordinator/operators.h"
 
 namespace grpc {
 class Service;
@@ -12,7 +13,8 @@ class Service;
 
 namespace epic::coordinator {
 
-// `inference` outlives the service, and the service the server that it is registered with.
-std::unique_ptr<grpc::Service> NewClusterService(const Inference& inference, uint64_t term);
+// Both outlive the service, and the service the server that it is registered with.
+std::unique_ptr<grpc::Service> NewClusterService(const Inference& inference, Operators& operators,
+                                                 uint64_t term);
 
 }  // namespace epic::coordinator

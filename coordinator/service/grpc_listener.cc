@@ -13,12 +13,6 @@ namespace epic::coordinator {
 
 namespace {
 
-// Whether only this machine reaches the address.
-bool IsLoopback(const std::string& address) {
-  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
-         absl::StartsWith(address, "[::1]:");
-}
-
 // Linked in, reflection would be on every server.
 class WithoutReflection : public grpc::ServerBuilderOption {
  public:
@@ -29,6 +23,11 @@ class WithoutReflection : public grpc::ServerBuilderOption {
 };
 
 }  // namespace
+
+bool IsLoopback(const std::string& address) {
+  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
+         absl::StartsWith(address, "[::1]:") || absl::StartsWith(address, "unix:");
+}
 
 absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Start(
     const Options& options, const std::vector<grpc::Service*>& services) {

@@ -14,6 +14,9 @@ class Service;
 
 namespace epic::coordinator {
 
+// Whether only this machine reaches the address.
+bool IsLoopback(const std::string& address);
+
 class GrpcListener {
  public:
   struct Options {
