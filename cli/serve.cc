@@ -115,6 +115,8 @@ std::vector<std::string> CoordinatorCommand(const ServeOptions& options, const s
                                       control,
                                       "--operators",
                                       operators,
+                                      "--expect-ranks",
+                                      absl::StrCat(options.ranks()),
                                       "--max-queued-requests",
                                       absl::StrCat(given.max_queued_requests),
                                       "--shutdown-timeout",

@@ -8,10 +8,12 @@
 
 namespace epic::worker {
 
-Connection::Connection(Env env, std::string address, v1::WorkerIdentity identity, Handlers handlers)
+Connection::Connection(Env env, std::string address, v1::WorkerIdentity identity,
+                       std::optional<cluster::JoinToken> token, Handlers handlers)
     : env_(env),
       address_(std::move(address)),
       identity_(std::move(identity)),
+      token_(std::move(token)),
       handlers_(std::move(handlers)) {
   Dial();
 }
@@ -24,7 +26,8 @@ void Connection::Dial() {
   *hello.mutable_worker() = identity_;
   link_ = cluster::DialControl(env_, address_, hello,
                                {.on_message = handlers_.on_message,
-                                .on_down = [this](absl::Status why) { OnDown(std::move(why)); }});
+                                .on_down = [this](absl::Status why) { OnDown(std::move(why)); }},
+                               token_);
   handlers_.on_link(link_.get());
 }
 

@@ -86,8 +86,8 @@ struct Attention {
 
 class Rank {
  public:
-  Rank(const WorkerOptions& options, RankPlan& plan, cluster::PeerTransport& transport,
-       EpollLoop& loop, Env env)
+  Rank(const WorkerOptions& options, RankPlan& plan, std::optional<cluster::JoinToken> token,
+       cluster::PeerTransport& transport, EpollLoop& loop, Env env)
       : options_(options),
         plan_(plan),
         loop_(loop),
@@ -102,7 +102,7 @@ class Rank {
         sequences_(env.clock),
         service_(env.clock, exchange_, options.experts() ? &slots_ : nullptr,
                  {.on_revoked = [this](const std::string&) { connection_->Renew(); }}),
-        connection_(std::in_place, env, options.coordinator, Identity(),
+        connection_(std::in_place, env, options.coordinator, Identity(), std::move(token),
                     Connection::Handlers{
                         .on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
                         .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {
@@ -245,7 +245,11 @@ absl::Status Serve(const WorkerOptions& options, RankPlan& plan, int signals) {
   ASSIGN_OR_RETURN(const cluster::PeerTransportOptions wires, WiresOf(options));
   ASSIGN_OR_RETURN(const std::unique_ptr<cluster::PeerTransport> transport,
                    cluster::PeerTransport::Create(wires, loop, RealClock(), RealRandom()));
-  Rank rank(options, plan, *transport, loop, env);
+  std::optional<cluster::JoinToken> token;
+  if (!options.join_token_file.empty()) {
+    ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
+  }
+  Rank rank(options, plan, std::move(token), *transport, loop, env);
   loop.Watch(signals, [&] {
     signalfd_siginfo signal;
     if (read(signals, &signal, sizeof signal) != sizeof signal) return;
