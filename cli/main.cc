@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   epic::cli::AddServeCommand(app, &exit_code);
   epic::cli::AddChatCommand(app, &exit_code);
   epic::cli::AddCompleteCommand(app, &exit_code);
+  epic::cli::AddBenchCommand(app, &exit_code);
   CLI11_PARSE(app, argc, argv);
   return exit_code;
 }

@@ -111,6 +111,7 @@ class Gate {
  public:
   virtual ~Gate() = default;
   GateShape shape;
+  int64_t packed_bytes = 0;
 };
 
 // What the gate decides for each row. Ids ascend within a row, weights follow their ids.

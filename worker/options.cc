@@ -60,7 +60,7 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
       ->capture_default_str();
   app.add_option("--pin-threads", options.pin_threads,
                  "on: keep each compute thread on one of the cores that this process may use, if "
-                 "they are enough; then give ranks of one machine disjoint cores (taskset)")
+                 "they are enough and --local-ranks is 1")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   app.add_option("--numerics", options.numerics, "Instruction family, which fixes every bit")

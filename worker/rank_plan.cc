@@ -30,20 +30,18 @@ int Threads(const WorkerOptions& options) {
   return std::max(1, CPU_COUNT(&cores) / options.local_ranks);
 }
 
-kernels::Quantization QuantizationOf(const WorkerOptions& options) {
-  if (options.quantization == "int8") return kernels::Quantization::kInt8;
-  if (options.quantization == "int4") return kernels::Quantization::kInt4;
-  return kernels::Quantization::kNone;
+kernels::CpuOptions CpuOptionsOf(const WorkerOptions& options) {
+  kernels::CpuOptions cpu = kernels::ParseCpuFlags({.numerics = options.numerics,
+                                                    .quantization = options.quantization,
+                                                    .kv_cache_dtype = options.kv_cache_dtype,
+                                                    .pin_threads = options.pin_threads,
+                                                    .threads = Threads(options)});
+  cpu.ranks = options.local_ranks;
+  return cpu;
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
-  kernels::CpuOptions cpu{.quantization = QuantizationOf(options),
-                          .threads = Threads(options),
-                          .pin = options.pin_threads == "on"};
-  if (options.kv_cache_dtype == "fp8") cpu.kv_type = kernels::KvType::kFP8;
-  if (options.numerics == "fma") cpu.family = kernels::CpuFamily::kFma;
-  if (options.numerics == "amx-bf16") cpu.family = kernels::CpuFamily::kAmxBf16;
-  kernels::CpuBackendResult made = kernels::MakeCpuBackend(cpu);
+  kernels::CpuBackendResult made = kernels::MakeCpuBackend(CpuOptionsOf(options));
   if (made.backend == nullptr) return absl::FailedPreconditionError("--numerics: " + made.error);
   if (!made.note.empty()) LOG_INFO("{}", made.note);
   LOG_INFO("{}, numeric profile {}", made.backend->description(), made.backend->profile());
@@ -59,7 +57,7 @@ int64_t ExchangeBytes(const WorkerOptions& options) {
 
 absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
   ASSIGN_OR_RETURN(plan.expert, model::PlanExperts(plan.config, *plan.checkpoint,
-                                                   QuantizationOf(options)));
+                                                   CpuOptionsOf(options).quantization));
   const SlotCount count = CountSlots(plan.config, options.expert_ranks, options.tolerate_losses);
   plan.expert_slots = options.expert_slots > 0 ? options.expert_slots : count.slots;
   needs.expert_slots = plan.expert_slots;
@@ -71,7 +69,7 @@ absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNee
 
 absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
   const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
-                                .quantization = QuantizationOf(options)};
+                                .quantization = CpuOptionsOf(options).quantization};
   ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, load));
   const int rows_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
   plan.limits.scheduler = {.max_num_batched_tokens = rows_max,

@@ -68,7 +68,8 @@ void FmaPeak(benchmark::State& state) {
       benchmark::Counter(flops * state.iterations(), benchmark::Counter::kIsRate);
 }
 
-// Arguments: vectors (0 AVX2, 1 AVX-512), heads, sequences, rows of each, records before them.
+// Arguments: vectors (0 AVX2, 1 AVX-512), heads, sequences, rows of each, records before them,
+// latents (0 BF16, 1 FP8).
 void Attend(benchmark::State& state) {
   if (Skip(state)) return;
   const VectorOps& ops = state.range(0) == 1 ? Avx512VectorOps() : Avx2VectorOps();
@@ -76,7 +77,7 @@ void Attend(benchmark::State& state) {
   const int sequences = static_cast<int>(state.range(2));
   const int rows = static_cast<int>(state.range(3));
   const int context = static_cast<int>(state.range(4));
-  const KvLayout layout{kLatent, kRope};
+  const KvLayout layout{kLatent, kRope, state.range(5) == 1 ? KvType::kFP8 : KvType::kBF16};
   const int pages_each = (context + rows + kPageTokens - 1) / kPageTokens;
   HugeMemory slab(sequences * pages_each * layout.page_bytes());
   std::memset(slab.data(), 0x31, slab.bytes());  // 2.5e-9 everywhere
@@ -114,9 +115,9 @@ BENCHMARK(FmaPeak)->UseRealTime()->Unit(benchmark::kMillisecond)->Arg(1)->Arg(0)
 BENCHMARK(Attend)
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond)
-    ->ArgsProduct({{1, 0}, {16}, {1}, {1, 512}, {0, 8191}})
-    ->ArgsProduct({{1, 0}, {16}, {8}, {1}, {8191}})
-    ->ArgsProduct({{1, 0}, {128}, {1}, {1}, {8191}});
+    ->ArgsProduct({{1, 0}, {16}, {1}, {1, 512}, {0, 8191}, {0, 1}})
+    ->ArgsProduct({{1, 0}, {16}, {8}, {1}, {8191}, {0, 1}})
+    ->ArgsProduct({{1, 0}, {128}, {1}, {1}, {8191}, {0, 1}});
 
 }  // namespace
 }  // namespace epic::kernels

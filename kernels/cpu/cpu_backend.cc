@@ -35,7 +35,8 @@ class CpuBackend : public Backend {
         family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_, int8_),
         quantization_(options.quantization),
         kv_type_(options.kv_type),
-        pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(), options.pin),
+        pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(),
+              options.pin && options.ranks == 1, options.ranks),
         loader_(family_, fma_, options.quantization, pool_),
         gemms_(pool_),
         attention_(family_, ops_, pool_, gemms_) {}
@@ -52,6 +53,7 @@ class CpuBackend : public Backend {
            (pool_.pinned() ? " pinned" : "") + (pool_.threads() == 1 ? " thread" : " threads");
   }
 
+  int threads() const { return pool_.threads(); }
   int64_t regions() const { return pool_.regions(); }
 
   void SetInterlude(std::function<void()> interlude) override {
@@ -306,6 +308,20 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
   result.backend =
       std::make_unique<CpuBackend>(features, ops, amx, ChooseInt8(features, amx, options), options);
   return result;
+}
+
+CpuOptions ParseCpuFlags(const CpuFlags& flags) {
+  CpuOptions options{.threads = flags.threads, .pin = flags.pin_threads == "on"};
+  if (flags.numerics == "fma") options.family = CpuFamily::kFma;
+  if (flags.numerics == "amx-bf16") options.family = CpuFamily::kAmxBf16;
+  if (flags.quantization == "int8") options.quantization = Quantization::kInt8;
+  if (flags.quantization == "int4") options.quantization = Quantization::kInt4;
+  if (flags.kv_cache_dtype == "fp8") options.kv_type = KvType::kFP8;
+  return options;
+}
+
+int ComputeThreads(const Backend& cpu_backend) {
+  return static_cast<const CpuBackend&>(cpu_backend).threads();
 }
 
 int64_t ParallelRegions(const Backend& cpu_backend) {

@@ -24,7 +24,8 @@ struct CpuOptions {
   bool emulate_amx = false;
   KvType kv_type = KvType::kBF16;
   int threads = 0;   // 0: the cores that this process may use
-  bool pin = false;  // each compute thread to its core
+  bool pin = false;  // each compute thread to its core, where this is the only rank
+  int ranks = 1;     // that share these cores: nobody spins where their threads are more
 };
 
 struct CpuBackendResult {
@@ -36,6 +37,17 @@ struct CpuBackendResult {
 // Never runs an instruction that the CPU or the system lacks.
 CpuBackendResult MakeCpuBackend(const CpuOptions& options);
 
+// What flags say, each in one of the words given.
+struct CpuFlags {
+  std::string numerics = "auto";        // auto, fma, amx-bf16
+  std::string quantization = "none";    // none, int8, int4
+  std::string kv_cache_dtype = "auto";  // auto (bf16), bf16, fp8
+  std::string pin_threads = "off";      // on, off
+  int threads = 0;
+};
+CpuOptions ParseCpuFlags(const CpuFlags& flags);
+
+int ComputeThreads(const Backend& cpu_backend);
 // Parallel regions that a backend made by MakeCpuBackend has begun, for tests and benchmarks.
 int64_t ParallelRegions(const Backend& cpu_backend);
 

@@ -127,6 +127,7 @@ std::unique_ptr<CpuGate> WeightLoader::LoadGate(const GateShape& shape, const So
   const DType dtype = exact ? DType::kBF16 : DType::kF32;
   const int64_t panels = PanelCount(fma_, weight.rows);
   gate->memory = std::make_unique<HugeMemory>(PackedBytes(fma_, weight.rows, weight.cols, dtype));
+  gate->packed_bytes = gate->memory->bytes();
   gate->weight = {gate->memory->data(), weight.rows, weight.cols, dtype};
   fma_.Pack(weight, dtype, 0, panels, gate->memory->data());
   return gate;

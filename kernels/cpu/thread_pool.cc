@@ -62,11 +62,11 @@ class ThreadPool::Waiter {
 
 int ThreadPool::AvailableCores() { return static_cast<int>(CoresOfThisThread().size()); }
 
-ThreadPool::ThreadPool(int threads, bool pin)
+ThreadPool::ThreadPool(int threads, bool pin, int pools)
     : threads_(std::max(1, threads)),
       cores_(CoresOfThisThread()),
       pin_(pin && threads_ <= static_cast<int>(cores_.size())),
-      spins_max_(threads_ <= static_cast<int>(cores_.size()) ? kSpinsMax : 0),
+      spins_max_(threads_ * pools <= static_cast<int>(cores_.size()) ? kSpinsMax : 0),
       caller_waiter_(std::make_unique<Waiter>(spins_max_)) {
   for (int i = 1; i < threads_; ++i) {
     workers_.emplace_back([this, i] { Work(i); });

@@ -16,8 +16,9 @@ class ThreadPool {
  public:
   // `threads` counts the caller of Run, who is thread 0. With `pin`, thread i stays on the i-th of
   // the cores that the constructing thread may use, if they are enough; callers then stay on the
-  // first one from their first Run on.
-  ThreadPool(int threads, bool pin);
+  // first one from their first Run on. Waiting threads spin a little before they sleep, unless
+  // `pools` such pools on these cores have more threads than there are cores.
+  ThreadPool(int threads, bool pin, int pools = 1);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -56,7 +57,7 @@ class ThreadPool {
   const int threads_;
   const std::vector<int> cores_;  // that the constructing thread may use
   const bool pin_;
-  const int spins_max_;  // 0 where there are more threads than cores
+  const int spins_max_;
   std::mutex run_mutex_;
   std::thread::id pinned_caller_;
   std::function<void()> interlude_;

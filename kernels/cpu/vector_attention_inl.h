@@ -244,8 +244,7 @@ void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, in
   const int lanes = static_cast<int>(buffers.lanes);
   const int width = tile.latent_dim + tile.rope_dim;
   for (int i = 0; i < lanes; ++i) partial[i] = kMinusInfinity;
-  __builtin_memset(partial + lanes, 0,
-                   sizeof(float) * lanes * (1 + (tile.latent_dim + 7) / 8 * 8));
+  __builtin_memset(partial + lanes, 0, sizeof(float) * lanes * (1 + (tile.latent_dim + 7) / 8 * 8));
   const int lowest = LowestPosition(tile);
   const int64_t parts = int64_t{(width + kDepth - 1) / kDepth} * (kBlockKeys / kGroup);
   for (int first = key_begin; first < key_end; first += kBlockKeys) {

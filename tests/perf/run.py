@@ -1,7 +1,7 @@
-"""Measures the engine and prints a table: `python tests/perf/run.py [--build DIR] [--model DIR ...] [--threads N]`.
+"""Measures whole models with `epic bench` and prints tables: `python tests/perf/run.py [--model DIR ...] [--write] [-- FLAGS]`.
 
-Without --model: tiny-r1 and a synthetic checkpoint in V2-Lite's widths (made in BUILD/synthetic if missing). The share is
-what decoding at batch 1 reads at least (each weight it needs, once) over what memory delivers to all threads at once.
+Without --model: tiny-r1, and a synthetic checkpoint in V2-Lite's widths (made in BUILD/synthetic if missing) as it is, in INT8
+and in INT4. What stands after -- goes to `epic bench`. --write puts the tables into tests/perf/RESULTS.md.
 """
 from __future__ import annotations
 
@@ -11,49 +11,57 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from report import ROOT, commit, table, write_section
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown CPU"
+def synthetic_checkpoint(build: Path) -> Path:
+    folder = build / "synthetic"
+    if not (folder / "tokenizer_config.json").exists():
+        subprocess.run([sys.executable, ROOT / "tools/synthetic/make_checkpoint.py", folder], check=True)
+    return folder
 
 
-def output_of(*command) -> dict:
+def bench(build: Path, model: Path, *flags: str) -> dict:
+    command = [build / "bin/epic", "bench", model, "--json", *flags]
     return json.loads(subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE).stdout)
+
+
+def table_of(report: dict) -> str:
+    rows = [[r["kind"], f"{r['context']}", f"{r['rows']}", f"{r['tokens_per_second']:.1f}", f"{r['step_ms_p50']:.2f}",
+             f"{r['step_ms_p90']:.2f}", f"{r['step_ms_p99']:.2f}", f"{r['floor_bytes'] / 1e6:.1f}",
+             f"{100 * r['floor_share']:.0f} %"] for r in report["results"]]
+    return table(["", "context", "rows", "tokens/s", "ms p50", "p90", "p99", "MB to read", "of bandwidth"], rows)
+
+
+def text_of(report: dict, command: str) -> str:
+    return (f"{report['backend']}; profile `{report['profile']}`; memory delivers "
+            f"{report['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s to {report['threads']} threads; "
+            f"{report['checkpoint_bytes'] / 1e9:.2f} GB checkpoint; commit {commit()}.\n"
+            f"`{command}`\n\n{table_of(report)}\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--model", type=Path, action="append")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--family", default="auto")
+    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md")
+    parser.add_argument("flags", nargs="*", help="for epic bench, after --")
     options = parser.parse_args()
-    subprocess.run(["ninja", "-C", options.build, "bandwidth", "engine-bench"], check=True, stdout=subprocess.DEVNULL)
-    models = options.model
-    if not models:
-        synthetic = options.build / "synthetic"
-        if not (synthetic / "tokenizer_config.json").exists():
-            subprocess.run([sys.executable, ROOT / "tools/synthetic/make_checkpoint.py", synthetic], check=True)
-        models = [ROOT / "models/tiny-r1", synthetic]
-    memory = output_of(options.build / "bin/bandwidth", *([options.threads] if options.threads else []))
-    rows, backend = [], ""
-    for folder in models:
-        r = output_of(options.build / "bin/engine-bench", folder, "--threads", options.threads, "--family", options.family)
-        backend = f"{r['backend']}, {r['profile']}"
-        decode = {d["batch"]: d["tokens_per_second"] for d in r["decode"]}
-        reached = decode[1] * r["bytes_per_token"]
-        rows.append(f"| {folder.name} | {r['checkpoint_bytes'] / 1e9:.2f} | {r['prefill_tokens_per_second']:.0f} | "
-                    f"{decode[1]:.1f} | {decode[8]:.1f} | {r['bytes_per_token'] / 1e6:.0f} | {reached / 1e9:.1f} | "
-                    f"{100 * reached / memory['bytes_per_second']:.0f} % |")
-    print(f"{cpu_name()}; {backend}")
-    print(f"Memory delivers {memory['bytes_per_second'] / 1e9:.1f} GB/s to {memory['threads']} threads.\n")
-    print("| model | GB | prefill tokens/s (512) | decode tokens/s | at batch 8 | MB a token | GB/s at batch 1 | of memory |")
-    print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    subprocess.run(["ninja", "-C", options.build, "epic"], check=True, stdout=subprocess.DEVNULL)
+    if options.model:
+        runs = [(model, []) for model in options.model]
+    else:
+        synthetic = synthetic_checkpoint(options.build)
+        runs = [(ROOT / "models/tiny-r1", [])]
+        runs += [(synthetic, ["--quantization", kind]) for kind in ("none", "int8", "int4")]
+    for model, flags in runs:
+        flags = [*flags, *options.flags]
+        report = bench(options.build, model, *flags)
+        heading = " ".join([model.name, *flags])
+        text = text_of(report, " ".join(["epic bench", model.name, *flags]))
+        print(f"## {heading}\n\n{text}", flush=True)
+        if options.write:
+            write_section(heading, text)
 
 
 if __name__ == "__main__":

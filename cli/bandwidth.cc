@@ -1,5 +1,5 @@
-// Memory read bandwidth of all threads at once, as JSON: each thread reads its share of a buffer
-// in several concurrent streams, as the products of one row do. The best of several passes.
+#include "cli/bandwidth.h"
+
 #include <emmintrin.h>
 #include <sys/mman.h>
 
@@ -7,12 +7,11 @@
 #include <barrier>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
 
+namespace epic::cli {
 namespace {
 
 constexpr int64_t kStreams = 8;
@@ -70,26 +69,16 @@ double BestPassBytesPerSecond(std::byte* buffer, int64_t share, int threads) {
 
 }  // namespace
 
-// bandwidth [THREADS [BYTES]]
-int main(int argc, char** argv) {
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const int threads = std::clamp(argc > 1 ? std::atoi(argv[1]) : cores, 1, 4096);
-  const int64_t bytes = argc > 2 ? std::atoll(argv[2]) : int64_t{2} << 30;
-  const int64_t share = bytes / threads / (kStreams * kLine) * (kStreams * kLine);
-  if (share <= 0) {
-    std::fprintf(stderr, "BYTES %lld: too few for %d threads\n", static_cast<long long>(bytes),
-                 threads);
-    return 2;
-  }
+double MemoryBandwidth(int threads, int64_t bytes) {
+  const int64_t share =
+      std::max<int64_t>(1, bytes / threads / (kStreams * kLine)) * kStreams * kLine;
   void* buffer =
       mmap(nullptr, share * threads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (buffer == MAP_FAILED) {
-    std::perror("mmap");
-    return 1;
-  }
+  if (buffer == MAP_FAILED) return 0;
   madvise(buffer, share * threads, MADV_HUGEPAGE);
   const double speed = BestPassBytesPerSecond(static_cast<std::byte*>(buffer), share, threads);
-  std::printf("{\"threads\": %d, \"bytes\": %lld, \"bytes_per_second\": %.0f}\n", threads,
-              static_cast<long long>(share * threads), speed);
-  return 0;
+  munmap(buffer, share * threads);
+  return speed;
 }
+
+}  // namespace epic::cli

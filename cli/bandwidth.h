@@ -1,0 +1,13 @@
+// What memory delivers to several threads at once.
+#pragma once
+
+#include <cstdint>
+
+namespace epic::cli {
+
+// Bytes a second that `threads` threads read from a buffer of about `bytes`, each its share in
+// several concurrent streams, as the products of one row do: the best of several passes. 0 if there
+// is no such memory.
+double MemoryBandwidth(int threads, int64_t bytes);
+
+}  // namespace epic::cli

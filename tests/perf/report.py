@@ -1,0 +1,28 @@
+"""The results page: sections under headings, each written by the script that measured it."""
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "tests/perf/RESULTS.md"
+TITLE = "# Speed, measured\n"
+
+
+def commit() -> str:
+    return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def write_section(heading: str, text: str) -> None:
+    """Replaces the section of that heading, or adds it at the end."""
+    page = PAGE.read_text() if PAGE.exists() else TITLE
+    section = f"## {heading}\n\n{text.strip()}\n"
+    pattern = re.compile(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", re.M | re.S)
+    page = pattern.sub(lambda _: section + "\n", page) if pattern.search(page) else page.rstrip() + "\n\n" + section
+    PAGE.write_text(page.rstrip() + "\n")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
