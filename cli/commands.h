@@ -9,5 +9,7 @@ namespace epic::cli {
 void AddServeCommand(CLI::App& app, int* exit_code);
 void AddChatCommand(CLI::App& app, int* exit_code);
 void AddCompleteCommand(CLI::App& app, int* exit_code);
+void AddAdminCommand(CLI::App& app, int* exit_code);
+void AddTopCommand(CLI::App& app, int* exit_code);
 
 }  // namespace epic::cli
