@@ -10,6 +10,8 @@ int main(int argc, char** argv) {
   epic::cli::AddChatCommand(app, &exit_code);
   epic::cli::AddCompleteCommand(app, &exit_code);
   epic::cli::AddBenchCommand(app, &exit_code);
+  epic::cli::AddTopCommand(app, &exit_code);
+  epic::cli::AddAdminCommand(app, &exit_code);
   CLI11_PARSE(app, argc, argv);
   return exit_code;
 }

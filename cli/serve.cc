@@ -28,6 +28,7 @@ struct ServeOptions {
   std::vector<std::pair<std::string, std::shared_ptr<std::string>>> worker;
   int attention_ranks = 1;
   int expert_ranks = 0;  // 0: the attention ranks hold the experts too
+  std::string operators;  // empty: a private socket
   bool dry_run = false;
 
   int ranks() const { return attention_ranks + expert_ranks; }
@@ -126,6 +127,9 @@ std::vector<std::string> CoordinatorCommand(const ServeOptions& options, const s
                                       "--log-level",
                                       given.log_level,
                                       "--exit-with-parent"};
+  if (!given.event_log.empty()) {
+    command.insert(command.end(), {"--event-log", given.event_log});
+  }
   for (const std::string& name : given.served_model_names) {
     command.insert(command.end(), {"--served-model-name", name});
   }
@@ -224,7 +228,9 @@ int Serve(const ServeOptions& options) {
     return 1;
   }
   const std::string control = absl::StrCat("unix:", folder.path(), "/control");
-  const std::string operators = absl::StrCat("unix:", folder.path(), "/operators");
+  const std::string operators = options.operators.empty()
+                                    ? absl::StrCat("unix:", folder.path(), "/operators")
+                                    : options.operators;
   std::vector<Supervisor::Child> children = Workers(options, folder.path());
   children.insert(children.begin(),
                   {.name = "coordinator",
@@ -278,6 +284,9 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
     command->add_option(names, *value, help);
     options->worker.emplace_back(std::string(names).substr(0, std::string(names).find(',')), value);
   }
+  command->add_option(
+      "--operators", options->operators,
+      "Where epic admin and epic top ask: host:port or unix:/path; default: nowhere");
   command->add_flag("--dry-run", options->dry_run, "Print the memory plan and exit");
   command->callback([options, exit_code] { *exit_code = Serve(*options); });
 }

@@ -16,20 +16,27 @@ void ExpertHosts::SetLeaving(int rank, bool leaving) {
   if (at != hosts_.end()) at->second.host.leaving = leaving;
 }
 
-std::vector<int> ExpertHosts::HolderCounts() const {
-  std::vector<int> counts(static_cast<size_t>(shape_.layer_count) * shape_.expert_count);
-  for (const auto& [rank, host] : hosts_) {
-    for (const int id : host.held) ++counts[id];
-  }
-  return counts;
+void ExpertHosts::Leave(int rank) {
+  hosts_.erase(rank);
+  Count();
 }
 
-cluster::BalanceRequest ExpertHosts::Request(bool all_held) const {
+void ExpertHosts::Count() {
+  holder_counts_.assign(static_cast<size_t>(shape_.layer_count) * shape_.expert_count, 0);
+  for (const auto& [rank, host] : hosts_) {
+    for (const int id : host.held) ++holder_counts_[id];
+  }
+  const int64_t hosted = std::ranges::count_if(holder_counts_, [](int count) { return count > 0; });
+  unhosted_count_ = shape_.expert_total() - hosted;
+  unreplicated_count_ = std::ranges::count(holder_counts_, 1);
+}
+
+cluster::BalanceRequest ExpertHosts::Request(bool homes_only) const {
   cluster::BalanceRequest request{.layer_count = shape_.layer_count,
                                   .first_expert_layer = shape_.first_expert_layer,
                                   .expert_count = shape_.expert_count,
                                   .replicas_max = replicas_max_,
-                                  .homes_only = !all_held,
+                                  .homes_only = homes_only,
                                   .may_move = may_move_};
   request.current.resize(shape_.layer_count);
   for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
@@ -38,6 +45,9 @@ cluster::BalanceRequest ExpertHosts::Request(bool all_held) const {
   for (const auto& [rank, host] : hosts_) {
     request.hosts.push_back(host.host);
     for (const int id : host.loading ? host.ordered : host.held) {
+      // A load that is less urgent than those to come is given up.
+      const bool urgent = holder_counts_[id] == 0;
+      if (homes_only && !urgent && host.held.count(id) == 0) continue;
       request.current[id / shape_.expert_count][id % shape_.expert_count].push_back(rank);
     }
   }
@@ -82,18 +92,22 @@ v1::PlaceExperts ExpertHosts::Order(Host& host, Experts wanted) {
     const auto hash = hashes_.find(id);
     layer->add_hashes(hash != hashes_.end() ? hash->second.value : 0);
   }
+  // Loads given up are planned again.
+  may_move_ = may_move_ || std::ranges::any_of(host.ordered, [&](int id) {
+                return wanted.count(id) == 0 && host.held.count(id) == 0;
+              });
   std::erase_if(host.held, [&](int id) { return wanted.count(id) == 0; });
   host.loading = host.held.size() < wanted.size();
   host.ordered = std::move(wanted);
   return order;
 }
 
-std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan() {
+std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan(bool frozen) {
   std::vector<std::pair<int, v1::PlaceExperts>> orders;
   if (hosts_.empty()) return orders;
-  const bool all_held = unhosted_count() == 0;
-  const cluster::Replicas desired = cluster::Balance(Request(all_held)).replicas;
-  if (all_held) may_move_ = false;
+  const bool homes_only = frozen || unhosted_count_ > 0;
+  const cluster::Replicas desired = cluster::Balance(Request(homes_only)).replicas;
+  if (!homes_only) may_move_ = false;
   // All are decided upon what is held now: an order that drops changes it.
   std::map<int, Experts> wanted;
   for (const auto& [rank, host] : hosts_) wanted[rank] = Wanted(host, desired);
@@ -101,6 +115,7 @@ std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan() {
     Experts& experts = wanted.at(rank);
     if (experts != host.ordered) orders.emplace_back(rank, Order(host, std::move(experts)));
   }
+  Count();
   return orders;
 }
 
@@ -142,10 +157,12 @@ absl::Status ExpertHosts::OnReady(int rank, const v1::ExpertsReady& ready) {
   absl::Status status = CheckHashes(rank, ready);
   if (!status.ok()) {
     host.held.clear();
+    Count();
     return status;
   }
   host.held = host.ordered;
   host.loading = false;
+  Count();
   return absl::OkStatus();
 }
 
@@ -179,17 +196,6 @@ int64_t ExpertHosts::Shortfall(int without) const {
   return shape_.expert_total() - slots;
 }
 
-int64_t ExpertHosts::unhosted_count() const {
-  int64_t hosted = 0;
-  for (const int count : HolderCounts()) hosted += count > 0 ? 1 : 0;
-  return shape_.expert_total() - hosted;
-}
-
-int64_t ExpertHosts::unreplicated_count() const {
-  const std::vector<int> counts = HolderCounts();
-  return std::ranges::count(counts, 1);
-}
-
 int64_t ExpertHosts::held_count(int rank) const {
   const auto at = hosts_.find(rank);
   return at == hosts_.end() ? 0 : static_cast<int64_t>(at->second.held.size());
@@ -211,8 +217,7 @@ std::vector<int> ExpertHosts::loading_ranks() const {
 bool ExpertHosts::Needed(int without) const {
   const auto at = hosts_.find(without);
   if (at == hosts_.end()) return false;
-  const std::vector<int> counts = HolderCounts();
-  return std::ranges::any_of(at->second.held, [&](int id) { return counts[id] == 1; });
+  return std::ranges::any_of(at->second.held, [&](int id) { return holder_counts_[id] == 1; });
 }
 
 }  // namespace epic::coordinator

@@ -32,11 +32,13 @@ struct ModelShape {
 class ExpertHosts {
  public:
   // `replicas_max`: replicas of an expert that slots are used for, once all have a home.
-  ExpertHosts(ModelShape shape, int replicas_max) : shape_(shape), replicas_max_(replicas_max) {}
+  ExpertHosts(ModelShape shape, int replicas_max) : shape_(shape), replicas_max_(replicas_max) {
+    Count();
+  }
 
   void Join(int rank, int64_t slots, std::string machine);
   // Lost, or gone: what it held is held no more.
-  void Leave(int rank) { hosts_.erase(rank); }
+  void Leave(int rank);
   // A leaving rank keeps what nobody else holds until somebody does.
   void SetLeaving(int rank, bool leaving);
   // A rank that has joined or left makes the rest uneven: the next Plan that finds every expert
@@ -44,9 +46,9 @@ class ExpertHosts {
   void AllowMoves() { may_move_ = true; }
 
   // Orders for those ranks whose hold should change. What an order does not list is held no more
-  // from now on. Experts that nobody holds come first; replicas and moves follow when there are
-  // none.
-  std::vector<std::pair<int, v1::PlaceExperts>> Plan();
+  // from now on. Experts that nobody holds come first, and stop all other loads; replicas and moves
+  // follow when there are none, unless all is `frozen`.
+  std::vector<std::pair<int, v1::PlaceExperts>> Plan(bool frozen = false);
 
   // The answer to an order. InvalidArgument for an answer that no honest rank gives; DataLoss,
   // naming expert, hashes and ranks, if an expert's bytes differ from what its first loader had:
@@ -59,8 +61,8 @@ class ExpertHosts {
   cluster::Replicas replicas() const;
   // Slots that are missing for all experts if `without` were not there; at most 0: none.
   int64_t Shortfall(int without = -1) const;
-  int64_t unhosted_count() const;      // held by no rank
-  int64_t unreplicated_count() const;  // held by one rank alone
+  int64_t unhosted_count() const { return unhosted_count_; }          // held by no rank
+  int64_t unreplicated_count() const { return unreplicated_count_; }  // held by one rank alone
   int64_t held_count(int rank) const;
   bool loading(int rank) const;
   std::vector<int> loading_ranks() const;
@@ -83,8 +85,9 @@ class ExpertHosts {
   };
 
   int Id(int layer, int expert) const { return layer * shape_.expert_count + expert; }
-  std::vector<int> HolderCounts() const;
-  cluster::BalanceRequest Request(bool all_held) const;
+  // After each change of what is held.
+  void Count();
+  cluster::BalanceRequest Request(bool homes_only) const;
   Experts Wanted(const Host& host, const cluster::Replicas& desired) const;
   v1::PlaceExperts Order(Host& host, Experts wanted);
   absl::Status CheckHashes(int rank, const v1::ExpertsReady& ready);
@@ -92,6 +95,9 @@ class ExpertHosts {
   const ModelShape shape_;
   const int replicas_max_;
   std::map<int, Host> hosts_;
+  std::vector<int> holder_counts_;  // by id
+  int64_t unhosted_count_ = 0;
+  int64_t unreplicated_count_ = 0;
   std::map<int, Hash> hashes_;
   uint64_t last_order_ = 0;
   bool may_move_ = false;

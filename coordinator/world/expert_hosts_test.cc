@@ -139,6 +139,36 @@ TEST_F(ExpertHostsTest, ANewRankTakesItsShareAndNothingIsUnhostedMeanwhile) {
   for (const int rank : {1, 2, 3}) EXPECT_NEAR(hosts_.held_count(rank), 16, 2);
 }
 
+TEST_F(ExpertHostsTest, ALossComesBeforeAMoveThatIsUnderWay) {
+  hosts_.Join(1, 48, "");
+  hosts_.Join(2, 48, "");
+  Settle();
+  hosts_.Join(3, 48, "");
+  hosts_.AllowMoves();
+  ASSERT_EQ(Size(hosts_.Plan().at(0).second), 15);
+  hosts_.Leave(2);
+  int64_t loads = 0;
+  for (const auto& [rank, order] : hosts_.Plan()) {
+    loads += Size(order) - hosts_.held_count(rank);
+    EXPECT_TRUE(hosts_.OnReady(rank, Answer(order)).ok());
+  }
+  EXPECT_EQ(loads, 24);
+  EXPECT_EQ(hosts_.unhosted_count(), 0);
+  Settle();
+  EXPECT_NEAR(hosts_.held_count(3), 24, 2);
+  EXPECT_EQ(hosts_.unreplicated_count(), 48);
+}
+
+TEST_F(ExpertHostsTest, FrozenOnlyHomesAreLoaded) {
+  hosts_.Join(1, 48, "");
+  Settle();
+  hosts_.Join(2, 48, "");
+  hosts_.AllowMoves();
+  EXPECT_TRUE(hosts_.Plan(/*frozen=*/true).empty());
+  hosts_.Leave(1);
+  EXPECT_EQ(Size(hosts_.Plan(/*frozen=*/true).at(0).second), 48);
+}
+
 TEST_F(ExpertHostsTest, ALeavingRankKeepsWhatNobodyElseHolds) {
   for (const int rank : {1, 2, 3}) hosts_.Join(rank, 24, "");
   Settle();

@@ -79,7 +79,7 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
   if (!hosts_) hosts_.emplace(ShapeOf(identity), options_.replicas_max);
   if (identity.experts()) {
     hosts_->Join(rank, identity.expert_slots(), identity.host());
-    if (!frozen_) hosts_->AllowMoves();
+    hosts_->AllowMoves();
   }
   TryStart(now);
   Replan();
@@ -187,7 +187,9 @@ void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
   Say("experts ready", rank,
       absl::StrFormat("%d held, %d MiB loaded in %.2f s", hosts_->held_count(rank),
                       ready.loaded_bytes() >> 20, ready.load_seconds()));
-  Replan();
+  // While others load what is urgent, maps come with OnTime: one for all that answer meanwhile.
+  publish_due_ = hosts_->unhosted_count() > 0 && !hosts_->loading_ranks().empty();
+  if (!publish_due_) Replan();
 }
 
 void World::OnLink(int rank, const v1::ControlMessage& message, absl::Time now) {
@@ -250,6 +252,7 @@ void World::Freeze(bool frozen) {
   frozen_ = frozen;
   events_.Append("freeze", -1, 0, frozen ? "on" : "off");
   for (auto& [rank, member] : members_) member.suspected = false;
+  Replan();
 }
 
 WorldActions World::Take() { return std::exchange(actions_, {}); }

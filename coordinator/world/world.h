@@ -154,6 +154,7 @@ class World {
   LinkCourt links_;
   std::set<std::pair<int, int>> broken_links_;  // said and marked
   bool started_ = false;
+  bool publish_due_ = false;
   bool frozen_ = false;
   absl::Time last_join_at_;
   cluster::ExpertMap map_;  // as published

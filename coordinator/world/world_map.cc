@@ -27,7 +27,8 @@ void World::TryStart(absl::Time now) {
 
 void World::Replan() {
   if (!started_) return;
-  const auto orders = hosts_->Plan();
+  publish_due_ = false;
+  const auto orders = hosts_->Plan(frozen_);
   // First the map without what an order drops.
   PublishMap();
   for (const auto& [rank, order] : orders) {
@@ -93,6 +94,10 @@ void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
   if (!started_) {
     TryStart(now);
     Replan();
+  }
+  if (publish_due_) {
+    publish_due_ = false;
+    PublishMap();
   }
   JudgeLiveness(now);
   JudgeLinks(now);

@@ -250,6 +250,7 @@ TEST_F(RunningWorldTest, ALostExpertRankLeavesTheMapAtOnceAndSurvivorsLoadItsExp
   EXPECT_TRUE(world_->ReadySoon().ok());
   EXPECT_TRUE(world_->Routable(0));
   Answer(2);
+  Advance(absl::Milliseconds(50));
   EXPECT_EQ(MapOf(0).unhosted_count(), 5);
   Answer(3);
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
@@ -277,6 +278,8 @@ TEST_F(RunningWorldTest, AJoinTakesItsShareUnlessAllIsFrozen) {
   EXPECT_EQ(world_->hosts()->held_count(5), 0);
   EXPECT_NE(MapOf(0).Find(5), nullptr);
   world_->Freeze(false);
+  Deliver();
+  EXPECT_GT(world_->hosts()->held_count(5), 5);
   Join(Hello(false, true, 15));
   EXPECT_GT(world_->hosts()->held_count(6), 3);
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
