@@ -28,7 +28,7 @@ struct ServeOptions {
   std::vector<std::pair<std::string, std::shared_ptr<std::string>>> worker;
   int attention_ranks = 1;
   int expert_ranks = 0;  // 0: the attention ranks hold the experts too
-  std::string operators;  // empty: a private socket
+  std::string operators = coordinator::CoordinatorOptions().operators;
   bool dry_run = false;
 
   int ranks() const { return attention_ranks + expert_ranks; }
@@ -100,8 +100,8 @@ std::vector<Supervisor::Child> Workers(const ServeOptions& options, const std::s
   return workers;
 }
 
-std::vector<std::string> CoordinatorCommand(const ServeOptions& options, const std::string& control,
-                                            const std::string& operators) {
+std::vector<std::string> CoordinatorCommand(const ServeOptions& options,
+                                            const std::string& control) {
   const coordinator::CoordinatorOptions& given = options.coordinator;
   std::vector<std::string> command = {Beside("epic-coordinator"),
                                       "--model",
@@ -115,7 +115,7 @@ std::vector<std::string> CoordinatorCommand(const ServeOptions& options, const s
                                       "--control",
                                       control,
                                       "--operators",
-                                      operators,
+                                      options.operators,
                                       "--expect-ranks",
                                       absl::StrCat(options.ranks()),
                                       "--max-queued-requests",
@@ -228,13 +228,10 @@ int Serve(const ServeOptions& options) {
     return 1;
   }
   const std::string control = absl::StrCat("unix:", folder.path(), "/control");
-  const std::string operators = options.operators.empty()
-                                    ? absl::StrCat("unix:", folder.path(), "/operators")
-                                    : options.operators;
   std::vector<Supervisor::Child> children = Workers(options, folder.path());
   children.insert(children.begin(),
                   {.name = "coordinator",
-                   .command = CoordinatorCommand(options, control, operators),
+                   .command = CoordinatorCommand(options, control),
                    .grace = absl::Seconds(options.coordinator.shutdown_timeout_s + 5)});
   Supervisor supervisor(RealClock(), std::move(children));
   // Made at the first poll: gRPC's threads come after the signals are blocked.
@@ -242,7 +239,7 @@ int Serve(const ServeOptions& options) {
   bool ready = false;
   return supervisor.Run([&] {
     if (ready) return;
-    if (!progress) progress.emplace(options.coordinator, operators);
+    if (!progress) progress.emplace(options.coordinator, options.operators);
     ready = progress->Poll();
     if (ready) supervisor.SetReady();
   });
@@ -284,9 +281,10 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
     command->add_option(names, *value, help);
     options->worker.emplace_back(std::string(names).substr(0, std::string(names).find(',')), value);
   }
-  command->add_option(
-      "--operators", options->operators,
-      "Where epic admin and epic top ask: host:port or unix:/path; default: nowhere");
+  command
+      ->add_option("--operators", options->operators,
+                   "Where epic admin and epic top ask: host:port or unix:/path")
+      ->capture_default_str();
   command->add_flag("--dry-run", options->dry_run, "Print the memory plan and exit");
   command->callback([options, exit_code] { *exit_code = Serve(*options); });
 }

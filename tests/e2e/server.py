@@ -29,8 +29,9 @@ class Server:
     def __init__(self, log: Path, *flags: str, model: Path = MODEL, environment: dict[str, str] = {}):
         self.environment = os.environ | environment
         self.port, self.grpc_port, self.log = free_port(), free_port(), log
+        self.operators = f"127.0.0.1:{free_port()}"
         self.command = [str(BIN / "epic"), "serve", str(model), "--served-model-name", NAME, "--port", str(self.port),
-                        "--grpc-port", str(self.grpc_port), *flags]
+                        "--grpc-port", str(self.grpc_port), "--operators", self.operators, *flags]
 
     def __enter__(self) -> "Server":
         self.process = subprocess.Popen(self.command, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
