@@ -34,7 +34,7 @@ std::string HostName() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
-  return id;
+  return id.substr(0, id.find('-'));
 }
 
 int64_t ResidentBytes() {
