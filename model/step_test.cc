@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/reference/reference_backend.h"
+#include "model/idle_step.h"
 #include "model/local_exchange.h"
 #include "model/testing/tiny_checkpoint.h"
 
@@ -128,6 +129,39 @@ TEST_F(StepTest, StopsUntilTheExchangeIsReadyAndGoesOnWithTheSameBits) {
   EXPECT_TRUE(Compute(slow, kTokens) == expected);
   EXPECT_EQ(slow.begun(), 2);
   EXPECT_EQ(waits_, 6);
+}
+
+TEST_F(StepTest, AnIdleStepMakesTheSameExchangesWithoutRows) {
+  struct Recorder : SlowExchange {
+    using SlowExchange::SlowExchange;
+    Ticket Begin(const ExpertDispatch& dispatch) override {
+      layers.push_back(dispatch.layer);
+      rows += dispatch.rows.rows + dispatch.experts.rows;
+      return SlowExchange::Begin(dispatch);
+    }
+    std::vector<int> layers;
+    int64_t rows = 0;
+  };
+  Recorder busy(*model_, *backend_, 0);
+  Compute(busy, kTokens);
+  Recorder idle(*model_, *backend_, 2);
+  IdleStep step(model_->config(), idle);
+  int waits = 0;
+  while (true) {
+    const auto progress = step.Advance();
+    ASSERT_TRUE(progress.ok()) << progress.status();
+    if (*progress == Step::Progress::kWaiting) ++waits;
+    if (*progress == Step::Progress::kDone) break;
+  }
+  EXPECT_EQ(idle.layers, busy.layers);
+  EXPECT_EQ(idle.rows, 0);
+  EXPECT_EQ(waits, 4);
+  Recorder failing(*model_, *backend_, 0);
+  failing.FailAt(1);
+  IdleStep fails(model_->config(), failing);
+  absl::Status status;
+  while (status.ok()) status = fails.Advance().status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("rank 3 is gone"));
 }
 
 TEST_F(StepTest, TwoHalvesOfABatchTakeTurns) {

@@ -20,7 +20,9 @@
 #include "worker/connection.h"
 #include "worker/engine/transformer.h"
 #include "worker/exchange/message_exchange.h"
+#include "worker/exchange/start_collective.h"
 #include "worker/experts/loaded_experts.h"
+#include "worker/lock_step_rank.h"
 #include "worker/options.h"
 #include "worker/rank_plan.h"
 #include "worker/service/rank_service.h"
@@ -239,17 +241,9 @@ class Rank {
   bool ends_ = false;
 };
 
-absl::Status Serve(const WorkerOptions& options, RankPlan& plan, int signals) {
-  EpollLoop loop(RealClock());
-  const Env env{RealClock(), loop, RealRandom(), RealThreads()};
-  ASSIGN_OR_RETURN(const cluster::PeerTransportOptions wires, WiresOf(options));
-  ASSIGN_OR_RETURN(const std::unique_ptr<cluster::PeerTransport> transport,
-                   cluster::PeerTransport::Create(wires, loop, RealClock(), RealRandom()));
-  std::optional<cluster::JoinToken> token;
-  if (!options.join_token_file.empty()) {
-    ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
-  }
-  Rank rank(options, plan, std::move(token), *transport, loop, env);
+template <class AnyRank>
+absl::Status RunUntilDrained(AnyRank& rank, const WorkerOptions& options, EpollLoop& loop,
+                             int signals) {
   loop.Watch(signals, [&] {
     signalfd_siginfo signal;
     if (read(signals, &signal, sizeof signal) != sizeof signal) return;
@@ -260,7 +254,19 @@ absl::Status Serve(const WorkerOptions& options, RankPlan& plan, int signals) {
   return rank.Run();
 }
 
-absl::Status Run(const WorkerOptions& options, int signals) {
+absl::Status Serve(const WorkerOptions& options, RankPlan& plan,
+                   std::optional<cluster::JoinToken> token, int signals) {
+  EpollLoop loop(RealClock());
+  const Env env{RealClock(), loop, RealRandom(), RealThreads()};
+  ASSIGN_OR_RETURN(const cluster::PeerTransportOptions wires, WiresOf(options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<cluster::PeerTransport> transport,
+                   cluster::PeerTransport::Create(wires, loop, RealClock(), RealRandom()));
+  Rank rank(options, plan, std::move(token), *transport, loop, env);
+  return RunUntilDrained(rank, options, loop, signals);
+}
+
+// `collective`: to the ranks that it steps together with; null: it exchanges messages.
+absl::Status Run(const WorkerOptions& options, int signals, cluster::Collective* collective) {
   ASSIGN_OR_RETURN(RankPlan plan, MakeRankPlan(options));
   if (options.dry_run) {
     std::cout << plan.memory.ToString() << std::endl;
@@ -268,7 +274,26 @@ absl::Status Run(const WorkerOptions& options, int signals) {
   }
   if (options.coordinator.empty()) return absl::InvalidArgumentError("--coordinator is missing");
   LOG_INFO("{}", plan.memory.ToString());
-  return Serve(options, plan, signals);
+  std::optional<cluster::JoinToken> token;
+  if (!options.join_token_file.empty()) {
+    ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
+  }
+  if (collective == nullptr) return Serve(options, plan, std::move(token), signals);
+  EpollLoop loop(RealClock());
+  LockStepRank rank(options, plan, std::move(token), *collective, loop,
+                    {RealClock(), loop, RealRandom(), RealThreads()});
+  return RunUntilDrained(rank, options, loop, signals);
+}
+
+// As one of the ranks that a launcher started together: what ends this one ends all.
+absl::Status RunInLockStep(const WorkerOptions& options, int signals) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Collective> collective,
+                   StartCollective(options.exchange));
+  InitLog("worker " + std::to_string(collective->rank()), options.log_level);
+  const absl::Status status =
+      Run(LockStepOptions(options, collective->size()), signals, collective.get());
+  if (!status.ok()) collective->Abort(std::string(status.message()));
+  return status;
 }
 
 }  // namespace
@@ -297,10 +322,12 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
   epic::InitLog("worker", options.log_level);
+  const int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   absl::Status status =
       epic::ArmFailpoint(Environment("EPIC_FAILPOINT"), Environment("EPIC_FAILPOINT_ONCE"));
   if (status.ok()) {
-    status = epic::worker::Run(options, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+    status = options.exchange == "messages" ? epic::worker::Run(options, signals, nullptr)
+                                            : epic::worker::RunInLockStep(options, signals);
   }
   if (status.ok()) return 0;
   std::cerr << "error: " << status.message() << std::endl;

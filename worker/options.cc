@@ -29,6 +29,12 @@ void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
                  "Ranks that share this machine's cores and memory evenly")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option(
+         "--exchange", options.exchange,
+         "How ranks exchange rows: messages, or mpi (in lock-step with the other ranks that "
+         "mpirun started, each with both roles)")
+      ->check(CLI::IsMember({"messages", "mpi"}))
+      ->capture_default_str();
   app.add_option("--transport", options.transport,
                  "How rows travel between ranks; auto: shm on one machine, else tcp")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))

@@ -18,6 +18,7 @@ struct WorkerOptions {
   int expert_ranks = 1;     // that the world starts with
   int tolerate_losses = 1;  // of expert ranks, where there are two or more
   int local_ranks = 1;      // that share this machine
+  std::string exchange = "messages";
   std::string transport = "auto";
   std::string exchange_address = "127.0.0.1:0";  // host:port; port 0: any
   std::string advertised_host;                   // told to other ranks; empty: the one listened on

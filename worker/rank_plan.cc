@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/step.h"
+#include "worker/exchange/collective_exchange.h"
 #include "worker/kv/kv_pool.h"
 
 namespace epic::worker {
@@ -48,8 +49,17 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOption
   return std::move(made.backend);
 }
 
-// Frames under way with each of the ranks that this one speaks to.
-int64_t ExchangeBytes(const WorkerOptions& options) {
+int RowsMax(const WorkerOptions& options) {
+  return std::max(options.max_num_batched_tokens, options.max_num_seqs);
+}
+
+// Frames under way with each of the ranks that this one speaks to; or tiles of those that it steps
+// together with.
+int64_t ExchangeBytes(const WorkerOptions& options, const RankPlan& plan) {
+  if (options.exchange != "messages") {
+    return CollectiveExchange::BufferBytes(plan.exchange_shape(), RowsMax(options),
+                                           options.expert_ranks);
+  }
   const int peers = std::max(options.expert_ranks, options.local_ranks) - 1;
   const ExchangeLimits limits;
   return int64_t{2} * peers * limits.tiles_in_flight_max * limits.answer_bytes_max;
@@ -71,7 +81,7 @@ absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryN
   const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
                                 .quantization = CpuOptionsOf(options).quantization};
   ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, load));
-  const int rows_max = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  const int rows_max = RowsMax(options);
   plan.limits.scheduler = {.max_num_batched_tokens = rows_max,
                            .max_num_seqs = options.max_num_seqs,
                            .max_logit_rows = std::max(512, options.max_num_seqs)};
@@ -115,7 +125,7 @@ absl::StatusOr<RankPlan> MakeRankPlan(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(plan.checkpoint, model::Checkpoint::Open(options.model));
   for (const std::string& warning : plan.checkpoint->warnings()) LOG_WARNING("{}", warning);
   ASSIGN_OR_RETURN(plan.backend, MakeBackend(options));
-  MemoryNeeds needs{.exchange_bytes = ExchangeBytes(options)};
+  MemoryNeeds needs{.exchange_bytes = ExchangeBytes(options, plan)};
   if (options.attention()) RETURN_IF_ERROR(PlanAttention(options, plan, needs));
   if (options.experts()) RETURN_IF_ERROR(PlanExperts(options, plan, needs));
   ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());

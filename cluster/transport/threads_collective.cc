@@ -1,0 +1,135 @@
+#include "cluster/transport/threads_collective.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+
+namespace epic::cluster {
+namespace {
+
+void Reduce(Reduction reduction, std::span<const int64_t> from, std::span<int64_t> into) {
+  for (size_t i = 0; i < into.size(); ++i) {
+    switch (reduction) {
+      case Reduction::kMin:
+        into[i] = std::min(into[i], from[i]);
+        break;
+      case Reduction::kMax:
+        into[i] = std::max(into[i], from[i]);
+        break;
+      case Reduction::kSum:
+        into[i] += from[i];
+        break;
+    }
+  }
+}
+
+}  // namespace
+
+class ThreadsWorld::End : public Collective {
+ public:
+  End(ThreadsWorld& world, int rank) : world_(world), rank_(rank) {}
+
+  int rank() const override { return rank_; }
+  int size() const override { return world_.size_; }
+
+  Operation StartAllToAll(std::span<const std::span<const std::byte>> send,
+                          std::span<const std::span<std::byte>> receive) override {
+    CHECK_EQ(static_cast<int>(send.size()), size());
+    CHECK_EQ(static_cast<int>(receive.size()), size());
+    const std::lock_guard lock(world_.mutex_);
+    const Operation operation = next_++;
+    Meeting& meeting = Come(operation, {});
+    if (meeting.reduces) Mismatch(operation, meeting, "all-to-all");
+    meeting.sent.resize(size());
+    for (const auto& part : send) meeting.sent[rank_].emplace_back(part.begin(), part.end());
+    open_[operation].receive.assign(receive.begin(), receive.end());
+    return operation;
+  }
+
+  Operation StartAllReduce(Reduction reduction, std::span<int64_t> values) override {
+    const std::lock_guard lock(world_.mutex_);
+    const Operation operation = next_++;
+    const bool first = !world_.meetings_.contains(operation);
+    Meeting& meeting = Come(operation, {.reduces = true, .reduction = reduction});
+    if (first) {
+      meeting.values.assign(values.begin(), values.end());
+    } else if (!meeting.reduces || meeting.reduction != reduction ||
+               meeting.values.size() != values.size()) {
+      Mismatch(operation, meeting, absl::StrCat("all-reduce of ", values.size()));
+    } else {
+      Reduce(reduction, values, meeting.values);
+    }
+    open_[operation].values = values;
+    return operation;
+  }
+
+  absl::StatusOr<bool> Done(Operation operation) override {
+    const std::lock_guard lock(world_.mutex_);
+    const auto open = open_.find(operation);
+    CHECK(open != open_.end()) << "operation " << operation;
+    if (world_.status_.ok() && world_.meetings_.at(operation).came < size()) return false;
+    if (world_.status_.ok()) Take(operation, open->second);
+    if (!world_.status_.ok()) return world_.status_;
+    open_.erase(open);
+    return true;
+  }
+
+  void Abort(const std::string& reason) override {
+    const std::lock_guard lock(world_.mutex_);
+    world_.Fail(rank_, reason);
+  }
+
+ private:
+  struct Open {
+    std::vector<std::span<std::byte>> receive;
+    std::span<int64_t> values;
+  };
+
+  Meeting& Come(Operation operation, Meeting shape) {
+    shape.first = rank_;
+    Meeting& meeting = world_.meetings_.try_emplace(operation, std::move(shape)).first->second;
+    ++meeting.came;
+    return meeting;
+  }
+
+  void Mismatch(Operation operation, const Meeting& meeting, const std::string& what) {
+    world_.Fail(rank_, absl::StrCat("its operation ", operation, " is an ", what, ", rank ",
+                                    meeting.first, "'s is not"));
+  }
+
+  void Take(Operation operation, const Open& open) {
+    Meeting& meeting = world_.meetings_.at(operation);
+    if (meeting.reduces) std::ranges::copy(meeting.values, open.values.begin());
+    for (size_t from = 0; from < open.receive.size(); ++from) {
+      const std::vector<std::byte>& part = meeting.sent[from][rank_];
+      if (part.size() != open.receive[from].size()) {
+        return world_.Fail(
+            rank_, absl::StrCat("operation ", operation, ": rank ", from, " sent ", part.size(),
+                                " bytes, ", open.receive[from].size(), " were expected"));
+      }
+      std::ranges::copy(part, open.receive[from].begin());
+    }
+    if (++meeting.left == size()) world_.meetings_.erase(operation);
+  }
+
+  ThreadsWorld& world_;
+  const int rank_;
+  Operation next_ = 0;
+  std::map<Operation, Open> open_;
+};
+
+ThreadsWorld::ThreadsWorld(int size) : size_(size) {
+  for (int rank = 0; rank < size; ++rank) ends_.push_back(std::make_unique<End>(*this, rank));
+}
+
+ThreadsWorld::~ThreadsWorld() = default;
+
+Collective& ThreadsWorld::end(int rank) { return *ends_.at(rank); }
+
+void ThreadsWorld::Fail(int rank, const std::string& reason) {
+  if (status_.ok()) status_ = absl::AbortedError(absl::StrCat("rank ", rank, ": ", reason));
+}
+
+}  // namespace epic::cluster

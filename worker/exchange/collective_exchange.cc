@@ -1,0 +1,336 @@
+#include "worker/exchange/collective_exchange.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace epic::worker {
+
+using kernels::DType;
+using kernels::Tensor;
+
+namespace {
+
+// Rows of the four buffers.
+struct BufferRows {
+  int64_t sent_rows, received_rows, sent_answers, received_answers;
+};
+
+BufferRows RowsOf(const ExchangeShape& shape, int rows_max, int tile_rows, int rank_count) {
+  const int64_t k = shape.experts_per_token;
+  const int64_t own = std::min(tile_rows, rows_max);
+  return {.sent_rows = own * std::min<int64_t>(k, rank_count),
+          .received_rows = int64_t{tile_rows} * rank_count,
+          .sent_answers = tile_rows * k * rank_count,
+          .received_answers = own * k};
+}
+
+}  // namespace
+
+int64_t CollectiveExchange::BufferBytes(const ExchangeShape& shape, int rows_max, int rank_count) {
+  const BufferRows rows = RowsOf(shape, rows_max, kTileRows, rank_count);
+  return shape.row_bytes() *
+         (rows.sent_rows + rows.received_rows + rows.sent_answers + rows.received_answers);
+}
+
+CollectiveExchange::CollectiveExchange(const ExchangeShape& shape, int rows_max,
+                                       kernels::Backend& backend, ExpertSet& experts,
+                                       cluster::Collective& collective, int tile_rows)
+    : shape_(shape),
+      rows_max_(rows_max),
+      tile_rows_(tile_rows),
+      experts_(experts),
+      collective_(collective),
+      rank_count_(collective.size()) {
+  const BufferRows rows = RowsOf(shape, rows_max, tile_rows, rank_count_);
+  sent_rows_ = backend.Allocate(rows.sent_rows * row_bytes());
+  received_rows_ = backend.Allocate(rows.received_rows * row_bytes());
+  sent_answers_ = backend.Allocate(rows.sent_answers * row_bytes());
+  received_answers_ = backend.Allocate(rows.received_answers * row_bytes());
+}
+
+void CollectiveExchange::SetMap(std::shared_ptr<const cluster::ExpertMap> map) {
+  CHECK(maps_.empty() || maps_.back()->version < map->version);
+  CHECK_EQ(static_cast<int>(map->replicas.size()), shape_.layer_count);
+  maps_.push_back(std::move(map));
+}
+
+void CollectiveExchange::StartVote(const WaveVote& vote) {
+  if (!status_.ok()) return;
+  CHECK(!voting_ && open_.empty() && !maps_.empty());
+  CHECK_LE(vote.rows, rows_max_);
+  // By their maximum: rows as they are; that all want to leave and the lowest map by negation.
+  vote_[0] = vote.rows;
+  vote_[1] = vote.ends ? -1 : 0;
+  vote_[2] = -static_cast<int64_t>(maps_.back()->version.number);
+  voting_ = collective_.StartAllReduce(cluster::Reduction::kMax, vote_);
+}
+
+absl::StatusOr<std::optional<Wave>> CollectiveExchange::Outcome() {
+  RETURN_IF_ERROR(status_);
+  CHECK(voting_.has_value());
+  const absl::StatusOr<bool> done = collective_.Done(*voting_);
+  if (!done.ok()) return status_ = done.status();
+  if (!*done) return std::nullopt;
+  voting_.reset();
+  const auto map = static_cast<uint64_t>(-vote_[2]);
+  while (maps_.size() > 1 && maps_.front()->version.number < map) maps_.pop_front();
+  if (maps_.front()->version.number != map) {
+    Fail(absl::InternalError(absl::StrCat("map ", map, " is the lowest of all ranks' newest, and ",
+                                          maps_.front()->version.number, " the oldest held here")));
+    return status_;
+  }
+  const int64_t rows = vote_[0];
+  tiles_ = static_cast<int>((rows + tile_rows_ - 1) / tile_rows_);
+  if (rows > 0) return Wave{.kind = Wave::Kind::kStep, .tiles = tiles_};
+  return Wave{.kind = vote_[1] < 0 ? Wave::Kind::kStop : Wave::Kind::kRest};
+}
+
+CollectiveExchange::Ticket CollectiveExchange::Begin(const model::ExpertDispatch& dispatch) {
+  CHECK(open_.size() < 2) << "two tickets are open";
+  CHECK(tiles_ > 0 && !voting_) << "the ranks have agreed on no step";
+  CHECK_LE(dispatch.rows.rows, std::min(tiles_ * tile_rows_, rows_max_));
+  open_.push_back({.ticket = next_ticket_++, .dispatch = dispatch});
+  if (open_.size() == 1) Start();
+  return open_.back().ticket;
+}
+
+bool CollectiveExchange::Ready(Ticket ticket) {
+  if (!status_.ok()) return true;
+  if (open_.front().ticket != ticket) return false;
+  Drive();
+  return !status_.ok() || stage_ == Stage::kComplete;
+}
+
+absl::Status CollectiveExchange::Finish(Ticket ticket, Tensor out) {
+  if (!status_.ok()) {
+    std::erase_if(open_, [&](const Open& open) { return open.ticket == ticket; });
+    return status_;
+  }
+  CHECK(open_.front().ticket == ticket && stage_ == Stage::kComplete) << "ticket " << ticket;
+  CHECK(out.data == open_.front().dispatch.out.data) << "not what Begin was told";
+  open_.pop_front();
+  stage_ = Stage::kIdle;
+  if (!open_.empty()) Start();
+  return absl::OkStatus();
+}
+
+void CollectiveExchange::Start() {
+  if (!status_.ok()) return;
+  if (const absl::Status status = Route(); !status.ok()) return Fail(status);
+  StartCounts();
+}
+
+absl::StatusOr<int> CollectiveExchange::HolderOf(int layer, int expert) const {
+  const std::vector<int>& holders = maps_.front()->replicas[layer][expert];
+  if (holders.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("layer ", layer, ": no rank holds expert ", expert));
+  }
+  const int rank = collective_.rank();
+  if (std::ranges::binary_search(holders, rank)) return rank;
+  return holders[rank % holders.size()];
+}
+
+absl::Status CollectiveExchange::Route() {
+  Open& open = open_.front();
+  const model::ExpertDispatch& dispatch = open.dispatch;
+  open.parcels.resize(tiles_ * rank_count_);
+  for (int64_t row = 0; row < dispatch.rows.rows; ++row) {
+    const int64_t tile = row / tile_rows_;
+    const int32_t* chosen = dispatch.experts.Row<int32_t>(row);
+    for (int64_t j = 0; j < dispatch.experts.cols; ++j) {
+      ASSIGN_OR_RETURN(const int holder, HolderOf(dispatch.layer, chosen[j]));
+      Parcel& parcel = open.parcels[tile * rank_count_ + holder];
+      if (parcel.rows.empty() || parcel.rows.back() != row) {
+        parcel.rows.push_back(static_cast<int32_t>(row));
+      }
+      parcel.pairs.push_back({static_cast<int32_t>(parcel.rows.size()) - 1, chosen[j]});
+      parcel.out_rows.push_back(row * dispatch.experts.cols + j);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void CollectiveExchange::StartCounts() {
+  sent_counts_.assign(rank_count_ * tiles_, {});
+  received_counts_.assign(rank_count_ * tiles_, {});
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    for (int tile = 0; tile < tiles_; ++tile) {
+      const Parcel& parcel = open_.front().parcels[tile * rank_count_ + rank];
+      sent_counts_[rank * tiles_ + tile] = {static_cast<int32_t>(parcel.rows.size()),
+                                            static_cast<int32_t>(parcel.pairs.size())};
+    }
+  }
+  const std::vector<int64_t> bytes(rank_count_, tiles_ * int64_t{sizeof(Counts)});
+  StartAllToAll(sent_counts_.data(), bytes, received_counts_.data(), bytes);
+  stage_ = Stage::kCounts;
+  tile_ = 0;
+}
+
+absl::Status CollectiveExchange::CheckCounts() const {
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    for (int tile = 0; tile < tiles_; ++tile) {
+      const Counts& counts = received_counts_[rank * tiles_ + tile];
+      const bool fits = counts.rows >= 0 && counts.rows <= tile_rows_ && counts.pairs >= 0 &&
+                        counts.pairs <= int64_t{counts.rows} * shape_.experts_per_token;
+      if (fits) continue;
+      return absl::DataLossError(
+          absl::StrCat("layer ", open_.front().dispatch.layer, ": rank ", rank, " announces ",
+                       counts.rows, " rows with ", counts.pairs, " experts; at most ", tile_rows_,
+                       " rows with ", shape_.experts_per_token, " each are allowed"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void CollectiveExchange::StartRows() {
+  std::vector<int64_t> sent_row_bytes, received_row_bytes, sent_pair_bytes, received_pair_bytes;
+  sent_pairs_.clear();
+  std::byte* to = sent_rows_->data();
+  int64_t received_pairs = 0;
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    const Parcel& parcel = SentTo(rank);
+    for (const int32_t row : parcel.rows) {
+      std::memcpy(to, open_.front().dispatch.rows.Row<kernels::BF16>(row), row_bytes());
+      to += row_bytes();
+    }
+    sent_pairs_.insert(sent_pairs_.end(), parcel.pairs.begin(), parcel.pairs.end());
+    const Counts& received = ReceivedFrom(rank);
+    received_pairs += received.pairs;
+    sent_row_bytes.push_back(parcel.rows.size() * row_bytes());
+    received_row_bytes.push_back(received.rows * row_bytes());
+    sent_pair_bytes.push_back(parcel.pairs.size() * sizeof(kernels::ExpertRow));
+    received_pair_bytes.push_back(received.pairs * sizeof(kernels::ExpertRow));
+  }
+  received_pairs_.resize(received_pairs);
+  StartAllToAll(sent_pairs_.data(), sent_pair_bytes, received_pairs_.data(), received_pair_bytes);
+  StartAllToAll(sent_rows_->data(), sent_row_bytes, received_rows_->data(), received_row_bytes);
+  stage_ = Stage::kRows;
+}
+
+absl::Status CollectiveExchange::CheckPairs() {
+  const int layer = open_.front().dispatch.layer;
+  auto pair = received_pairs_.begin();
+  int32_t first_row = 0;
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    const Counts& counts = ReceivedFrom(rank);
+    for (int32_t i = 0; i < counts.pairs; ++i, ++pair) {
+      if (pair->row < 0 || pair->row >= counts.rows) {
+        return absl::DataLossError(absl::StrCat("layer ", layer, ": rank ", rank, " names row ",
+                                                pair->row, " of ", counts.rows));
+      }
+      const bool known = pair->expert >= 0 && pair->expert < shape_.expert_count;
+      if (!known || !experts_.Holds(layer, pair->expert)) {
+        return absl::FailedPreconditionError(absl::StrCat("layer ", layer, ": rank ", rank,
+                                                          " wants expert ", pair->expert,
+                                                          ", which is not held here"));
+      }
+      pair->row += first_row;
+    }
+    first_row += counts.rows;
+  }
+  return absl::OkStatus();
+}
+
+void CollectiveExchange::StartAnswers() {
+  std::vector<int64_t> sent_bytes, received_bytes;
+  int64_t rows = 0;
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    rows += ReceivedFrom(rank).rows;
+    sent_bytes.push_back(ReceivedFrom(rank).pairs * row_bytes());
+    received_bytes.push_back(SentTo(rank).pairs.size() * row_bytes());
+  }
+  if (!received_pairs_.empty()) {
+    const auto pairs = static_cast<int64_t>(received_pairs_.size());
+    experts_.Compute(open_.front().dispatch.layer,
+                     {DType::kBF16, rows, shape_.hidden, received_rows_->data()}, received_pairs_,
+                     {DType::kBF16, pairs, shape_.hidden, sent_answers_->data()});
+  }
+  StartAllToAll(sent_answers_->data(), sent_bytes, received_answers_->data(), received_bytes);
+  stage_ = Stage::kAnswers;
+}
+
+void CollectiveExchange::TakeAnswers() {
+  const std::byte* answer = received_answers_->data();
+  auto* out = open_.front().dispatch.out.As<std::byte>();
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    for (const int64_t row : SentTo(rank).out_rows) {
+      std::memcpy(out + row * row_bytes(), answer, row_bytes());
+      answer += row_bytes();
+    }
+  }
+}
+
+void CollectiveExchange::Drive() {
+  while (status_.ok() && stage_ != Stage::kComplete && OperationsDone()) {
+    if (const absl::Status status = Next(); !status.ok()) Fail(status);
+  }
+}
+
+absl::Status CollectiveExchange::Next() {
+  switch (stage_) {
+    case Stage::kCounts:
+      RETURN_IF_ERROR(CheckCounts());
+      StartRows();
+      break;
+    case Stage::kRows:
+      RETURN_IF_ERROR(CheckPairs());
+      StartAnswers();
+      break;
+    case Stage::kAnswers:
+      TakeAnswers();
+      if (++tile_ < tiles_) {
+        StartRows();
+      } else {
+        stage_ = Stage::kComplete;
+      }
+      break;
+    case Stage::kIdle:
+    case Stage::kComplete:
+      CHECK(false) << "no exchange is under way";
+  }
+  return absl::OkStatus();
+}
+
+bool CollectiveExchange::OperationsDone() {
+  while (!operations_.empty()) {
+    const absl::StatusOr<bool> done = collective_.Done(operations_.back());
+    if (!done.ok()) {
+      status_ = done.status();
+      return false;
+    }
+    if (!*done) return false;
+    operations_.pop_back();
+  }
+  return true;
+}
+
+void CollectiveExchange::Fail(const absl::Status& status) {
+  collective_.Abort(std::string(status.message()));
+  // In the words that the other ranks hear.
+  status_ = absl::AbortedError(
+      absl::StrCat("rank ", collective_.rank(), ": ", std::string(status.message())));
+}
+
+void CollectiveExchange::StartAllToAll(const void* send, const std::vector<int64_t>& send_bytes,
+                                       void* receive, const std::vector<int64_t>& receive_bytes) {
+  std::vector<std::span<const std::byte>> from;
+  std::vector<std::span<std::byte>> to;
+  const auto* sent = static_cast<const std::byte*>(send);
+  auto* received = static_cast<std::byte*>(receive);
+  for (int rank = 0; rank < rank_count_; ++rank) {
+    from.emplace_back(sent, send_bytes[rank]);
+    to.emplace_back(received, receive_bytes[rank]);
+    sent += send_bytes[rank];
+    received += receive_bytes[rank];
+  }
+  operations_.push_back(collective_.StartAllToAll(from, to));
+}
+
+}  // namespace epic::worker

@@ -1,0 +1,141 @@
+#include "worker/lock_step_rank.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "worker/exchange/rank_class.h"
+#include "worker/exchange/static_map.h"
+
+namespace epic::worker {
+
+WorkerOptions LockStepOptions(WorkerOptions options, int rank_count) {
+  options.roles = {"attention", "experts"};
+  options.expert_ranks = rank_count;
+  options.tolerate_losses = 0;
+  options.expert_slots = 0;
+  return options;
+}
+
+LockStepRank::LockStepRank(const WorkerOptions& options, const RankPlan& plan,
+                           std::optional<cluster::JoinToken> token, cluster::Collective& collective,
+                           EpollLoop& loop, Env env)
+    : plan_(plan),
+      collective_(collective),
+      loop_(loop),
+      env_(env),
+      map_(std::make_shared<const cluster::ExpertMap>(StaticMap(plan.config, collective.size()))),
+      experts_(env.clock, plan.config, *plan.checkpoint, *plan.backend, plan.expert_slots,
+               plan.expert.source_bytes),
+      exchange_(plan.exchange_shape(), plan.limits.scheduler.max_num_batched_tokens, *plan.backend,
+                experts_, collective),
+      sequences_(env.clock),
+      connection_(
+          std::in_place, env, options.coordinator, Identity(), std::move(token),
+          Connection::Handlers{
+              .on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
+              .on_link = [this](cluster::ControlLink* link) { sequences_.Connect(link); }}) {
+  exchange_.SetMap(map_);
+}
+
+v1::WorkerIdentity LockStepRank::Identity() const {
+  v1::WorkerIdentity identity;
+  identity.set_attention(true);
+  identity.set_experts(true);
+  identity.set_profile(plan_.backend->profile());
+  identity.set_checkpoint(plan_.checkpoint->fingerprint());
+  identity.set_description(plan_.backend->description());
+  identity.set_process_id(getpid());
+  return identity;
+}
+
+absl::Status LockStepRank::Run() {
+  RETURN_IF_ERROR(Load());
+  RETURN_IF_ERROR(FormWorld());
+  v1::WorkerReady ready;
+  ready.set_profile(plan_.backend->profile());
+  ready.set_checkpoint(plan_.checkpoint->fingerprint());
+  ready.set_kv_page_count(plan_.memory.page_count);
+  ready.set_kv_page_tokens(kernels::kPageTokens);
+  ready.set_max_model_len(plan_.limits.max_model_len);
+  ready.set_max_num_seqs(plan_.limits.scheduler.max_num_seqs);
+  ready.set_description(plan_.backend->description());
+  sequences_.Serve(*engine_, std::move(ready));
+  while (connection_->refusal().ok() && !wave_->stopped()) {
+    loop_.RunOnce(wave_->wait());
+    sequences_.Advance();
+    if (ends_ && sequences_.drained()) wave_->End();
+    RETURN_IF_ERROR(wave_->Join());
+  }
+  return connection_->refusal();
+}
+
+void LockStepRank::Drain() {
+  ends_ = true;
+  sequences_.StartDraining();
+}
+
+absl::Status LockStepRank::Load() {
+  const absl::Time began = env_.clock.Now();
+  experts_.Order(OrderOf(*map_, collective_.rank()));
+  const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
+                                .progress = [this](int64_t bytes) { ReportLoading(bytes); }};
+  ASSIGN_OR_RETURN(model_,
+                   model::Model::Load(plan_.config, *plan_.checkpoint, *plan_.backend, load));
+  RETURN_IF_ERROR(LoadExperts());
+  LOG_INFO("rank {} of {} that step together: {} experts, loaded in {:.1f} s", collective_.rank(),
+           collective_.size(), experts_.held_count(),
+           absl::ToDoubleSeconds(env_.clock.Now() - began));
+  const SchedulerLimits& limits = plan_.limits.scheduler;
+  pool_.emplace(*plan_.backend, model_->kv_layout(), plan_.config.layer_count,
+                plan_.memory.page_count);
+  pages_.emplace(plan_.memory.page_count, [this](int32_t page) { pool_->ZeroPage(page); });
+  transformer_.emplace(*model_, *plan_.backend, exchange_, *pool_, limits.max_num_batched_tokens,
+                       limits.max_logit_rows);
+  wave_.emplace(plan_.config, *transformer_, exchange_, env_.clock);
+  engine_.emplace(plan_.limits, *wave_, *pages_);
+  return absl::OkStatus();
+}
+
+absl::Status LockStepRank::LoadExperts() {
+  while (experts_.loading()) {
+    const std::optional<ExpertOutcome> outcome = experts_.Advance();
+    ReportLoading(plan_.weights.source_bytes + experts_.order_bytes());
+    if (outcome) RETURN_IF_ERROR(outcome->status);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LockStepRank::FormWorld() {
+  RankClass ranks(collective_, absl::StrCat(plan_.backend->profile(), " of checkpoint ",
+                                            plan_.checkpoint->fingerprint()));
+  while (true) {
+    ASSIGN_OR_RETURN(const bool agreed, ranks.Agreed());
+    if (agreed) return absl::OkStatus();
+    loop_.RunOnce(absl::Milliseconds(2));
+  }
+}
+
+void LockStepRank::ReportLoading(int64_t bytes) {
+  const int64_t total = plan_.weights.source_bytes + experts_.order_total_bytes();
+  sequences_.ReportLoading(std::min(bytes, total), total);
+  loop_.RunOnce(absl::ZeroDuration());
+}
+
+void LockStepRank::OnMessage(const v1::ControlMessage& message) {
+  if (message.has_welcome()) {
+    LOG_INFO("the coordinator calls this process rank {}", message.welcome().rank());
+  } else if (message.has_revoked()) {
+    LOG_WARNING("the coordinator has revoked this rank: {}", message.revoked().reason());
+    connection_->Renew();
+  } else {
+    sequences_.OnMessage(message);
+  }
+}
+
+}  // namespace epic::worker
