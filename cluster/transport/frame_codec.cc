@@ -12,6 +12,8 @@
 namespace epic::cluster {
 namespace {
 
+constexpr std::byte kPadding[kFrameAlignment] = {};
+
 uint32_t HeaderCrc(FrameHeader header) {
   header.crc = 0;
   return Crc32c(std::as_bytes(std::span(&header, 1)));
@@ -35,6 +37,13 @@ void SealHeader(const FrameOrigin& self, std::span<const Bytes> parts, bool with
   header->payload_bytes = static_cast<uint32_t>(bytes);
   header->payload_crc = crc;
   header->crc = HeaderCrc(*header);
+}
+
+void LayOut(const FrameHeader& header, std::span<const Bytes> parts, std::vector<Bytes>* frame) {
+  frame->clear();
+  frame->push_back(std::as_bytes(std::span(&header, 1)));
+  frame->insert(frame->end(), parts.begin(), parts.end());
+  frame->push_back(Bytes(kPadding).first(PaddedBytes(header.payload_bytes) - header.payload_bytes));
 }
 
 absl::Status CheckHeader(const FrameHeader& header) {

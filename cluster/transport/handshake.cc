@@ -143,8 +143,7 @@ Hello ListenerHandshake::Refusal(NackReason reason) const {
 }
 
 ListenerHandshake::Step ListenerHandshake::Refuse(NackReason reason, const std::string& why) const {
-  const std::string message =
-      absl::StrCat(Name(peer_.rank, peer_.generation), " is refused: ", why);
+  const std::string message = absl::StrCat(Name(peer_.rank, peer_.generation), ": ", why);
   return {Refusal(reason), reason == NackReason::kNotHere ? absl::UnavailableError(message)
                                                           : absl::PermissionDeniedError(message)};
 }

@@ -157,8 +157,9 @@ void PeerTransport::ReportBroken() {
 
 void PeerTransport::Down(Peer& peer, const absl::Status& why) {
   if (why.code() == absl::StatusCode::kDataLoss) {
-    WarnOnce(absl::StrCat("exchange: rank ", peer.entry.rank, " generation ",
-                          absl::Hex(peer.entry.generation), " is disconnected: ", why.message()));
+    WarnOnce(
+        absl::StrCat("rank ", peer.entry.rank, " generation ", absl::Hex(peer.entry.generation)),
+        why);
   }
   peer.channel = nullptr;
   peer.down_since = clock_.Now();

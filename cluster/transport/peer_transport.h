@@ -98,6 +98,7 @@ class PeerTransport : public Transport, private Sleeper {
   };
   struct Inbound {
     std::unique_ptr<Greeting> greeting;
+    std::string remote;  // whom to blame
     TimerId deadline = 0;
   };
 
@@ -136,8 +137,8 @@ class PeerTransport : public Transport, private Sleeper {
 
   FrameOrigin self() const { return {rank_, generation_}; }
   Nonce NewNonce();
-  // One line for each different key.
-  void WarnOnce(const std::string& message);
+  // One line for each culprit and kind of error.
+  void WarnOnce(const std::string& culprit, const absl::Status& why);
 
   const PeerTransportOptions options_;
   EpollLoop& loop_;

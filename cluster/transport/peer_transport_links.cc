@@ -173,7 +173,7 @@ void PeerTransport::DialFailed(int rank, Wire wire, const absl::Status& why) {
   ++peer.tries;
   peer.last_error = absl::Status(why.code(), what);
   if (absl::IsPermissionDenied(why) || absl::IsDataLoss(why)) {
-    WarnOnce(absl::StrCat("exchange: rank ", rank, ": ", what));
+    WarnOnce(absl::StrCat("rank ", rank, " (", NameOf(wire), ")"), why);
   }
   DialLater(peer);
 }
@@ -215,6 +215,7 @@ void PeerTransport::Accept(int listener, Wire wire) {
       return found == peers_.end() ? nullptr : &found->second.entry;
     };
     Inbound& inbound = inbound_[fd];
+    inbound.remote = RemoteName(fd);
     inbound.greeting = std::make_unique<Greeting>(std::move(socket), wire,
                                                   ListenerHandshake(self(), wire, find, NewNonce()),
                                                   options_.tcp_user_timeout);
@@ -227,7 +228,7 @@ void PeerTransport::Accept(int listener, Wire wire) {
 }
 
 void PeerTransport::PauseAccepting(int listener, Wire wire) {
-  WarnOnce(absl::StrCat("exchange: cannot accept: ", std::strerror(errno)));
+  WarnOnce(address_, absl::ErrnoToStatus(errno, "accept"));
   sockets_.Unwatch(listener);
   paused_[listener] = loop_.At(clock_.Now() + absl::Milliseconds(100), [this, listener, wire] {
     paused_.erase(listener);
@@ -236,7 +237,8 @@ void PeerTransport::PauseAccepting(int listener, Wire wire) {
 }
 
 void PeerTransport::OnInboundEvents(int fd, uint32_t events) {
-  Greeting& greeting = *inbound_.at(fd).greeting;
+  Inbound& inbound = inbound_.at(fd);
+  Greeting& greeting = *inbound.greeting;
   const absl::StatusOr<bool> up = greeting.OnEvents(events);
   if (up.ok() && !*up) return;
   if (up.ok()) {
@@ -249,8 +251,7 @@ void PeerTransport::OnInboundEvents(int fd, uint32_t events) {
   } else {
     ++refused_count_;
     if (!absl::IsUnavailable(up.status())) {
-      WarnOnce(absl::StrCat("exchange: connection from ", RemoteName(fd), " (",
-                            NameOf(greeting.wire()), ") is refused: ", up.status().message()));
+      WarnOnce(absl::StrCat(inbound.remote, " (", NameOf(greeting.wire()), ")"), up.status());
     }
   }
   EndInbound(fd);
@@ -298,8 +299,11 @@ Nonce PeerTransport::NewNonce() {
   return nonce;
 }
 
-void PeerTransport::WarnOnce(const std::string& message) {
-  if (warned_.size() < kWarnedMax && warned_.insert(message).second) LOG_WARNING("{}", message);
+void PeerTransport::WarnOnce(const std::string& culprit, const absl::Status& why) {
+  const std::string key = absl::StrCat(culprit, " ", static_cast<int>(why.code()));
+  if (warned_.size() < kWarnedMax && warned_.insert(key).second) {
+    LOG_WARNING("exchange: {}: {}", culprit, std::string(why.message()));
+  }
 }
 
 }  // namespace epic::cluster

@@ -211,6 +211,30 @@ TEST_P(Pair, RefusesAnotherKeyAndAStaleGeneration) {
   EXPECT_GT(a.transport().refused_count(), 0);
 }
 
+// Neither the ranks that stay nor their machine remember those that are gone.
+TEST_P(Pair, ThousandsOfLivesLeaveNothingBehind) {
+  Node a(1, Options());
+  const auto life = [&] {
+    Node b(2, Options());
+    Connect(a, b);
+    b.SendPattern(1, 1, 100000);
+    ASSERT_TRUE(RunUntil({&a, &b}, [&] { return a.frames[2].size() == 1; }));
+    a.SendPattern(2, 1, 200000);  // under way when it ends
+    a.frames.clear();
+  };
+  for (int i = 0; i < 50; ++i) life();
+  const int descriptors = DescriptorCount();
+  const int64_t resident = ResidentBytes();
+  for (int i = 0; i < 1000 && !HasFailure(); ++i) life();
+  RunRounds({&a}, 2);
+  EXPECT_LE(DescriptorCount(), descriptors);
+  const auto files = std::filesystem::directory_iterator(folder_.path());
+  EXPECT_LE(std::distance(begin(files), end(files)), 1);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LT(ResidentBytes() - resident, 4 << 20);
+#endif
+}
+
 TEST(PeerTransport, PicksTheWireOfEachPair) {
   TestFolder folder;
   NodeOptions shared{.run_dir = folder.path()};

@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 
@@ -16,8 +15,6 @@ namespace {
 
 // Room is given back at least so often while a large frame is collected.
 constexpr size_t kPieceBytes = 256 << 10;
-
-constexpr std::byte kPadding[kFrameAlignment] = {};
 
 }  // namespace
 
@@ -38,18 +35,15 @@ ShmChannel::~ShmChannel() { sockets_.Unwatch(socket_.get()); }
 void ShmChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   FrameHeader sealed = header;
   SealHeader(self_, parts, /*with_payload_crc=*/false, &sealed);
-  absl::InlinedVector<Bytes, 16> all;
-  all.push_back(std::as_bytes(std::span(&sealed, 1)));
-  all.insert(all.end(), parts.begin(), parts.end());
-  all.push_back(Bytes(kPadding).first(PaddedBytes(sealed.payload_bytes) - sealed.payload_bytes));
+  LayOut(sealed, parts, &frame_);
   size_t written = 0;
   if (queue_.empty()) {
-    const absl::StatusOr<size_t> taken = writer_.Write(all, 0);
+    const absl::StatusOr<size_t> taken = writer_.Write(frame_, 0);
     if (!taken.ok()) return Break(taken.status());
     written = *taken;
     if (written > 0) Publish();
   }
-  queue_.Append(all, written);
+  queue_.Append(frame_, written);
 }
 
 void ShmChannel::Publish() {

@@ -2,6 +2,8 @@
 // its death.
 #pragma once
 
+#include <vector>
+
 #include "base/epoll_set.h"
 #include "cluster/transport/channel.h"
 #include "cluster/transport/shm_ring.h"
@@ -40,7 +42,8 @@ class ShmChannel : public Channel {
   const FrameOrigin self_;
   FrameReader frame_reader_;
   OutQueue queue_;
-  bool unread_ = false;  // the last ReadAll ended early
+  std::vector<Bytes> frame_;  // of Send, kept for the next
+  bool unread_ = false;       // the last ReadAll ended early
 };
 
 }  // namespace epic::cluster

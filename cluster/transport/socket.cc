@@ -181,7 +181,12 @@ std::string RemoteName(int socket) {
   sockaddr_storage remote{};
   socklen_t size = sizeof(remote);
   if (getpeername(socket, reinterpret_cast<sockaddr*>(&remote), &size) != 0) return "?";
-  if (remote.ss_family == AF_UNIX) return "unix";
+  if (remote.ss_family == AF_UNIX) {
+    ucred peer{};
+    size = sizeof(peer);
+    getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+    return absl::StrCat("process ", peer.pid, " of user ", peer.uid);
+  }
   return NumericHost(reinterpret_cast<sockaddr*>(&remote), size);
 }
 

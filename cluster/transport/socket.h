@@ -39,7 +39,7 @@ absl::Status CheckPeerUser(int socket);
 
 // Of a connect that has ended: why it failed.
 absl::Status ConnectError(int socket);
-// Numeric address of the other end, without its port; "unix" for a unix socket.
+// Numeric address of the other end, without its port; process and user for a unix socket.
 std::string RemoteName(int socket);
 
 // All `bytes`, and `descriptor` with them unless it is -1. Unavailable if the socket does not take

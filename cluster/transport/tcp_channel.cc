@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 
@@ -20,8 +19,6 @@ constexpr size_t kBufferBytes = 256 << 10;
 constexpr size_t kInPlaceBytesMax = 64 << 10;
 // Of one call, so that one peer cannot keep the thread.
 constexpr size_t kReadBytesMax = 16 << 20;
-
-constexpr std::byte kPadding[kFrameAlignment] = {};
 
 bool WouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
 
@@ -43,35 +40,31 @@ TcpChannel::~TcpChannel() { sockets_.Unwatch(socket_.get()); }
 void TcpChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   FrameHeader sealed = header;
   SealHeader(self_, parts, /*with_payload_crc=*/true, &sealed);
-  absl::InlinedVector<Bytes, 16> all;
-  all.push_back(std::as_bytes(std::span(&sealed, 1)));
-  all.insert(all.end(), parts.begin(), parts.end());
-  all.push_back(Bytes(kPadding).first(PaddedBytes(sealed.payload_bytes) - sealed.payload_bytes));
+  LayOut(sealed, parts, &frame_);
   const bool queued = !queue_.empty();
-  const size_t written = queued ? 0 : Write(all);
+  const size_t written = queued ? 0 : Write(frame_);
   if (!broken().ok()) return;
-  queue_.Append(all, written);
+  queue_.Append(frame_, written);
   if (!queued && !queue_.empty()) sockets_.SetEvents(socket_.get(), EPOLLIN | EPOLLOUT);
 }
 
 size_t TcpChannel::Write(std::span<const Bytes> parts) {
   size_t written = 0, first = 0, skip = 0;
-  absl::InlinedVector<iovec, 16> stretches;
   while (true) {
     // Past what is written, then as many parts as one call takes.
     while (first < parts.size() && skip >= parts[first].size()) skip -= parts[first++].size();
     if (first == parts.size()) return written;
-    stretches.clear();
+    stretches_.clear();
     size_t asked = 0;
-    for (size_t i = first; i < parts.size() && stretches.size() < IOV_MAX; ++i) {
+    for (size_t i = first; i < parts.size() && stretches_.size() < IOV_MAX; ++i) {
       const Bytes part = i == first ? parts[i].subspan(skip) : parts[i];
       if (part.empty()) continue;
-      stretches.push_back({const_cast<std::byte*>(part.data()), part.size()});
+      stretches_.push_back({const_cast<std::byte*>(part.data()), part.size()});
       asked += part.size();
     }
     msghdr message{};
-    message.msg_iov = stretches.data();
-    message.msg_iovlen = stretches.size();
+    message.msg_iov = stretches_.data();
+    message.msg_iovlen = stretches_.size();
     const ssize_t count = sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0 && !WouldBlock(errno)) Break(Gone("send", errno));

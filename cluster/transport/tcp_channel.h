@@ -2,6 +2,10 @@
 // keep a CRC32C of them.
 #pragma once
 
+#include <sys/uio.h>
+
+#include <vector>
+
 #include "base/epoll_set.h"
 #include "cluster/transport/channel.h"
 
@@ -33,6 +37,8 @@ class TcpChannel : public Channel {
   AlignedBytes buffer_;
   size_t begin_ = 0, end_ = 0;  // of what was received and not used
   OutQueue queue_;
+  std::vector<Bytes> frame_;      // of Send, kept for the next
+  std::vector<iovec> stretches_;  // of Write
 };
 
 }  // namespace epic::cluster
