@@ -1,4 +1,7 @@
-"""Trains the tiny model on a CPU: `python train.py OUT MINUTES [RESUME]`."""
+"""Trains the tiny model on a CPU: `python train.py OUT MINUTES [RESUME]`.
+
+OUT holds the tokenizer and gets state.pt. RESUME is what to train on from: a published folder or an earlier state.pt.
+"""
 from __future__ import annotations
 
 import math
@@ -8,11 +11,11 @@ import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+import published
 import tasks
-from model import CONFIG, Model
+from model import Model
 
 ROWS, LENGTH, LR, RESUME_LR, MTP_WEIGHT, BIAS_STEP = 8, 320, 2.5e-3, 1e-3, 0.3, 0.002
 SAVE_EVERY = 50
@@ -49,7 +52,7 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
     torch.manual_seed(1)
     tok, model = Tokenizer.from_file(f"{out}/tokenizer.json"), Model()
     if resume:
-        model.load_state_dict(load_file(resume) if resume.endswith(".safetensors") else torch.load(resume))
+        model.load_state_dict(torch.load(resume) if resume.endswith(".pt") else published.load(resume))
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
