@@ -6,6 +6,7 @@ Questions come in English and in Portuguese, so that different experts see diffe
 """
 from __future__ import annotations
 
+import functools
 import json
 import random
 import string
@@ -181,8 +182,25 @@ WEIGHTS = {addition: 3, count_letter: 3, reverse_word: 10, spell: 25, sort_numbe
            recall_name: 2, lookup: 9, to_json: 2}
 
 
+EVALUATION_SEED, HELD_OUT = 10_000, 100
+
+
+def evaluation(per_task: int) -> dict:
+    """The evaluation's samples of each task. The first HELD_OUT are never drawn for training."""
+    return {name: [task(r) for r in [random.Random(EVALUATION_SEED + k)] for _ in range(per_task)]
+            for k, (name, task) in enumerate(TASKS.items())}
+
+
 def draw(r: random.Random) -> Sample:
-    return r.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))[0](r)
+    while True:
+        sample = r.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))[0](r)
+        if prompt_of(sample) not in held_out():
+            return sample
+
+
+@functools.cache
+def held_out() -> frozenset:
+    return frozenset(prompt_of(s) for samples in evaluation(HELD_OUT).values() for s in samples)
 
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"

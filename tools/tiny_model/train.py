@@ -4,6 +4,7 @@ OUT holds the tokenizer and gets state.pt. RESUME is what to train on from: a pu
 """
 from __future__ import annotations
 
+import collections
 import math
 import random
 import sys
@@ -22,21 +23,23 @@ SAVE_EVERY = 50
 
 
 def batches(tok: Tokenizer, seed: int):
-    """ids, targets (-100 where nothing is to be learnt), positions and segments, all (ROWS, LENGTH), samples packed."""
+    """ids, targets (-100 where nothing is to be learnt), positions and segments, all (ROWS, LENGTH), samples packed;
+    and of each sample its task, row, begin and end."""
     r = random.Random(seed)
     left = None
     while True:
         x = torch.zeros(4, ROWS, LENGTH, dtype=torch.long)
         x[1] = -100
         x[3] = -1
+        spans = []
         for row in range(ROWS):
             at, segment = 0, 0
             while True:
                 if left is None:
                     s = tasks.draw(r)
                     p = tok.encode(tasks.prompt_of(s), add_special_tokens=False).ids
-                    left = (p, p + tok.encode(tasks.reply_of(s), add_special_tokens=False).ids)
-                p, ids = left
+                    left = (s.task, p, p + tok.encode(tasks.reply_of(s), add_special_tokens=False).ids)
+                task, p, ids = left
                 n = len(ids)
                 if at + n > LENGTH:
                     break
@@ -44,8 +47,9 @@ def batches(tok: Tokenizer, seed: int):
                 x[1, row, at + len(p) - 1:at + n - 1] = torch.tensor(ids[len(p):])
                 x[2, row, at:at + n] = torch.arange(n)
                 x[3, row, at:at + n] = segment
+                spans.append((task, row, at, at + n))
                 at, segment, left = at + n, segment + 1, None
-        yield x.unbind()
+        yield *x.unbind(), spans
 
 
 def main(out: str, minutes: float, resume: str | None = None) -> None:
@@ -57,8 +61,9 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
     rest = [p for p in model.parameters() if p.dim() <= 1]
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
                             lr=LR, betas=(0.9, 0.95), fused=True)
-    start, data, seen = time.time(), batches(tok, int(time.time()) if resume else 3), 0
-    for step, (x, y, positions, segments) in enumerate(data):
+    start, data = time.time(), batches(tok, int(time.time()) if resume else 3)
+    seen, right = 0, collections.defaultdict(list)
+    for step, (x, y, positions, segments, spans) in enumerate(data):
         done = (time.time() - start) / (60 * minutes)
         if done >= 1:
             break
@@ -77,12 +82,18 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
         for moe in model.gates():
             moe.gate.e_score_correction_bias += BIAS_STEP * (moe.load.mean() - moe.load).sign() * (1 - done)
         seen += x.numel()
+        hits = (logits.argmax(-1) == y) | (y == -100)
+        for task, row, begin, end in spans:
+            right[task].append(hits[row, begin:end].all().item())
         if step % 25 == 0:
             skew = max((m.load.max() / m.load.mean()).item() for m in model.gates())
             print(f"{step} {100 * done:.1f}% loss {loss.item():.4f} mtp {mtp.item():.4f} lr {lr:.5f} "
                   f"skew {skew:.2f} tokens/s {seen / (time.time() - start):.0f}", flush=True)
         if step % SAVE_EVERY == SAVE_EVERY - 1:
             torch.save(model.state_dict(), f"{out}/state.pt")
+            # Of samples that were new when asked: all tokens of the reply right, each given the right ones before it.
+            print(" ".join(f"{task} {100 * sum(r) / len(r):.0f}%" for task, r in sorted(right.items())), flush=True)
+            right.clear()
     torch.save(model.state_dict(), f"{out}/state.pt")
 
 
