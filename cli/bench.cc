@@ -152,6 +152,7 @@ absl::StatusOr<nlohmann::json> Bench(const BenchOptions& options) {
                            {"note", note},
                            {"threads", threads},
                            {"checkpoint_bytes", checkpoint->tensor_bytes()},
+                           {"packed_bytes", BenchRun::WeightBytes(*model)},
                            {"load_seconds", load_seconds},
                            {"bandwidth_bytes_per_second", bandwidth},
                            {"notes", plan.notes}};
