@@ -32,8 +32,9 @@ def wait_for(condition, seconds=30):
 
 
 def test_operators_see_and_steer(tmp_path):
-    address, log = f"127.0.0.1:{free_port()}", tmp_path / "events"
-    with Server(tmp_path / "log", "--operators", address, "--event-log", str(log)) as server:
+    log = tmp_path / "events"
+    with Server(tmp_path / "log", "--event-log", str(log)) as server:
+        address = server.operators
         code, state = admin(address, "state")
         assert code == 0 and state.startswith("ready\n")
         assert " ready " in state
