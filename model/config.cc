@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "model/json.h"
+#include "model/quantization_config.h"
 
 namespace epic::model {
 namespace {
@@ -22,24 +23,16 @@ constexpr int kPositionsMax = 1 << 20;  // the rope table's angles stay exact up
 
 bool IsV2(const ModelConfig& config) { return config.model_type == "deepseek_v2"; }
 
-absl::Status Unimplemented(const JsonFields& fields, const char* field, const std::string& value,
-                           const char* served) {
-  return absl::UnimplementedError(absl::StrCat(fields.source(), ": ", field, " \"",
-                                               value.substr(0, 60), "\" is not served; it must be ",
-                                               served));
-}
-
 void ReadType(JsonFields& fields, ModelConfig& config) {
   config.model_type = fields.String({"model_type"}, "");
   const std::set<std::string> served = {"deepseek_v2", "deepseek_v3", "kimi_k2"};
   if (!served.contains(config.model_type)) {
-    fields.Fail(Unimplemented(fields, "model_type", config.model_type,
-                              "deepseek_v2, deepseek_v3 or kimi_k2"));
+    fields.NotServed("model_type", config.model_type, "deepseek_v2, deepseek_v3 or kimi_k2");
   }
   const std::string activation = fields.String({"hidden_act"}, "silu");
-  if (activation != "silu") fields.Fail(Unimplemented(fields, "hidden_act", activation, "silu"));
+  if (activation != "silu") fields.NotServed("hidden_act", activation, "silu");
   if (fields.Bool({"attention_bias"}, false)) {
-    fields.Fail(Unimplemented(fields, "attention_bias", "true", "false"));
+    fields.NotServed("attention_bias", "true", "false");
   }
 }
 
@@ -80,7 +73,7 @@ YarnConfig ReadYarn(JsonFields& rope) {
   yarn.mscale_all_dim = rope.Real({"mscale_all_dim"}, 0, 1e3, 0);
   yarn.attention_factor = rope.Real({"attention_factor"}, 1e-3, 1e3, 0);
   if (!rope.Bool({"truncate"}, true)) {
-    rope.Fail(Unimplemented(rope, "truncate", "false", "true"));
+    rope.NotServed("truncate", "false", "true");
   }
   return yarn;
 }
@@ -99,7 +92,7 @@ void ReadRope(JsonFields& fields, ModelConfig& config) {
   if (type == "yarn") {
     config.yarn = ReadYarn(rope);
   } else if (type != "default") {
-    rope.Fail(Unimplemented(rope, "rope_type", type, "default or yarn"));
+    rope.NotServed("rope_type", type, "default or yarn");
   }
   fields.Fail(rope.status());
 }
@@ -133,7 +126,7 @@ void ReadGate(JsonFields& fields, ModelConfig& config) {
   const std::string scoring = fields.String({"scoring_func"}, IsV2(config) ? "softmax" : "sigmoid");
   const std::string method = fields.String({"topk_method"}, IsV2(config) ? "greedy" : "noaux_tc");
   if (scoring != "softmax" && scoring != "sigmoid") {
-    fields.Fail(Unimplemented(fields, "scoring_func", scoring, "softmax or sigmoid"));
+    fields.NotServed("scoring_func", scoring, "softmax or sigmoid");
   }
   config.gate_scoring = scoring == "softmax" ? GateScoring::kSoftmax : GateScoring::kSigmoid;
   if (method == "greedy") {
@@ -143,8 +136,7 @@ void ReadGate(JsonFields& fields, ModelConfig& config) {
   } else if (method == "noaux_tc") {
     config.gate_method = GateMethod::kNoAuxTc;
   } else {
-    fields.Fail(
-        Unimplemented(fields, "topk_method", method, "greedy, group_limited_greedy or noaux_tc"));
+    fields.NotServed("topk_method", method, "greedy, group_limited_greedy or noaux_tc");
   }
   config.normalise_weights = fields.Bool({"norm_topk_prob"}, !IsV2(config));
   config.routed_scaling_factor = fields.Real({"routed_scaling_factor"}, 0, 1e6, 1.0);
@@ -185,25 +177,6 @@ void ReadExperts(JsonFields& fields, ModelConfig& config) {
     config.kept_group_count = fields.Int({"topk_group"}, 1, config.expert_count, 1);
   }
   if (fields.status().ok()) CheckGroups(fields, config);
-}
-
-void ReadQuantization(JsonFields& fields, ModelConfig& config) {
-  const json* found = fields.Find({"quantization_config"});
-  if (found == nullptr) return;
-  JsonFields quantization(*found, absl::StrCat(fields.source(), ": quantization_config"));
-  const std::string method = quantization.String({"quant_method"}, "");
-  const std::string format = quantization.String({"fmt"}, "e4m3");
-  const json* block = quantization.Find({"weight_block_size"});
-  if (method != "fp8") {
-    quantization.Fail(Unimplemented(quantization, "quant_method", method, "fp8"));
-  } else if (format != "e4m3") {
-    quantization.Fail(Unimplemented(quantization, "fmt", format, "e4m3"));
-  } else if (block == nullptr || *block != json::array({128, 128})) {
-    quantization.Fail(Unimplemented(quantization, "weight_block_size",
-                                    block == nullptr ? "null" : block->dump(), "[128,128]"));
-  }
-  config.fp8_blocks = true;
-  fields.Fail(quantization.status());
 }
 
 void ReadEos(JsonFields& fields, const ModelConfig& config, GenerationDefaults& defaults) {

@@ -63,9 +63,11 @@ struct ModelConfig {
   bool normalise_weights = false;
   double routed_scaling_factor = 1;
 
-  bool fp8_blocks =
-      false;              // linear weights in E4M3 with 128×128 block scales, where a scale stands
-  int bos_token_id = -1;  // -1: none
+  // Which types linear weights may have beside BF16, F16 and F32; each says so by its tensors.
+  bool fp8_blocks = false;   // E4M3 with 128×128 block scales
+  bool int4_groups = false;  // compressed-tensors, packed: groups of 32 inputs with a BF16 scale
+  bool int8_rows = false;    // compressed-tensors: a scale per output; activations INT8 by row
+  int bos_token_id = -1;     // -1: none
   std::vector<int32_t> eos_token_ids;  // ascending
 
   bool is_sparse(int layer) const { return sparse_layers[layer] != 0; }

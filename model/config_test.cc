@@ -106,6 +106,70 @@ TEST(ModelConfigTest, ReadsFp8Blocks) {
   EXPECT_TRUE(Parsed(With("quantization_config", fp8)).fp8_blocks);
 }
 
+json CompressedTensors(const char* format, const json& weights, const json& activations) {
+  return {
+      {"quant_method", "compressed-tensors"},
+      {"format", format},
+      {"kv_cache_scheme", nullptr},
+      {"ignore", {"lm_head", "re:.*self_attn.*"}},
+      {"config_groups",
+       {{"group_0",
+         {{"targets", {"Linear"}}, {"weights", weights}, {"input_activations", activations}}}}}};
+}
+
+// As Kimi-K2-Thinking says it.
+const json kInt4Weights = {
+    {"actorder", nullptr}, {"block_structure", nullptr}, {"dynamic", false},  {"group_size", 32},
+    {"num_bits", 4},       {"strategy", "group"},        {"symmetric", true}, {"type", "int"}};
+const json kInt8Weights = {
+    {"num_bits", 8}, {"strategy", "channel"}, {"symmetric", true}, {"type", "int"}};
+const json kInt8Inputs = {
+    {"num_bits", 8}, {"strategy", "token"}, {"dynamic", true}, {"type", "int"}};
+
+TEST(ModelConfigTest, ReadsCompressedTensors) {
+  const json int4 = CompressedTensors("pack-quantized", kInt4Weights, nullptr);
+  EXPECT_TRUE(Parsed(With("quantization_config", int4)).int4_groups);
+  const json int8 = CompressedTensors("int-quantized", kInt8Weights, kInt8Inputs);
+  const ModelConfig config = Parsed(With("quantization_config", int8));
+  EXPECT_TRUE(config.int8_rows);
+  EXPECT_FALSE(config.int4_groups || config.fp8_blocks);
+}
+
+TEST(ModelConfigTest, RefusesOtherCompressedTensorsByName) {
+  const auto error = [](const char* format, json weights, const json& activations,
+                        const char* field, const json& value) {
+    if (field != nullptr) weights[field] = value;
+    return ErrorOf(With("quantization_config", CompressedTensors(format, weights, activations)));
+  };
+  EXPECT_THAT(error("pack-quantized", kInt4Weights, nullptr, "group_size", 128),
+              HasSubstr("config_groups.group_0.weights: group_size \"128\" is not served; it must "
+                        "be 32"));
+  EXPECT_THAT(error("pack-quantized", kInt4Weights, nullptr, "symmetric", false),
+              HasSubstr("symmetric \"false\""));
+  EXPECT_THAT(error("pack-quantized", kInt4Weights, nullptr, "actorder", "group"),
+              HasSubstr("actorder"));
+  EXPECT_THAT(error("pack-quantized", kInt4Weights, nullptr, "num_bits", 3),
+              HasSubstr("format \"pack-quantized of 3 bits\""));
+  EXPECT_THAT(error("pack-quantized", kInt4Weights, nullptr, "num_bits", "many"),
+              HasSubstr("num_bits is"));
+  EXPECT_THAT(error("pack-quantized", kInt4Weights, kInt8Inputs, nullptr, 0),
+              HasSubstr("input_activations"));
+  EXPECT_THAT(error("int-quantized", kInt8Weights, nullptr, nullptr, 0),
+              HasSubstr("input_activations"));
+  EXPECT_THAT(error("int-quantized", kInt8Weights, kInt8Inputs, "strategy", "tensor"),
+              HasSubstr("strategy \"tensor\""));
+  EXPECT_THAT(error("float-quantized", kInt8Weights, kInt8Inputs, nullptr, 0),
+              HasSubstr("float-quantized"));
+  json none = CompressedTensors("pack-quantized", kInt4Weights, nullptr);
+  none["config_groups"] = 7;
+  EXPECT_THAT(ErrorOf(With("quantization_config", none)), HasSubstr("config_groups must be"));
+  none["config_groups"] = {{"g", 7}};
+  EXPECT_THAT(ErrorOf(With("quantization_config", none)), HasSubstr("config_groups.g is number"));
+  json cache = CompressedTensors("pack-quantized", kInt4Weights, nullptr);
+  cache["kv_cache_scheme"] = {{"num_bits", 8}};
+  EXPECT_THAT(ErrorOf(With("quantization_config", cache)), HasSubstr("kv_cache_scheme"));
+}
+
 TEST(ModelConfigTest, RefusesWhatIsNotServedByName) {
   EXPECT_THAT(ErrorOf(With("model_type", "llama")), HasSubstr("model_type \"llama\""));
   EXPECT_THAT(ErrorOf(With("model_type", "deepseek_v32")), HasSubstr("deepseek_v32"));

@@ -114,6 +114,11 @@ void JsonFields::Fail(absl::Status status) {
   if (status_.ok()) status_ = std::move(status);
 }
 
+void JsonFields::NotServed(const char* field, const std::string& value, const char* served) {
+  Fail(absl::UnimplementedError(absl::StrCat(source_, ": ", field, " \"", value.substr(0, 60),
+                                             "\" is not served; it must be ", served)));
+}
+
 void JsonFields::Invalid(const char* name, const json& value, const std::string& must) {
   Fail(absl::InvalidArgumentError(
       absl::StrCat(source_, ": ", name, " is ", Shown(value), "; it must be ", must)));

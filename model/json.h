@@ -46,6 +46,8 @@ class JsonFields {
   std::vector<int32_t> Ids(Names names, int32_t high);
 
   void Fail(absl::Status status);
+  // Fails as Unimplemented: the field's value is not served, but `served` is.
+  void NotServed(const char* field, const std::string& value, const char* served);
   const std::string& source() const { return source_; }
   const absl::Status& status() const { return status_; }
 

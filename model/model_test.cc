@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/number.h"
 #include "kernels/reference/reference_backend.h"
+#include "model/testing/integer_checkpoint.h"
 #include "model/testing/tiny_checkpoint.h"
 
 namespace epic::model {
@@ -157,7 +158,7 @@ TEST_F(ModelTest, NamesMissingAndMisshapenTensors) {
               HasSubstr("q_b_proj.weight is BF16 [40, 72]; its shape must be [72, 40]"));
   tensors[kQueryB] = {"I32", {1}, "1234"};
   EXPECT_THAT(ErrorOf(TinyConfig(), tensors),
-              HasSubstr("q_b_proj.weight is I32 [1]; it must be BF16, F16, F32 or F8_E4M3"));
+              HasSubstr("q_b_proj.weight is I32 [1]; it must be BF16, F16, F32, F8_E4M3 or I8"));
   tensors.erase(kQueryB);
   EXPECT_THAT(ErrorOf(TinyConfig(), tensors), HasSubstr("q_b_proj.weight is missing"));
 }
@@ -215,6 +216,78 @@ TEST_F(ModelTest, PlansAndLoadsExpertsOnlyWithSoundTensors) {
               HasSubstr("experts.5.up_proj.weight is missing"));
   EXPECT_FALSE(LoadExpert((*model)->config(), *checkpoint_, *backend_, 2, 5).ok());
   EXPECT_TRUE(LoadExpert((*model)->config(), *checkpoint_, *backend_, 2, 4).ok());
+}
+
+constexpr char kExpertUp[] = "model.layers.1.mlp.experts.3.up_proj.weight";
+
+TEST_F(ModelTest, LoadsPackedInt4Experts) {
+  json config = TinyConfig();
+  TestTensors tensors = ToInt4(config, TinyTensors(config, 1), ".experts.", nullptr);
+  const auto model = Load(config, tensors);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(plan_.source_bytes + 8 * 3 * 24, checkpoint_->tensor_bytes());  // but for the shapes
+  // I64 shapes are as good.
+  TestTensor& shape = tensors[absl::StrCat(kExpertUp, "_shape")];
+  const int64_t wide[] = {44, 100};
+  shape = {"I64", {2}, std::string(reinterpret_cast<const char*>(wide), 16)};
+  EXPECT_TRUE(Load(config, tensors).ok());
+}
+
+TEST_F(ModelTest, RefusesHostileInt4) {
+  json config = TinyConfig();
+  const TestTensors sound = ToInt4(config, TinyTensors(config, 1), ".experts.", nullptr);
+  const auto error = [&](const char* suffix, const TestTensor& tensor) {
+    TestTensors tensors = sound;
+    tensors[absl::StrCat(kExpertUp, suffix)] = tensor;
+    return ErrorOf(config, tensors);
+  };
+  const std::string packed = sound.at(absl::StrCat(kExpertUp, "_packed")).bytes;
+  EXPECT_THAT(error("_packed", {"I32", {13, 44}, packed}),
+              HasSubstr("weight_packed is I32 [13, 44]; it must be I32 [44, 13]"));
+  EXPECT_THAT(error("_packed", {"F32", {44, 13}, packed}), HasSubstr("must be I32 [44, 13]"));
+  EXPECT_THAT(error("_shape", {"I32", {2}, std::string(8, '\1')}),
+              HasSubstr("weight_shape says [16843009, 16843009]; it must say [44, 100]"));
+  EXPECT_THAT(error("_shape", {"I32", {1}, "1234"}), HasSubstr("it must be I32 or I64 [2]"));
+  EXPECT_THAT(error("_scale", {"BF16", {44, 3}, std::string(2 * 44 * 3, '\1')}),
+              HasSubstr("weight_scale is BF16 [44, 3]; it must be BF16 [44, 4]"));
+  std::string scales = sound.at(absl::StrCat(kExpertUp, "_scale")).bytes;
+  scales.replace(2 * (4 * 7 + 2), 2, "\xc0\x7f");
+  EXPECT_THAT(error("_scale", {"BF16", {44, 4}, scales}),
+              HasSubstr("weight_scale holds nan at [7, 2]"));
+  for (const char* suffix : {"_scale", "_shape"}) {
+    TestTensors tensors = sound;
+    tensors.erase(absl::StrCat(kExpertUp, suffix));
+    EXPECT_THAT(ErrorOf(config, tensors), HasSubstr(absl::StrCat(suffix, " is missing")));
+  }
+  EXPECT_THAT(ErrorOf(TinyConfig(), sound), HasSubstr("no quantization_config of 4-bit"));
+}
+
+TEST_F(ModelTest, GateAndUpAreOfOneType) {
+  json config = TinyConfig();
+  const TestTensors sound = TinyTensors(config, 1);
+  EXPECT_THAT(ErrorOf(config, ToInt4(config, sound, ".experts.3.up_", nullptr)),
+              HasSubstr("are of two types"));
+  EXPECT_THAT(ErrorOf(config, ToInt8(config, sound, ".experts.3.gate_", nullptr)),
+              HasSubstr("are of two types"));
+}
+
+TEST_F(ModelTest, LoadsInt8AndRefusesWhatItIsNot) {
+  json config = TinyConfig();
+  const TestTensors sound = ToInt8(config, TinyTensors(config, 1), "_proj", nullptr);
+  ASSERT_TRUE(Load(config, sound).ok());
+  EXPECT_EQ(plan_.source_bytes, checkpoint_->tensor_bytes());
+  const std::string name = absl::StrCat(kQueryB, "_scale");
+  TestTensors tensors = sound;
+  tensors[name].shape = {72};  // a vector is as good
+  EXPECT_TRUE(Load(config, tensors).ok());
+  tensors[name].shape = {1, 72};
+  EXPECT_THAT(ErrorOf(config, tensors), HasSubstr("it must be F32 or BF16 or F16 [72, 1]"));
+  tensors = sound;
+  tensors[name].bytes.replace(2, 2, "\x80\xbf");
+  EXPECT_THAT(ErrorOf(config, tensors), HasSubstr("weight_scale holds -1 at [1, 0]"));
+  tensors.erase(name);
+  EXPECT_THAT(ErrorOf(config, tensors), HasSubstr("q_b_proj.weight_scale is missing"));
+  EXPECT_THAT(ErrorOf(TinyConfig(), sound), HasSubstr("is I8, but config.json has no"));
 }
 
 }  // namespace

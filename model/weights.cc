@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -12,16 +13,6 @@ namespace epic::model {
 namespace {
 
 using kernels::DType;
-
-std::optional<DType> ServedType(std::string_view dtype) {
-  if (dtype == "BF16") return DType::kBF16;
-  if (dtype == "F32") return DType::kF32;
-  if (dtype == "F16") return DType::kF16;
-  if (dtype == "F8_E4M3") return DType::kF8E4M3;
-  return std::nullopt;
-}
-
-int64_t Blocks(int64_t size) { return (size + kernels::kScaleBlock - 1) / kernels::kScaleBlock; }
 
 template <typename... Parts>
 absl::Status Invalid(const Parts&... parts) {
@@ -51,53 +42,11 @@ std::vector<const BoundWeight*> BoundLayer::all() const {
   return result;
 }
 
-absl::StatusOr<BoundWeight> WeightBinder::Bind(const std::string& name,
-                                               const std::vector<int64_t>& shape,
-                                               bool may_be_fp8) const {
-  const CheckpointTensor* tensor = checkpoint_.Find(name);
-  if (tensor == nullptr) {
-    return Invalid("tensor ", name, " is missing; expected [", absl::StrJoin(shape, ", "), "]");
-  }
-  const std::optional<DType> dtype = ServedType(tensor->dtype);
-  if (!dtype || (*dtype == DType::kF8E4M3 && !may_be_fp8)) {
-    return Invalid("tensor ", name, " is ", tensor->ToString(), "; it must be BF16, F16",
-                   may_be_fp8 ? ", F32 or F8_E4M3" : " or F32");
-  }
-  if (tensor->shape != shape) {
-    return Invalid("tensor ", name, " is ", tensor->ToString(), "; its shape must be [",
-                   absl::StrJoin(shape, ", "), "] by config.json");
-  }
-  BoundWeight weight{.name = name,
-                     .source = {.dtype = *dtype,
-                                .rows = shape.size() == 1 ? 1 : shape[0],
-                                .cols = shape.back(),
-                                .data = tensor->bytes.data()}};
-  if (*dtype == DType::kF8E4M3) RETURN_IF_ERROR(BindScales(weight));
-  return weight;
-}
-
-absl::Status WeightBinder::BindScales(BoundWeight& weight) const {
-  if (!config_.fp8_blocks) {
-    return Invalid("tensor ", weight.name,
-                   " is F8_E4M3, but config.json has no quantization_config of quant_method fp8");
-  }
-  const std::string name = absl::StrCat(weight.name, "_scale_inv");
-  const std::vector<int64_t> shape = {Blocks(weight.source.rows), Blocks(weight.source.cols)};
-  const CheckpointTensor* scales = checkpoint_.Find(name);
-  if (scales == nullptr) {
-    return Invalid("tensor ", name, " is missing; expected F32 [", absl::StrJoin(shape, ", "), "]");
-  }
-  if (scales->dtype != "F32" || scales->shape != shape) {
-    return Invalid("tensor ", name, " is ", scales->ToString(), "; it must be F32 [",
-                   absl::StrJoin(shape, ", "), "]");
-  }
-  weight.source.scales = scales->bytes.data();
-  return absl::OkStatus();
-}
-
 absl::StatusOr<BoundWeight> WeightBinder::Linear(const std::string& name, int64_t rows,
                                                  int64_t cols) const {
-  return Bind(name, {rows, cols}, true);
+  const bool packed = checkpoint_.Find(name) == nullptr &&
+                      checkpoint_.Find(absl::StrCat(name, "_packed")) != nullptr;
+  return packed ? PackedInt4(name, rows, cols) : Bind(name, {rows, cols}, true);
 }
 
 absl::StatusOr<BoundWeight> WeightBinder::Plain(const std::string& name, int64_t rows,
@@ -117,6 +66,14 @@ absl::StatusOr<BoundMlp> WeightBinder::Mlp(const std::string& prefix, int64_t in
   ASSIGN_OR_RETURN(mlp.up, Linear(absl::StrCat(prefix, "up_proj.weight"), intermediate, hidden));
   ASSIGN_OR_RETURN(mlp.down,
                    Linear(absl::StrCat(prefix, "down_proj.weight"), hidden, intermediate));
+  // They are multiplied by the same rows, quantised or not.
+  const DType gate = mlp.gate.source.dtype;
+  const DType up = mlp.up.source.dtype;
+  const auto integer = [](DType dtype) { return dtype == DType::kI8 || dtype == DType::kI4; };
+  if (gate != up && (integer(gate) || integer(up))) {
+    return Invalid("tensors ", mlp.gate.name, " and ", mlp.up.name,
+                   " are of two types; integers must be the same in both");
+  }
   return mlp;
 }
 
@@ -233,19 +190,6 @@ std::vector<float> ReadVector(const BoundWeight& weight) {
   std::vector<float> values(weight.source.cols);
   kernels::ReadSource(weight.source, 0, 0, weight.source.cols, values.data());
   return values;
-}
-
-absl::Status CheckScales(const BoundWeight& weight) {
-  if (weight.source.scales == nullptr) return absl::OkStatus();
-  const int64_t cols = Blocks(weight.source.cols);
-  const int64_t count = Blocks(weight.source.rows) * cols;
-  for (int64_t i = 0; i < count; ++i) {
-    const auto scale = kernels::LoadUnaligned<float>(weight.source.scales, i);
-    if (std::isfinite(scale) && scale > 0) continue;
-    return Invalid("tensor ", weight.name, "_scale_inv holds ", scale, " at [", i / cols, ", ",
-                   i % cols, "]; a scale must be positive and finite");
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace epic::model

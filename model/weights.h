@@ -19,6 +19,7 @@ namespace epic::model {
 struct BoundWeight {
   std::string name;
   kernels::SourceMatrix source;
+  std::string scales_name;  // of the tensor of its scales, if it has one
 
   int64_t source_bytes() const;
 };
@@ -60,15 +61,20 @@ class WeightBinder {
                            BoundLayer& bound) const;
   absl::StatusOr<BoundMlp> Mlp(const std::string& prefix, int64_t intermediate) const;
   absl::StatusOr<BoundMlp> Expert(const std::string& prefix, int expert) const;
-  // A linear layer's weight: BF16, F16, F32, or FP8 with its scales.
+  // A linear layer's weight: BF16, F16, F32, or FP8, INT8 or packed INT4 with its scales.
   absl::StatusOr<BoundWeight> Linear(const std::string& name, int64_t rows, int64_t cols) const;
-  // As Linear but never FP8.
+  // As Linear but never quantised.
   absl::StatusOr<BoundWeight> Plain(const std::string& name, int64_t rows, int64_t cols) const;
   // Plain [count].
   absl::StatusOr<BoundWeight> Vector(const std::string& name, int64_t count) const;
   absl::StatusOr<BoundWeight> Bind(const std::string& name, const std::vector<int64_t>& shape,
-                                   bool may_be_fp8) const;
+                                   bool may_be_quantised) const;
   absl::Status BindScales(BoundWeight& weight) const;
+  absl::Status FindScales(BoundWeight& weight, std::string name,
+                          const std::vector<std::string>& dtypes) const;
+  // `name`_packed with `name`_scale and `name`_shape.
+  absl::StatusOr<BoundWeight> PackedInt4(const std::string& name, int64_t rows, int64_t cols) const;
+  absl::Status CheckPackedShape(const std::string& name, int64_t rows, int64_t cols) const;
 
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
@@ -81,7 +87,8 @@ int64_t PackedBytes(const kernels::SourceMatrix& source,
 void ReleaseSource(const BoundWeight& weight);
 // Reads a bound vector as FP32.
 std::vector<float> ReadVector(const BoundWeight& weight);
-// InvalidArgument naming the first block scale that is not a positive finite number.
+// InvalidArgument naming the first scale that is not a positive finite number (or zero, of
+// integers).
 absl::Status CheckScales(const BoundWeight& weight);
 
 }  // namespace epic::model

@@ -30,7 +30,6 @@ nlohmann::json TinyConfig();
 TestTensors TinyTensors(const nlohmann::json& config, uint64_t seed);
 // The same with linear weights in FP8 and block scales; `config` then needs quantization_config.
 TestTensors TinyFp8Tensors(const nlohmann::json& config, uint64_t seed);
-
 // An empty folder of this test under the system's temporary one.
 std::string EmptyFolder();
 void WriteFile(const std::string& path, std::string_view bytes);

@@ -1,5 +1,5 @@
 // The forward pass against the float32 logits of transformers, on tiny random checkpoints in every
-// style that is served (README.md beside says how they are made), and the bits of each profile.
+// style that is served (README.md beside says how they are made).
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -9,11 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/reference/reference_backend.h"
-#include "model/testing/tiny_checkpoint.h"
 #include "nlohmann/json.hpp"
+#include "tests/golden/golden_backends.h"
 #include "tests/golden/golden_run.h"
 
 namespace epic::golden {
@@ -30,18 +29,6 @@ std::vector<std::string> Checkpoints() {
   }
   std::ranges::sort(names);
   return names;
-}
-
-// Null if this CPU lacks what the options ask for. AMX is emulated where there is none.
-std::unique_ptr<kernels::Backend> Cpu(kernels::CpuOptions options) {
-  options.emulate_amx = !kernels::AmxFailure().empty();
-  return kernels::MakeCpuBackend(options).backend;
-}
-
-std::unique_ptr<GoldenModel> Loaded(const std::string& folder, kernels::Backend& backend) {
-  auto model = GoldenModel::Load(folder, backend);
-  EXPECT_TRUE(model.ok()) << model.status();
-  return model.ok() ? *std::move(model) : nullptr;
 }
 
 struct Difference {
@@ -211,87 +198,6 @@ TEST(TinyR1Test, AnswersAsTheOracle) {
 TEST(TinyR1Test, AnswersMostlyAsTheOracleInInt8) {
   EXPECT_GE(EqualAnswers(kernels::Quantization::kInt8), kPrompts - 5);
 }
-
-// Of the checkpoints that model/testing makes from seed 1. Other bits under the same profile would
-// break replays and page sharing: bump the numerics version in kernels/, then note the new hashes.
-struct ProfileHashes {
-  const char* profile;
-  const char* bf16;
-  const char* fp8;
-};
-constexpr ProfileHashes kProfileHashes[] = {
-    {"epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "f65f308d772e76fa",
-     "b98e6a789dbab772"},
-    {"epic-numerics-1/amx-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "895bb9fe28bc9975",
-     "5a71cc369a9ae65e"},
-    {"epic-numerics-1/fma/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
-     "951202a6e3eb0240"},
-    {"epic-numerics-1/fma/w:int4,a:bf16,kv:bf16/absorbed/split512", "2e5da8461b67a7b8",
-     "90be9ba53893c076"},
-    {"epic-numerics-1/amx-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
-     "13c01443659493da"},
-    {"epic-numerics-1/amx-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "5fe7abcd5bf4c82f",
-     "b59fa254b7042092"}};
-
-struct ProfileCase {
-  const char* name;
-  kernels::CpuFamily family;
-  kernels::Quantization quantization;
-};
-
-class ProfileOfFp8Pages : public testing::Test {
- public:
-  static std::string Hash(bool fp8, kernels::Backend& backend) {
-    nlohmann::json config = model::TinyConfig();
-    if (fp8) {
-      config["hidden_size"] = 200;
-      config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
-    }
-    const auto model = Loaded(model::WriteCheckpoint(config, fp8 ? model::TinyFp8Tensors(config, 1)
-                                                                 : model::TinyTensors(config, 1)),
-                              backend);
-    std::vector<std::vector<int32_t>> sequences(2);
-    for (int32_t i = 0; i < 150; ++i) {
-      sequences[0].push_back(i * 37 % 157);
-      sequences[1].push_back(i * 53 % 157);
-    }
-    return model == nullptr ? "" : HashOf(model->Run(sequences, SideBySide(sequences)));
-  }
-};
-
-class ProfileTest : public ProfileOfFp8Pages, public testing::WithParamInterface<ProfileCase> {};
-
-TEST_P(ProfileTest, KeepsItsBits) {
-  const auto backend =
-      Cpu({.family = GetParam().family, .quantization = GetParam().quantization, .threads = 2});
-  ASSERT_NE(backend, nullptr);
-  const std::string bf16 = Hash(false, *backend);
-  const std::string fp8 = Hash(true, *backend);
-  const ProfileHashes* known =
-      std::ranges::find(kProfileHashes, backend->profile(), &ProfileHashes::profile);
-  ASSERT_NE(known, std::end(kProfileHashes))
-      << backend->profile() << " has no hashes; it gives " << bf16 << " and " << fp8;
-  EXPECT_EQ(known->bf16, bf16);
-  EXPECT_EQ(known->fp8, fp8);
-}
-
-TEST_F(ProfileOfFp8Pages, KeepsItsBits) {
-  auto backend = Cpu({.family = kernels::CpuFamily::kFma, .kv_type = kernels::KvType::kFP8});
-  ASSERT_NE(backend, nullptr);
-  EXPECT_EQ(backend->profile(), "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:fp8/absorbed/split512");
-  EXPECT_EQ(Hash(false, *backend), "c5e8b202fcb62ca0");
-  EXPECT_EQ(Hash(true, *backend), "0ddcfa746a723ab0");
-}
-
-constexpr ProfileCase kProfileCases[] = {
-    {"fma", kernels::CpuFamily::kFma, kernels::Quantization::kNone},
-    {"fma_int8", kernels::CpuFamily::kFma, kernels::Quantization::kInt8},
-    {"fma_int4", kernels::CpuFamily::kFma, kernels::Quantization::kInt4},
-    {"amx_bf16", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kNone},
-    {"amx_bf16_int8", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt8},
-    {"amx_bf16_int4", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt4}};
-INSTANTIATE_TEST_SUITE_P(Families, ProfileTest, testing::ValuesIn(kProfileCases),
-                         [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, testing::ValuesIn(Checkpoints()),
                          [](const auto& info) {

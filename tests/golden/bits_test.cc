@@ -1,0 +1,150 @@
+// The bits of each numeric profile, and checkpoints of integer weights.
+#include <algorithm>
+#include <cmath>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/reference/reference_backend.h"
+#include "model/testing/integer_checkpoint.h"
+#include "model/testing/tiny_checkpoint.h"
+#include "nlohmann/json.hpp"
+#include "tests/golden/golden_backends.h"
+#include "tests/golden/golden_run.h"
+
+namespace epic::golden {
+namespace {
+
+std::vector<std::vector<int32_t>> SomeSequences() {
+  std::vector<std::vector<int32_t>> sequences(2);
+  for (int32_t i = 0; i < 150; ++i) {
+    sequences[0].push_back(i * 37 % 157);
+    sequences[1].push_back(i * 53 % 157);
+  }
+  return sequences;
+}
+
+Logits RunOn(const nlohmann::json& config, const model::TestTensors& tensors,
+             kernels::Backend& backend) {
+  const auto model = Loaded(model::WriteCheckpoint(config, tensors), backend);
+  const auto sequences = SomeSequences();
+  return model == nullptr ? Logits() : model->Run(sequences, SideBySide(sequences));
+}
+
+// A packed INT4 checkpoint is the BF16 checkpoint of its dequantised weights, in every bit.
+TEST(IntegerCheckpoints, Int4IsItsDequantisedTwin) {
+  const nlohmann::json plain = model::TinyConfig();
+  for (const char* part : {".experts.", "_proj"}) {
+    nlohmann::json config = plain;
+    model::TestTensors twin;
+    const auto packed = model::ToInt4(config, model::TinyTensors(plain, 3), part, &twin);
+    for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
+      const auto backend = Cpu({.family = family, .threads = 2});
+      const Logits expected = RunOn(plain, twin, *backend);
+      ASSERT_FALSE(expected.empty());
+      EXPECT_TRUE(RunOn(config, packed, *backend) == expected) << backend->profile() << part;
+      EXPECT_FALSE(RunOn(plain, model::TinyTensors(plain, 3), *backend) == expected);
+    }
+  }
+}
+
+TEST(IntegerCheckpoints, Int8HasTheBitsOfTheReferenceAndIsNearItsDequantisedTwin) {
+  const nlohmann::json plain = model::TinyConfig();
+  nlohmann::json config = plain;
+  model::TestTensors twin;
+  const auto tensors = model::ToInt8(config, model::TinyTensors(plain, 3), "_proj", &twin);
+  const auto reference = kernels::MakeReferenceBackend({});
+  const Logits expected = RunOn(config, tensors, *reference);
+  ASSERT_FALSE(expected.empty());
+  for (const auto vectors : {kernels::CpuVectors::kAvx2, kernels::CpuVectors::kAuto}) {
+    const auto backend =
+        Cpu({.family = kernels::CpuFamily::kFma, .vectors = vectors, .threads = 2});
+    EXPECT_TRUE(RunOn(config, tensors, *backend) == expected) << backend->description();
+  }
+  const Logits near = RunOn(plain, twin, *reference);
+  double dot = 0, norm = 0, near_norm = 0;
+  for (const auto& [key, row] : expected) {
+    const std::vector<float>& other = near.at(key);
+    for (size_t i = 0; i < row.size(); ++i) {
+      dot += double{row[i]} * other[i];
+      norm += double{row[i]} * row[i];
+      near_norm += double{other[i]} * other[i];
+    }
+  }
+  EXPECT_GT(dot / std::sqrt(norm * near_norm), 0.97);
+}
+
+// Of the checkpoints that model/testing makes from seed 1. Other bits under the same profile would
+// break replays and page sharing: bump the numerics version in kernels/, then note the new hashes.
+struct ProfileHashes {
+  const char* profile;
+  const char* bf16;
+  const char* fp8;
+};
+constexpr ProfileHashes kProfileHashes[] = {
+    {"epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "f65f308d772e76fa",
+     "b98e6a789dbab772"},
+    {"epic-numerics-1/amx-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "895bb9fe28bc9975",
+     "5a71cc369a9ae65e"},
+    {"epic-numerics-1/fma/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+     "951202a6e3eb0240"},
+    {"epic-numerics-1/fma/w:int4,a:bf16,kv:bf16/absorbed/split512", "2e5da8461b67a7b8",
+     "90be9ba53893c076"},
+    {"epic-numerics-1/amx-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+     "13c01443659493da"},
+    {"epic-numerics-1/amx-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "5fe7abcd5bf4c82f",
+     "b59fa254b7042092"}};
+
+struct ProfileCase {
+  const char* name;
+  kernels::CpuFamily family;
+  kernels::Quantization quantization;
+};
+
+// Of the tiny checkpoint in BF16 or FP8.
+std::string HashOn(bool fp8, kernels::Backend& backend) {
+  nlohmann::json config = model::TinyConfig();
+  if (fp8) {
+    config["hidden_size"] = 200;
+    config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+  }
+  return HashOf(RunOn(
+      config, fp8 ? model::TinyFp8Tensors(config, 1) : model::TinyTensors(config, 1), backend));
+}
+
+TEST(ProfileOfFp8Pages, KeepsItsBits) {
+  const auto backend = Cpu({.family = kernels::CpuFamily::kFma, .kv_type = kernels::KvType::kFP8});
+  ASSERT_NE(backend, nullptr);
+  EXPECT_EQ(backend->profile(), "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:fp8/absorbed/split512");
+  EXPECT_EQ(HashOn(false, *backend), "c5e8b202fcb62ca0");
+  EXPECT_EQ(HashOn(true, *backend), "0ddcfa746a723ab0");
+}
+
+class ProfileTest : public testing::TestWithParam<ProfileCase> {};
+
+TEST_P(ProfileTest, KeepsItsBits) {
+  const auto backend =
+      Cpu({.family = GetParam().family, .quantization = GetParam().quantization, .threads = 2});
+  ASSERT_NE(backend, nullptr);
+  const std::string bf16 = HashOn(false, *backend);
+  const std::string fp8 = HashOn(true, *backend);
+  const ProfileHashes* known =
+      std::ranges::find(kProfileHashes, backend->profile(), &ProfileHashes::profile);
+  ASSERT_NE(known, std::end(kProfileHashes))
+      << backend->profile() << " has no hashes; it gives " << bf16 << " and " << fp8;
+  EXPECT_EQ(known->bf16, bf16);
+  EXPECT_EQ(known->fp8, fp8);
+}
+
+constexpr ProfileCase kProfileCases[] = {
+    {"fma", kernels::CpuFamily::kFma, kernels::Quantization::kNone},
+    {"fma_int8", kernels::CpuFamily::kFma, kernels::Quantization::kInt8},
+    {"fma_int4", kernels::CpuFamily::kFma, kernels::Quantization::kInt4},
+    {"amx_bf16", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kNone},
+    {"amx_bf16_int8", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt8},
+    {"amx_bf16_int4", kernels::CpuFamily::kAmxBf16, kernels::Quantization::kInt4}};
+INSTANTIATE_TEST_SUITE_P(Families, ProfileTest, testing::ValuesIn(kProfileCases),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace epic::golden
