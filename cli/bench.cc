@@ -207,7 +207,7 @@ void AddBenchCommand(CLI::App& app, int* exit_code) {
     command->add_option(name, value)->check(CLI::IsMember(std::move(words)))->capture_default_str();
   };
   word("--pin-threads", options->cpu.pin_threads, {"on", "off"});
-  word("--numerics", options->cpu.numerics, {"auto", "fma", "amx-bf16"});
+  word("--numerics", options->cpu.numerics, {"auto", "fma", "avx512-bf16", "amx-bf16"});
   word("--quantization", options->cpu.quantization, {"none", "int8", "int4"});
   word("--kv-cache-dtype", options->cpu.kv_cache_dtype, {"auto", "bf16", "fp8"});
   const auto numbers = [&](const char* name, std::vector<int>& values, int lowest, int highest,

@@ -267,7 +267,7 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
       {"--threads", "Compute threads of each worker; default: the cores, shared evenly"},
       {"--tolerate-losses", "Keep room for the experts of so many lost expert ranks (1)"},
       {"--transport", "How rows travel between workers: auto, shm or tcp"},
-      {"--numerics", "Instruction family: auto, fma or amx-bf16"},
+      {"--numerics", "Instruction family: auto, fma, avx512-bf16 or amx-bf16"},
       {"--quantization", "Quantise weights as they are loaded: none, int8 or int4"},
       {"--pin-threads", "Each compute thread on its own core: on or off"},
       {"--kv-cache-dtype", "How KV pages hold latents: auto, bf16 or fp8"},

@@ -70,7 +70,7 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   app.add_option("--numerics", options.numerics, "Instruction family, which fixes every bit")
-      ->check(CLI::IsMember({"auto", "fma", "amx-bf16"}))
+      ->check(CLI::IsMember({"auto", "fma", "avx512-bf16", "amx-bf16"}))
       ->capture_default_str();
   app.add_option("--quantization", options.quantization,
                  "Quantise weights as they are loaded: to INT8 (per output, with INT8 activations) "

@@ -1,5 +1,5 @@
 // Products of families `amx-bf16` and `int8` over a tile unit, `Tiles`, with the vector code beside
-// it, `Vectors`, both of the including file. See amx_gemm.h and amx_layout.h.
+// it, `Vectors`, both of the including file. See tile_gemm.h and tile_layout.h.
 //
 // Few rows: one tile of rows, and six panels read at once, each a stream of its own. More rows: two
 // tiles of rows by two panels, over stretches of K that stay in the first two levels of cache; C is
@@ -9,8 +9,8 @@
 #pragma once
 
 #include "kernels/cpu/amx_kernels.h"
-#include "kernels/cpu/amx_layout.h"
 #include "kernels/cpu/int8_layout.h"
+#include "kernels/cpu/tile_layout.h"
 
 namespace epic::kernels {
 namespace {
@@ -18,7 +18,7 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kBounceTiles = 8;
 constexpr int kDecodedTiles = 32;
-static_assert(kAmxScratchBytes == (kBounceTiles + kDecodedTiles) * kAmxTileBytes);
+static_assert(kAmxScratchBytes == (kBounceTiles + kDecodedTiles) * kBf16TileBytes);
 constexpr int64_t kAllTiles = int64_t{1} << 40;
 constexpr int64_t kAheadBytes = 4096;
 
@@ -39,13 +39,13 @@ template <int kCount, int kFrom = 0, class Body>
 // kStretch*: tiles of K between two stores of C.
 struct BF16Weight {
   static constexpr bool kInt8 = false, kDecoded = false, kScaled = false;
-  static constexpr int64_t kTileBytes = kAmxTileBytes;
+  static constexpr int64_t kTileBytes = kBf16TileBytes;
   static constexpr int64_t kStretchOfFewRows = kAllTiles, kStretch = 16;
 };
 struct E4M3Weight {
   static constexpr bool kInt8 = false, kDecoded = true, kScaled = true;
-  static constexpr int64_t kTileBytes = kAmxCodeTileBytes;
-  static constexpr int64_t kStretchOfFewRows = kAmxTilesPerScale, kStretch = kAmxTilesPerScale;
+  static constexpr int64_t kTileBytes = kCodeTileBytes;
+  static constexpr int64_t kStretchOfFewRows = kTilesPerScale, kStretch = kTilesPerScale;
   template <class Vectors>
   static void Decode(const std::byte* from, std::byte* tile) {
     Vectors::DecodeE4M3(from, tile);
@@ -71,14 +71,14 @@ class Sweep {
  public:
   explicit Sweep(const GemmArguments& g)
       : g_(g),
-        k_tiles_(Weight::kInt8 ? Int8Tiles(g.weight.k) : AmxTiles(g.weight.k)),
-        row_bytes_(Weight::kInt8 ? Int8RowBytes(g.weight.k) : AmxRowBytes(g.weight.k)),
+        k_tiles_(Weight::kInt8 ? Int8Tiles(g.weight.k) : Bf16Tiles(g.weight.k)),
+        row_bytes_(Weight::kInt8 ? Int8RowBytes(g.weight.k) : TileRowBytes(g.weight.k)),
         panel_bytes_(Weight::kInt8 ? Int8PanelBytes(g.weight.k)
-                                   : AmxPanelBytes(g.weight.k, g.weight.dtype)),
+                                   : TilePanelBytes(g.weight.k, g.weight.dtype)),
         header_bytes_(Weight::kInt8 ? kInt8HeaderBytes
-                                    : AmxHeaderBytes(g.weight.k, g.weight.dtype)),
+                                    : TileHeaderBytes(g.weight.k, g.weight.dtype)),
         bounce_(g.scratch),
-        decoded_(g.scratch + kBounceTiles * kAmxTileBytes) {}
+        decoded_(g.scratch + kBounceTiles * kBf16TileBytes) {}
 
   void Run() {
     constexpr bool kFewRows = kRowTiles == 1;
@@ -86,8 +86,8 @@ class Sweep {
     constexpr int64_t kOuter = kFewRows ? kAllTiles : 16;
     for (int64_t outer = 0; outer < k_tiles_; outer += kOuter) {
       const int64_t outer_end = Smaller(outer + kOuter, k_tiles_);
-      const int64_t begin = g_.n_begin / kAmxPanel;
-      const int64_t end = (g_.n_end + kAmxPanel - 1) / kAmxPanel;
+      const int64_t begin = g_.n_begin / kTilePanel;
+      const int64_t end = (g_.n_end + kTilePanel - 1) / kTilePanel;
       const int64_t apart = (end - begin) / kPanels;
       for (int64_t i = 0; i <= apart; ++i) {
         Group group;
@@ -154,13 +154,13 @@ class Sweep {
   }
 
   const std::byte* Decoded(int p, const std::byte* from, int64_t count) {
-    std::byte* to = decoded_ + p * Smaller(Weight::kStretch, kPanels > 2 ? 4 : 16) * kAmxTileBytes;
+    std::byte* to = decoded_ + p * Smaller(Weight::kStretch, kPanels > 2 ? 4 : 16) * kBf16TileBytes;
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t at = 0; at < Weight::kTileBytes; at += 64) {
         Vectors::Prefetch(from + t * Weight::kTileBytes + kAheadBytes + at);
       }
       if constexpr (Weight::kDecoded) {
-        Weight::template Decode<Vectors>(from + t * Weight::kTileBytes, to + t * kAmxTileBytes);
+        Weight::template Decode<Vectors>(from + t * Weight::kTileBytes, to + t * kBf16TileBytes);
       }
     }
     return to;
@@ -190,11 +190,11 @@ class Sweep {
       constexpr int kRow = kTile / kPanels;
       constexpr int kPanel = kTile % kPanels;
       if (kPanel >= group.count || rows[kRow] == 0) return;
-      const int64_t n = group.panel[kPanel] * kAmxPanel;
+      const int64_t n = group.panel[kPanel] * kTilePanel;
       body(tile, kPanel,
            Place{g_.c + (row + kRow * kTileRows) * g_.c_stride + n - g_.n_begin, rows[kRow],
-                 static_cast<int>(Smaller(kAmxPanel, g_.n_end - n)),
-                 bounce_ + kTile * kAmxTileBytes});
+                 static_cast<int>(Smaller(kTilePanel, g_.n_end - n)),
+                 bounce_ + kTile * kBf16TileBytes});
     });
   }
 
@@ -203,7 +203,7 @@ class Sweep {
       constexpr int kTile = decltype(tile)::value;
       if (Weight::kScaled || t_begin == 0) {
         tiles_.template Zero<kTile>();
-      } else if (place.columns == kAmxPanel) {
+      } else if (place.columns == kTilePanel) {
         tiles_.template Load<kTile>(place.c, 4 * g_.c_stride);
       } else {
         for (int r = 0; r < place.rows; ++r) {
@@ -229,10 +229,10 @@ class Sweep {
         constexpr int kPanel = decltype(p)::value;
         constexpr int kB = kFirstB + kPanel % kBTiles;
         if (kPanel >= group.count) return;
-        const std::byte* from = b[kPanel] + t * kAmxTileBytes;
+        const std::byte* from = b[kPanel] + t * kBf16TileBytes;
         tiles_.template Load<kB>(from, 64);
         if (ahead) {
-          for (int64_t at = 0; at < kAmxTileBytes; at += 64) {
+          for (int64_t at = 0; at < kBf16TileBytes; at += 64) {
             Vectors::Prefetch(from + kAheadBytes + at);
           }
         }
@@ -254,13 +254,13 @@ class Sweep {
     ForPlaces(group, row, rows, [&](auto tile, int p, const Place& place) {
       constexpr int kTile = decltype(tile)::value;
       const bool finish = Weight::kScaled || (Weight::kInt8 && t_end == k_tiles_);
-      if (!finish && place.columns == kAmxPanel) {
+      if (!finish && place.columns == kTilePanel) {
         tiles_.template Store<kTile>(place.c, 4 * g_.c_stride);
         return;
       }
       tiles_.template Store<kTile>(place.bounce, 64);
       if constexpr (Weight::kScaled) {
-        const float scale = Scales(group.panel[p])[t_begin / kAmxTilesPerScale];
+        const float scale = Scales(group.panel[p])[t_begin / kTilesPerScale];
         Vectors::AddScaled(place.bounce, scale, t_begin == 0, place.rows, place.columns, place.c,
                            g_.c_stride);
       } else if (finish) {

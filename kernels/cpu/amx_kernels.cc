@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/amx_emulated_tiles.h"
 #include "kernels/cpu/amx_gemm_inl.h"
+#include "kernels/cpu/e4m3_lookup.h"
 
 namespace epic::kernels {
 namespace {
@@ -52,55 +53,16 @@ class RealTiles {
   }
 };
 
-// BF16 of the E4M3 codes 0 .. 127, low and high bytes apart.
-struct alignas(64) E4M3Bytes {
-  uint8_t low[128] = {};
-  uint8_t high[128] = {};
-
-  constexpr E4M3Bytes() {
-    for (int code = 0; code < 128; ++code) {
-      int exponent = code >> 3;
-      int mantissa = code & 7;
-      if (exponent == 0 && mantissa != 0) {  // below the smallest normal number: shift it up
-        exponent = 1;
-        while (mantissa < 8) {
-          mantissa *= 2;
-          --exponent;
-        }
-        mantissa -= 8;
-        exponent += 120;
-      } else if (code == 127) {
-        exponent = 255;
-        mantissa = 4;
-      } else if (exponent != 0) {
-        exponent += 120;
-      }
-      const int bits = exponent << 7 | mantissa << 4;
-      low[code] = static_cast<uint8_t>(bits & 255);
-      high[code] = static_cast<uint8_t>(bits >> 8);
-    }
-  }
-};
-constexpr E4M3Bytes kE4M3Bytes;
-
 __mmask16 First(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 struct WideVectors {
   static void Prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
 
   static void DecodeE4M3(const std::byte* codes, std::byte* tile) {
-    const __m512i low0 = _mm512_load_si512(kE4M3Bytes.low);
-    const __m512i low1 = _mm512_load_si512(kE4M3Bytes.low + 64);
-    const __m512i high0 = _mm512_load_si512(kE4M3Bytes.high);
-    const __m512i high1 = _mm512_load_si512(kE4M3Bytes.high + 64);
-    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
     for (int pair = 0; pair < 8; ++pair) {
-      const __m512i code = _mm512_loadu_si512(codes + 64 * pair);
-      const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
-      const __m512i magnitude = _mm512_permutex2var_epi8(high0, code, high1);
-      const __m512i high = _mm512_or_si512(magnitude, _mm512_and_si512(code, sign));
-      _mm512_store_si512(tile + 128 * pair, _mm512_unpacklo_epi8(low, high));
-      _mm512_store_si512(tile + 128 * pair + 64, _mm512_unpackhi_epi8(low, high));
+      const Bf16Rows rows = DecodeE4M3Rows(codes + 64 * pair);
+      _mm512_store_si512(tile + 128 * pair, rows.first);
+      _mm512_store_si512(tile + 128 * pair + 64, rows.second);
     }
   }
 

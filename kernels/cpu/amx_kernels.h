@@ -10,7 +10,7 @@ namespace epic::kernels {
 // Kernels over one kind of tile unit. Their rows are prepared.
 struct AmxKernels {
   const char* name;
-  // Weights of kBF16, kF8E4M3 and kI4 (amx_layout.h), as amx_gemm.h says.
+  // Weights of kBF16, kF8E4M3 and kI4 (tile_layout.h), as tile_gemm.h says.
   void (*gemm)(const GemmArguments& arguments);
   // Weights of kI8 (int8_layout.h).
   void (*gemm_int8)(const GemmArguments& arguments);

@@ -24,7 +24,7 @@ struct PlainVectors {
   static void DecodeE4M3(const std::byte* codes, std::byte* tile) {
     for (int r = 0; r < 16; ++r) {
       for (int i = 0; i < 32; ++i) {
-        const uint16_t bits = BF16OfE4M3(static_cast<uint8_t>(codes[AmxCodeOffset(r, i)]));
+        const uint16_t bits = BF16OfE4M3(static_cast<uint8_t>(codes[CodeOffset(r, i)]));
         __builtin_memcpy(tile + r * 64 + i * 2, &bits, 2);
       }
     }

@@ -7,9 +7,9 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/cpu/amx_gemm.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/huge_memory.h"
+#include "kernels/cpu/tile_gemm.h"
 #include "kernels/number.h"
 
 namespace epic::kernels {
@@ -30,7 +30,7 @@ bool ProductIsRight() {
   constexpr int64_t kRows = 19;
   constexpr int64_t kOutputs = 37;
   constexpr int64_t kInputs = 70;
-  const AmxGemmFamily family(RealAmxKernels());
+  const TileGemmFamily family(RealAmxKernels());
   std::vector<BF16> weight;
   for (int64_t i = 0; i < kOutputs * kInputs; ++i) {
     weight.push_back(ToBF16(static_cast<float>(TestValue(i / kInputs, i % kInputs))));

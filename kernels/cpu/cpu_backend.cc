@@ -4,7 +4,6 @@
 #include <cstring>
 #include <optional>
 
-#include "kernels/cpu/amx_gemm.h"
 #include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_features.h"
@@ -14,6 +13,7 @@
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/int8_gemm.h"
+#include "kernels/cpu/tile_gemm.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/flush_denormals.h"
 #include "kernels/number.h"
@@ -24,15 +24,16 @@ namespace {
 
 class CpuBackend : public Backend {
  public:
-  // `amx` null: family fma.
-  CpuBackend(const CpuFeatures& features, const VectorOps& ops, const AmxKernels* amx,
-             const Int8GemmFamily& int8, const CpuOptions& options)
+  // `tiled` null: family fma.
+  CpuBackend(const CpuFeatures& features, const VectorOps& ops,
+             const std::optional<TileGemmFamily>& tiled, const Int8GemmFamily& int8,
+             const CpuOptions& options)
       : cpu_name_(features.name),
         ops_(ops),
         fma_(ops),
-        amx_(amx == nullptr ? std::nullopt : std::make_optional<AmxGemmFamily>(*amx)),
+        tiled_(tiled),
         int8_(int8),
-        family_(amx_.has_value() ? static_cast<const GemmFamily&>(*amx_) : fma_, int8_),
+        family_(tiled_.has_value() ? static_cast<const GemmFamily&>(*tiled_) : fma_, int8_),
         quantization_(options.quantization),
         kv_type_(options.kv_type),
         pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(),
@@ -134,7 +135,7 @@ class CpuBackend : public Backend {
   const std::string cpu_name_;
   const VectorOps& ops_;
   const FmaGemmFamily fma_;
-  const std::optional<AmxGemmFamily> amx_;
+  const std::optional<TileGemmFamily> tiled_;
   const Int8GemmFamily int8_;
   const CpuGemm family_;
   const Quantization quantization_;
@@ -266,10 +267,35 @@ void CpuBackend::Head(std::span<const float> norm, float eps, const Matrix& head
   gemms_.Run();
 }
 
+// The family of options.family; none: fma. An error or a note goes to `result`.
+std::optional<TileGemmFamily> ChooseTiled(const CpuFeatures& features, const CpuOptions& options,
+                                          CpuBackendResult& result) {
+  const bool automatic = options.family == CpuFamily::kAuto;
+  if (options.family == CpuFamily::kAmxBf16 || automatic) {
+    if (options.emulate_amx && !automatic) return TileGemmFamily(EmulatedAmxKernels());
+    if (AmxFailure().empty()) return TileGemmFamily(RealAmxKernels());
+    if (!automatic) result.error = "family amx-bf16 cannot run: " + AmxFailure();
+  }
+  if (options.family == CpuFamily::kAvx512Bf16 && !features.avx512_bf16) {
+    result.error = "family avx512-bf16 cannot run: this CPU (" + features.name +
+                   ") lacks AVX-512 BF16 or VBMI";
+    return std::nullopt;
+  }
+  const bool fast = automatic && features.fast_bf16 && options.vectors != CpuVectors::kAvx2;
+  if (automatic) {
+    result.note = std::string("family ") + (fast ? "avx512-bf16: " : "fma: ") + AmxFailure();
+  }
+  if (fast || options.family == CpuFamily::kAvx512Bf16) {
+    return TileGemmFamily(RealAvx512Bf16Kernels());
+  }
+  return std::nullopt;
+}
+
 // The fastest; all have the same bits.
-Int8GemmFamily ChooseInt8(const CpuFeatures& features, const AmxKernels* amx,
-                          const CpuOptions& options) {
-  if (options.emulate_amx && amx != nullptr) return Int8GemmFamily(*amx);
+Int8GemmFamily ChooseInt8(const CpuFeatures& features, const CpuOptions& options) {
+  if (options.emulate_amx && options.family == CpuFamily::kAmxBf16) {
+    return Int8GemmFamily(EmulatedAmxKernels());
+  }
   if (options.vectors == CpuVectors::kAuto && AmxFailure().empty()) {
     return Int8GemmFamily(RealAmxKernels());
   }
@@ -290,29 +316,19 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
     result.error = "this CPU (" + features.name + ") lacks AVX-512 F, BW, DQ or VL";
     return result;
   }
-  const AmxKernels* amx = nullptr;
-  if (options.family != CpuFamily::kFma) {
-    if (options.emulate_amx) {
-      amx = &EmulatedAmxKernels();
-    } else if (AmxFailure().empty()) {
-      amx = &RealAmxKernels();
-    } else if (options.family == CpuFamily::kAmxBf16) {
-      result.error = "family amx-bf16 cannot run: " + AmxFailure();
-      return result;
-    } else {
-      result.note = "family fma: " + AmxFailure();
-    }
-  }
+  const std::optional<TileGemmFamily> tiled = ChooseTiled(features, options, result);
+  if (!result.error.empty()) return result;
   const bool wide = features.avx512 && options.vectors != CpuVectors::kAvx2;
   const VectorOps& ops = wide ? Avx512VectorOps() : Avx2VectorOps();
   result.backend =
-      std::make_unique<CpuBackend>(features, ops, amx, ChooseInt8(features, amx, options), options);
+      std::make_unique<CpuBackend>(features, ops, tiled, ChooseInt8(features, options), options);
   return result;
 }
 
 CpuOptions ParseCpuFlags(const CpuFlags& flags) {
   CpuOptions options{.threads = flags.threads, .pin = flags.pin_threads == "on"};
   if (flags.numerics == "fma") options.family = CpuFamily::kFma;
+  if (flags.numerics == "avx512-bf16") options.family = CpuFamily::kAvx512Bf16;
   if (flags.numerics == "amx-bf16") options.family = CpuFamily::kAmxBf16;
   if (flags.quantization == "int8") options.quantization = Quantization::kInt8;
   if (flags.quantization == "int4") options.quantization = Quantization::kInt4;

@@ -10,13 +10,14 @@
 
 namespace epic::kernels {
 
-enum class CpuFamily : uint8_t { kAuto, kFma, kAmxBf16 };
+enum class CpuFamily : uint8_t { kAuto, kFma, kAvx512Bf16, kAmxBf16 };
 // The widest vectors to use. It changes no bit.
 enum class CpuVectors : uint8_t { kAuto, kAvx2, kAvx512 };
 
 struct CpuOptions {
-  // kAuto: amx-bf16 where it works, else fma. Decided by CPUID and XGETBV (and, for AMX, the
-  // system's permission and one self-tested product), never by timing.
+  // kAuto: amx-bf16 where it works, else avx512-bf16 where it is known to be fast, else fma.
+  // Decided by CPUID and XGETBV (and, for AMX, the system's permission and one self-tested
+  // product), never by timing.
   CpuFamily family = CpuFamily::kAuto;
   CpuVectors vectors = CpuVectors::kAuto;
   Quantization quantization = Quantization::kNone;
@@ -39,7 +40,7 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options);
 
 // What flags say, each in one of the words given.
 struct CpuFlags {
-  std::string numerics = "auto";        // auto, fma, amx-bf16
+  std::string numerics = "auto";        // auto, fma, avx512-bf16, amx-bf16
   std::string quantization = "none";    // none, int8, int4
   std::string kv_cache_dtype = "auto";  // auto (bf16), bf16, fp8
   std::string pin_threads = "off";      // on, off

@@ -232,6 +232,29 @@ INSTANTIATE_TEST_SUITE_P(Variants, Quantized,
                                           testing::Values(Quantization::kInt8,
                                                           Quantization::kInt4)));
 
+class FamilyAvx512Bf16 : public testing::TestWithParam<std::tuple<int, Quantization>> {};
+
+TEST_P(FamilyAvx512Bf16, HasTheBitsOfTheReferenceOnAnyThreadCount) {
+  if (!DetectCpuFeatures().avx512_bf16) GTEST_SKIP() << "no AVX-512 BF16 here";
+  const auto [variant, quantization] = GetParam();
+  const ToyModel model(Variant(variant), 47 + variant);
+  const auto reference = MakeReferenceBackend({.quantization = quantization, .odd_first = true});
+  const Logits expected = RunAll(model, *reference, kMixed);
+  for (const int threads : {1, 3}) {
+    const auto backend =
+        MakeCpuBackend(
+            {.family = CpuFamily::kAvx512Bf16, .quantization = quantization, .threads = threads})
+            .backend;
+    EXPECT_EQ(backend->profile(), reference->profile());
+    EXPECT_EQ(RunAll(model, *backend, kMixed), expected) << variant;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, FamilyAvx512Bf16,
+                         testing::Combine(testing::Values(0, 1, 2, 3),
+                                          testing::Values(Quantization::kNone, Quantization::kInt8,
+                                                          Quantization::kInt4)));
+
 TEST(CpuBackend, TakesAmxWhereItWorksAndSaysWhyNot) {
   const CpuBackendResult chosen = MakeCpuBackend({.threads = 1});
   const CpuBackendResult forced = MakeCpuBackend({.family = CpuFamily::kAmxBf16, .threads = 1});
@@ -241,11 +264,18 @@ TEST(CpuBackend, TakesAmxWhereItWorksAndSaysWhyNot) {
     EXPECT_EQ(chosen.note, "");
     EXPECT_NE(forced.backend, nullptr);
   } else {
-    EXPECT_THAT(chosen.backend->profile(), testing::HasSubstr("/fma/"));
+    EXPECT_THAT(chosen.backend->profile(),
+                testing::HasSubstr(DetectCpuFeatures().fast_bf16 ? "/avx512-bf16/" : "/fma/"));
     EXPECT_THAT(chosen.note, testing::HasSubstr(AmxFailure()));
     EXPECT_EQ(forced.backend, nullptr);
     EXPECT_THAT(forced.error, testing::HasSubstr(AmxFailure()));
   }
+}
+
+TEST(CpuBackend, RefusesAvx512Bf16WhereTheCpuLacksIt) {
+  const auto made = MakeCpuBackend({.family = CpuFamily::kAvx512Bf16, .threads = 1});
+  EXPECT_EQ(made.backend != nullptr, DetectCpuFeatures().avx512_bf16);
+  EXPECT_EQ(made.error.empty(), DetectCpuFeatures().avx512_bf16);
 }
 
 TEST(CpuBackend, RealAndEmulatedAmxGiveTheSameBits) {

@@ -27,6 +27,11 @@ uint64_t SavedState() {
   return uint64_t{high} << 32 | low;
 }
 
+bool IsAmd() {
+  const Registers vendor = Cpuid(0, 0);
+  return vendor.ebx == 0x68747541u && vendor.edx == 0x69746e65u && vendor.ecx == 0x444d4163u;
+}
+
 std::string BrandString() {
   if (__get_cpuid_max(0x80000000u, nullptr) < 0x80000004u) return "unknown CPU";
   char text[49] = {};
@@ -59,6 +64,8 @@ CpuFeatures DetectCpuFeatures() {
                     Bit(extended.ebx, 30) && Bit(extended.ebx, 31);
   features.avx512_vbmi = features.avx512 && Bit(extended.ecx, 1);
   features.avx512_vnni = features.avx512 && Bit(extended.ecx, 11);
+  features.avx512_bf16 = features.avx512_vbmi && Bit(Cpuid(7, 1).eax, 5);
+  features.fast_bf16 = features.avx512_bf16 && IsAmd();
   features.amx = features.avx512_vbmi && tiles && Bit(extended.edx, 22) && Bit(extended.edx, 24) &&
                  Bit(extended.edx, 25);
   return features;

@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/amx_gemm.h"
 #include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/fma_gemm.h"
@@ -17,6 +16,7 @@
 #include "kernels/cpu/huge_memory.h"
 #include "kernels/cpu/int8_gemm.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/tile_gemm.h"
 #include "kernels/cpu/vector_ops.h"
 
 namespace epic::kernels {
@@ -87,8 +87,12 @@ const std::vector<Candidate>& Candidates() {
       list.push_back(
           {"int8/VNNI", std::make_unique<Int8GemmFamily>(VnniInt8Kernels()), {DType::kI8}});
     }
+    if (features.avx512_bf16) {
+      list.push_back(
+          {"avx512-bf16", std::make_unique<TileGemmFamily>(RealAvx512Bf16Kernels()), real});
+    }
     if (AmxFailure().empty()) {
-      list.push_back({"amx-bf16", std::make_unique<AmxGemmFamily>(RealAmxKernels()), real});
+      list.push_back({"amx-bf16", std::make_unique<TileGemmFamily>(RealAmxKernels()), real});
       list.push_back(
           {"int8/AMX", std::make_unique<Int8GemmFamily>(RealAmxKernels()), {DType::kI8}});
     }

@@ -92,6 +92,7 @@ class ReferenceBackend : public Backend {
   explicit ReferenceBackend(const ReferenceOptions& options)
       : rounded_(options.round_to_bf16),
         quantization_(options.quantization),
+        odd_first_(options.odd_first),
         kv_type_(options.kv_type),
         shadows_(!options.round_to_bf16) {
     if (!rounded_ && kv_type_ == KvType::kFP8) std::abort();
@@ -99,8 +100,8 @@ class ReferenceBackend : public Backend {
 
   std::string profile() const override {
     if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
-    return std::string("epic-numerics-1/fma/") + ProfileTypes(quantization_) +
-           ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
+    return std::string("epic-numerics-1/") + (odd_first_ ? "avx512-bf16/" : "fma/") +
+           ProfileTypes(quantization_) + ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
   }
   KvType kv_type() const override { return kv_type_; }
   std::string description() const override { return "reference, 1 thread"; }
@@ -143,6 +144,8 @@ class ReferenceBackend : public Backend {
       attention->w_uk.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, true, rounded_));
       attention->w_uv.push_back(
           SliceKvB(source.kv_b, row + shape.nope_dim, shape.v_dim, false, rounded_));
+      attention->w_uk.back().odd_first = odd_first_;
+      attention->w_uv.back().odd_first = odd_first_;
     }
     attention->packed_bytes = attention->q_a.packed_bytes + attention->q.packed_bytes +
                               attention->kv_a.packed_bytes + attention->o.packed_bytes;
@@ -266,7 +269,10 @@ class ReferenceBackend : public Backend {
 
  private:
   ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
-    return rounded_ ? MakeReferenceMatrix(source, quantization_) : MakeReferenceF32Matrix(source);
+    if (!rounded_) return MakeReferenceF32Matrix(source);
+    ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_);
+    matrix.odd_first = odd_first_;
+    return matrix;
   }
 
   Row Round(Row values) const {
@@ -411,6 +417,7 @@ class ReferenceBackend : public Backend {
 
   bool rounded_;
   Quantization quantization_;
+  bool odd_first_;
   KvType kv_type_;
   ShadowRows shadows_;
   RopeTable rope_;

@@ -16,6 +16,9 @@ struct ReferenceOptions {
   bool round_to_bf16 = true;
   // With round_to_bf16 only.
   Quantization quantization = Quantization::kNone;
+  // With round_to_bf16 only: the tree of family avx512-bf16, which takes inputs in pairs, the odd
+  // one first.
+  bool odd_first = false;
   KvType kv_type = KvType::kBF16;  // kFP8 only where round_to_bf16
 };
 

@@ -17,9 +17,12 @@ ReferenceMatrix Empty(int64_t rows, int64_t cols) {
   return matrix;
 }
 
+// k_begin is even.
 void AddProducts(const ReferenceMatrix& w, const float* x, int64_t k_begin, int64_t k_end,
                  float* out) {
-  for (int64_t k = k_begin; k < k_end; ++k) {
+  for (int64_t i = k_begin; i < (w.odd_first ? (k_end + 1) / 2 * 2 : k_end); ++i) {
+    const int64_t k = w.odd_first ? i ^ 1 : i;
+    if (k >= k_end) continue;
     const float* column = w.transposed.data() + k * w.rows;
     for (int64_t n = 0; n < w.rows; ++n) out[n] = Fma(x[k], column[n], out[n]);
   }

@@ -17,6 +17,7 @@ struct ReferenceMatrix : Matrix {
   std::vector<float> scales;      // [ceil(rows/128), ceil(cols/128)]; empty: the values are final
   std::vector<int8_t> integers;   // [cols, rows]: INT8, in place of `transposed`
   std::vector<float> row_scales;  // [rows], of `integers`
+  bool odd_first = false;         // K ascends in pairs, the odd one of each first
 
   // out[rows] ← W·x. Adds scaled partial sums per 128 of K where there are scales; quantises x
   // where W is INT8.

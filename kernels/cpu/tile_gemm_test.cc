@@ -1,11 +1,11 @@
-#include "kernels/cpu/amx_gemm.h"
+#include "kernels/cpu/tile_gemm.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <ostream>
+#include <string>
 #include <vector>
 
 #include "kernels/cpu/amx_probe.h"
@@ -21,7 +21,7 @@ namespace {
 
 struct Unit {
   const char* name;
-  const AmxKernels* kernels;
+  TileGemmFamily family;
   std::string failure;
 };
 
@@ -29,13 +29,26 @@ void PrintTo(const Unit& unit, std::ostream* out) { *out << unit.name; }
 
 std::vector<Unit> Units() {
   const CpuFeatures features = DetectCpuFeatures();
-  return {{"Emulated", &EmulatedAmxKernels(), features.avx2 ? "" : "no AVX2 here"},
-          {"EmulatedTiles", &EmulatedTileAmxKernels(),
-           features.avx512_vbmi ? "" : "no AVX-512 VBMI here"},
-          {"Real", &RealAmxKernels(), AmxFailure()}};
+  return {
+      {"EmulatedAmx", TileGemmFamily(EmulatedAmxKernels()), features.avx2 ? "" : "no AVX2 here"},
+      {"EmulatedAmxTiles", TileGemmFamily(EmulatedTileAmxKernels()),
+       features.avx512_vbmi ? "" : "no AVX-512 VBMI here"},
+      {"RealAmx", TileGemmFamily(RealAmxKernels()), AmxFailure()},
+      {"Avx512Bf16", TileGemmFamily(RealAvx512Bf16Kernels()),
+       features.avx512_bf16 ? "" : "no AVX-512 BF16 here"}};
 }
 
-// Products with inputs [k_begin, k_end), added to `c` tile by tile.
+// Products with inputs [k_begin, k_end) added to `c`, as family avx512-bf16 does.
+float AddPairs(const BF16* a, const std::vector<float>& w, int64_t k_begin, int64_t k_end,
+               float c) {
+  for (int64_t k = k_begin; k < k_end; k += 2) {
+    if (k + 1 < k_end) c = Fma(ToFloat(a[k + 1]), w[k + 1], c);
+    c = Fma(ToFloat(a[k]), w[k], c);
+  }
+  return c;
+}
+
+// As family amx-bf16 does: tile by tile.
 float AddTiles(const BF16* a, const std::vector<float>& w, int64_t k_begin, int64_t k_end,
                float c) {
   for (int64_t tile = k_begin; tile < k_end; tile += 32) {
@@ -48,7 +61,8 @@ float AddTiles(const BF16* a, const std::vector<float>& w, int64_t k_begin, int6
   return c;
 }
 
-float Expected(const GemmProblem& p, DType dtype, int64_t row, int64_t n) {
+float Expected(bool amx, const GemmProblem& p, DType dtype, int64_t row, int64_t n) {
+  const auto add = amx ? AddTiles : AddPairs;
   const int64_t k_count = p.source.cols;
   const BF16* a = p.a.data() + row * k_count;
   std::vector<float> w(k_count);
@@ -61,7 +75,7 @@ float Expected(const GemmProblem& p, DType dtype, int64_t row, int64_t n) {
     float sum = 0;
     for (int64_t k = 0; k < k_count; ++k) w[k] = E4M3ToFloat(p.bytes[n * k_count + k]);
     for (int64_t k = 0; k < k_count; k += kScaleBlock) {
-      const float partial = AddTiles(a, w, k, std::min(k_count, k + kScaleBlock), 0);
+      const float partial = add(a, w, k, std::min(k_count, k + kScaleBlock), 0);
       sum = Fma(partial, SourceScale(p.source, n, k), sum);
     }
     return sum;
@@ -69,18 +83,19 @@ float Expected(const GemmProblem& p, DType dtype, int64_t row, int64_t n) {
     ReadSource(p.source, n, 0, k_count, w.data());
     for (float& value : w) value = RoundToBF16(value);
   }
-  return AddTiles(a, w, 0, k_count, 0);
+  return add(a, w, 0, k_count, 0);
 }
 
-class AmxGemm : public testing::TestWithParam<Unit> {
+class TileGemm : public testing::TestWithParam<Unit> {
  protected:
   void SetUp() override {
     if (!GetParam().failure.empty()) GTEST_SKIP() << GetParam().failure;
-    family_ = std::make_unique<AmxGemmFamily>(*GetParam().kernels);
+    family_ = &GetParam().family;
   }
 
   void ExpectExact(DType source, DType dtype) {
     const ScopedFlushDenormals flush;
+    const bool amx = std::string(family_->name()) == "amx-bf16";
     Random random(5 + static_cast<int>(dtype));
     for (int trial = 0; trial < 40; ++trial) {
       // The last trials have more tiles along K than stay in one stretch.
@@ -89,7 +104,7 @@ class AmxGemm : public testing::TestWithParam<Unit> {
         const std::vector<float> c = Multiply(*family_, p, dtype, random, row_step);
         for (int64_t i = 0; i < p.m; ++i) {
           for (int64_t n = 0; n < p.source.rows; ++n) {
-            ASSERT_EQ(c[i * p.source.rows + n], Expected(p, dtype, i, n))
+            ASSERT_EQ(c[i * p.source.rows + n], Expected(amx, p, dtype, i, n))
                 << "row " << i << " of " << p.m << ", output " << n << " of " << p.source.rows
                 << ", K " << p.source.cols << ", rows at once " << row_step;
           }
@@ -98,16 +113,16 @@ class AmxGemm : public testing::TestWithParam<Unit> {
     }
   }
 
-  std::unique_ptr<AmxGemmFamily> family_;
+  const TileGemmFamily* family_ = nullptr;
 };
 
-TEST_P(AmxGemm, BF16HasTheTreeOfTheTileProduct) { ExpectExact(DType::kBF16, DType::kBF16); }
-TEST_P(AmxGemm, RoundsOtherTypesToBF16) { ExpectExact(DType::kF32, DType::kBF16); }
-TEST_P(AmxGemm, E4M3AddsScaledPartialSumsInOrder) { ExpectExact(DType::kF8E4M3, DType::kF8E4M3); }
+TEST_P(TileGemm, BF16HasTheTreeOfItsFamily) { ExpectExact(DType::kBF16, DType::kBF16); }
+TEST_P(TileGemm, RoundsOtherTypesToBF16) { ExpectExact(DType::kF32, DType::kBF16); }
+TEST_P(TileGemm, E4M3AddsScaledPartialSumsInOrder) { ExpectExact(DType::kF8E4M3, DType::kF8E4M3); }
 
-TEST_P(AmxGemm, Int4WeightsAreRoundedOnceToBF16) { ExpectExact(DType::kF32, DType::kI4); }
+TEST_P(TileGemm, Int4WeightsAreRoundedOnceToBF16) { ExpectExact(DType::kF32, DType::kI4); }
 
-TEST_P(AmxGemm, DecodesEveryE4M3Code) {
+TEST_P(TileGemm, DecodesEveryE4M3Code) {
   const std::vector<float> scales = {1, 1};
   for (const int64_t m : {1, 20}) {
     GemmProblem p;
@@ -127,7 +142,7 @@ TEST_P(AmxGemm, DecodesEveryE4M3Code) {
   }
 }
 
-TEST_P(AmxGemm, ARowOfNaNsAndATailOfGarbageReachNoOtherRow) {
+TEST_P(TileGemm, ARowOfNaNsAndATailOfGarbageReachNoOtherRow) {
   Random random(2);
   GemmProblem p = MakeGemmProblem(random, DType::kBF16, {.m = 35, .n = 40, .k_max = 90});
   const std::vector<float> sound = Multiply(*family_, p, DType::kBF16, random, p.m);
@@ -145,7 +160,7 @@ TEST_P(AmxGemm, ARowOfNaNsAndATailOfGarbageReachNoOtherRow) {
   }
 }
 
-TEST_P(AmxGemm, DenormalsAreZero) {
+TEST_P(TileGemm, DenormalsAreZero) {
   const ScopedFlushDenormals flush;
   Random random(3);
   GemmProblem p = MakeGemmProblem(random, DType::kBF16, {.m = 3, .n = 5, .k_max = 40});
@@ -153,7 +168,7 @@ TEST_P(AmxGemm, DenormalsAreZero) {
   for (const float c : Multiply(*family_, p, DType::kBF16, random, p.m)) EXPECT_EQ(c, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Units, AmxGemm, testing::ValuesIn(Units()),
+INSTANTIATE_TEST_SUITE_P(Units, TileGemm, testing::ValuesIn(Units()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace
