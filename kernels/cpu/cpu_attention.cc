@@ -224,7 +224,9 @@ void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys
       pool_.Breathe(thread);
     }
   });
-  gemms_.Part(0, [&, this, partials, partial_floats](int thread, int threads) {
+  const int64_t bytes = 4 * static_cast<int64_t>(tasks_.size()) * partial_floats;
+  const int64_t merge_cost = tiles.size() > 1 ? bytes : 0;
+  gemms_.Part(merge_cost, [&, this, partials, partial_floats](int thread, int threads) {
     for (size_t i = 0, task = 0; i < tiles.size(); task += SplitCount(tiles[i++].keys)) {
       if (static_cast<int>(i) % threads != thread) continue;
       float* total = partials + static_cast<int64_t>(task) * partial_floats;
