@@ -99,7 +99,8 @@ class Rank {
                plan.expert.source_bytes),
         exchange_(
             plan.exchange_shape(), {}, env.clock, transport, slots_,
-            {.on_link_down = [this](const cluster::RankEntry& rank,
+            {.on_link_up = [this](const cluster::RankEntry& rank) { service_.OnLinkUp(rank); },
+             .on_link_down = [this](const cluster::RankEntry& rank,
                                     const absl::Status& why) { service_.OnLinkDown(rank, why); }}),
         sequences_(env.clock),
         service_(env.clock, exchange_, options.experts() ? &slots_ : nullptr,
@@ -115,7 +116,7 @@ class Rank {
 
   absl::Status Run() {
     if (options_.attention()) RETURN_IF_ERROR(LoadAttention());
-    while (connection_->refusal().ok() && !(ends_ && sequences_.drained())) {
+    while (connection_->refusal().ok() && !(ends_ && sequences_.drained() && MayLeave())) {
       const bool busy = Busy();
       loop_.RunOnce(busy ? absl::ZeroDuration() : kIdleWait);
       service_.ticks().Tick(!busy);
@@ -126,14 +127,21 @@ class Rank {
     return connection_->refusal();
   }
 
-  // Takes no new sequences, and ends with the last.
+  // Takes no new sequences, and ends with the last. A rank that nobody supervises first lets the
+  // coordinator move its experts, for a while; a second call waits no longer.
   void Drain() {
+    const bool waits = !options_.exit_with_parent && !std::exchange(ends_, true);
     ends_ = true;
+    leave_at_ = env_.clock.Now() + (waits ? kLeaveTime : absl::ZeroDuration());
     sequences_.StartDraining();
+    if (waits) service_.AskToLeave();
   }
 
  private:
   static constexpr absl::Duration kIdleWait = absl::Milliseconds(50);
+  static constexpr absl::Duration kLeaveTime = absl::Seconds(20);
+
+  bool MayLeave() const { return told_to_drain_ || env_.clock.Now() >= leave_at_; }
 
   v1::WorkerIdentity Identity() const {
     v1::WorkerIdentity identity;
@@ -194,6 +202,7 @@ class Rank {
           transport_.SetSelf(message.welcome().rank(), connection_->generation());
       if (!status.ok()) LOG_WARNING("no shared memory: {}", std::string(status.message()));
     }
+    if (message.has_drain()) ends_ = told_to_drain_ = true;
     if (!service_.OnMessage(message)) sequences_.OnMessage(message);
   }
 
@@ -239,6 +248,8 @@ class Rank {
   std::optional<Attention> attention_;
   absl::Time reported_at_;
   bool ends_ = false;
+  absl::Time leave_at_ = absl::InfinitePast();
+  bool told_to_drain_ = false;
 };
 
 template <class AnyRank>

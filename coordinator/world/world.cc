@@ -218,6 +218,9 @@ void World::Refuse(int rank, const std::string& why) {
 void World::OnClosed(int rank, const absl::Status& why, absl::Time now) {
   const auto at = members_.find(rank);
   if (at == members_.end()) return;
+  if (at->second.told_to_drain) {
+    return Lose(rank, "goodbye", "it has drained", /*unexplained=*/false);
+  }
   const bool explained = at->second.draining || !at->second.refusal.empty();
   Lose(rank, "lost", std::string(why.message()), !explained);
 }

@@ -120,7 +120,27 @@ void RankService::OnLinkDown(const cluster::RankEntry& rank, const absl::Status&
   down.set_rank(rank.rank);
   down.set_generation(rank.generation);
   down.set_evidence(std::string(why.message()));
+  down_.insert({rank.rank, rank.generation});
   Send(std::move(message));
+}
+
+void RankService::OnLinkUp(const cluster::RankEntry& rank) {
+  if (down_.erase({rank.rank, rank.generation}) == 0) return;
+  v1::ControlMessage message;
+  message.mutable_link_up()->set_rank(rank.rank);
+  message.mutable_link_up()->set_generation(rank.generation);
+  Send(std::move(message));
+}
+
+void RankService::AskToLeave() {
+  v1::ControlMessage message;
+  message.mutable_drain();
+  Send(std::move(message));
+}
+
+void RankService::Connect(cluster::ControlLink* link) {
+  link_ = link;
+  down_.clear();
 }
 
 void RankService::Report(const Gauges& gauges) {

@@ -11,7 +11,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/env.h"
@@ -70,11 +72,15 @@ class RankService {
         ticks_(clock) {}
 
   // A link to a coordinator that has not welcomed this generation yet; null: none for now.
-  void Connect(cluster::ControlLink* link) { link_ = link; }
+  void Connect(cluster::ControlLink* link);
   // False: the message is not of the rank's kind.
   bool OnMessage(const v1::ControlMessage& message);
-  // For ExchangeHandlers::on_link_down.
+  // For ExchangeHandlers. A link that was down is said to be up when it is.
   void OnLinkDown(const cluster::RankEntry& rank, const absl::Status& why);
+  void OnLinkUp(const cluster::RankEntry& rank);
+
+  // Asks the coordinator to move what is here elsewhere; it answers with Drain.
+  void AskToLeave();
 
   bool loading() const { return slots_ != nullptr && slots_->loading(); }
   // Loads one expert of an order, and tells its outcome at its end.
@@ -100,6 +106,7 @@ class RankService {
   WorkTicks ticks_;
   cluster::ControlLink* link_ = nullptr;
   int64_t base_bytes_ = 0;
+  std::set<std::pair<int, uint64_t>> down_;  // links told to be: rank, generation
 };
 
 }  // namespace epic::worker

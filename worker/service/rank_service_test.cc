@@ -176,5 +176,19 @@ TEST_F(RankServiceTest, PassesOnRevocationsAndBrokenLinks) {
   EXPECT_FALSE(service_.OnMessage(start));
 }
 
+TEST_F(RankServiceTest, ALinkThatWasDownIsSaidToBeUpOnceAndALeaverAsks) {
+  const cluster::RankEntry peer{.rank = 4, .generation = 9};
+  service_.OnLinkUp(peer);
+  EXPECT_TRUE(link_.messages.empty());
+  service_.OnLinkDown(peer, absl::UnavailableError("gone"));
+  service_.OnLinkUp(peer);
+  service_.OnLinkUp(peer);
+  ASSERT_EQ(link_.messages.size(), 2u);
+  EXPECT_EQ(link_.messages[1].link_up().rank(), 4);
+  EXPECT_EQ(link_.messages[1].link_up().generation(), 9u);
+  service_.AskToLeave();
+  EXPECT_TRUE(link_.messages[2].has_drain());
+}
+
 }  // namespace
 }  // namespace epic::worker
