@@ -1,8 +1,5 @@
 #include "cluster/join_token.h"
 
-#include <openssl/crypto.h>
-#include <openssl/evp.h>
-#include <openssl/hmac.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -10,20 +7,11 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
 #include "base/log.h"
+#include "cluster/hmac.h"
 
 namespace epic::cluster {
 namespace {
-
-std::string Hmac(std::string_view key, std::string_view data) {
-  unsigned char out[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()),
-             reinterpret_cast<const unsigned char*>(data.data()), data.size(), out,
-             &size) != nullptr);
-  return {reinterpret_cast<const char*>(out), size};
-}
 
 void AddNumber(std::string& bytes, uint64_t number) {
   for (int i = 0; i < 8; ++i) bytes.push_back(static_cast<char>(number >> (8 * i)));
@@ -69,16 +57,14 @@ std::string JoinToken::Prove(JoinSide side, const JoinFacts& facts) const {
   AddNumber(bytes, facts.generation);
   AddField(bytes, facts.profile);
   AddField(bytes, facts.build_id);
-  return Hmac(secret_, bytes);
+  return HmacSha256(secret_, bytes);
 }
 
 bool JoinToken::Verify(JoinSide side, const JoinFacts& facts, std::string_view proof) const {
   if (facts.worker_nonce.size() != kNonceBytes || facts.coordinator_nonce.size() != kNonceBytes) {
     return false;
   }
-  const std::string expected = Prove(side, facts);
-  return proof.size() == expected.size() &&
-         CRYPTO_memcmp(proof.data(), expected.data(), expected.size()) == 0;
+  return SameProof(proof, Prove(side, facts));
 }
 
 std::string PairKey(std::string_view secret, uint64_t term, int a, int b) {
@@ -87,7 +73,7 @@ std::string PairKey(std::string_view secret, uint64_t term, int a, int b) {
   AddNumber(bytes, term);
   AddNumber(bytes, static_cast<uint64_t>(std::min(a, b)));
   AddNumber(bytes, static_cast<uint64_t>(std::max(a, b)));
-  return Hmac(secret, bytes);
+  return HmacSha256(secret, bytes);
 }
 
 }  // namespace epic::cluster

@@ -142,20 +142,22 @@ void OutQueue::Append(std::span<const Bytes> parts, size_t skip) {
 
 void OutQueue::Append(Bytes bytes) {
   bytes_ += bytes.size();
-  if (!chunks_.empty()) {
+  while (!bytes.empty()) {
+    if (chunks_.empty() || chunks_.back().end == kChunkBytes) {
+      Chunk& fresh = chunks_.emplace_back();
+      if (spare_.empty()) {
+        fresh.data = std::make_unique_for_overwrite<std::byte[]>(kChunkBytes);
+      } else {
+        fresh.data = std::move(spare_.back());
+        spare_.pop_back();
+      }
+    }
     Chunk& last = chunks_.back();
-    const size_t fits = std::min(last.capacity - last.end, bytes.size());
-    if (fits > 0) std::memcpy(last.data.get() + last.end, bytes.data(), fits);
+    const size_t fits = std::min(kChunkBytes - last.end, bytes.size());
+    std::memcpy(last.data.get() + last.end, bytes.data(), fits);
     last.end += fits;
     bytes = bytes.subspan(fits);
   }
-  if (bytes.empty()) return;
-  Chunk chunk;
-  chunk.capacity = std::max(kChunkBytes, bytes.size());
-  chunk.data = std::make_unique_for_overwrite<std::byte[]>(chunk.capacity);
-  chunk.end = bytes.size();
-  std::memcpy(chunk.data.get(), bytes.data(), bytes.size());
-  chunks_.push_back(std::move(chunk));
 }
 
 std::vector<Bytes> OutQueue::Front(size_t count_max) const {
@@ -175,7 +177,9 @@ void OutQueue::Consume(size_t bytes) {
     const size_t taken = std::min(bytes, first.end - first.begin);
     first.begin += taken;
     bytes -= taken;
-    if (first.begin == first.end) chunks_.pop_front();
+    if (first.begin < first.end) continue;
+    if (spare_.size() < kSpareChunksMax) spare_.push_back(std::move(first.data));
+    chunks_.pop_front();
   }
 }
 

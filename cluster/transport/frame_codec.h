@@ -99,14 +99,17 @@ class OutQueue {
   void Consume(size_t bytes);
 
  private:
-  static constexpr size_t kChunkBytes = 64 << 10;
+  static constexpr size_t kChunkBytes = size_t{1} << 20;
+  // Memory that was touched before is kept for the next large frame, up to this.
+  static constexpr size_t kSpareChunksMax = 4;
   struct Chunk {
     std::unique_ptr<std::byte[]> data;
-    size_t capacity = 0, begin = 0, end = 0;
+    size_t begin = 0, end = 0;
   };
   void Append(Bytes bytes);
 
   std::deque<Chunk> chunks_;
+  std::vector<std::unique_ptr<std::byte[]>> spare_;
   size_t bytes_ = 0;
 };
 

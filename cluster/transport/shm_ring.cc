@@ -149,7 +149,7 @@ void RingWriter::Checked() { control_.checked.store(tail_, std::memory_order_rel
 bool RingWriter::Arm() {
   control_.writer_sleeps.store(1, std::memory_order_seq_cst);
   const uint64_t head = control_.head.load(std::memory_order_seq_cst);
-  return head != head_seen_;
+  return tail_ - head <= bytes_ / 2;
 }
 
 void RingWriter::Disarm() { control_.writer_sleeps.store(0, std::memory_order_relaxed); }
@@ -169,7 +169,8 @@ absl::StatusOr<Bytes> RingReader::Readable() {
 
 bool RingReader::Release() {
   control_.head.store(head_, std::memory_order_seq_cst);
-  return control_.writer_sleeps.load(std::memory_order_seq_cst) != 0 &&
+  return tail_seen_ - head_ <= bytes_ / 2 &&
+         control_.writer_sleeps.load(std::memory_order_seq_cst) != 0 &&
          control_.writer_sleeps.exchange(0, std::memory_order_seq_cst) != 0;
 }
 

@@ -76,7 +76,8 @@ class RingWriter {
   bool Publish();
   void Checked();
 
-  // It will be rung for when there is room. True: there is room already.
+  // It will be rung for when half of the ring is free (less would cost more wakes than it is
+  // worth). True: it is already.
   bool Arm();
   void Disarm();
 
@@ -97,7 +98,8 @@ class RingReader {
   // What was published and not consumed. DataLoss for an impossible index of the writer.
   absl::StatusOr<Bytes> Readable();
   void Consume(size_t bytes) { head_ += bytes; }
-  // Gives the consumed room back. True: the writer sleeps for it and must be rung.
+  // Gives the consumed room back. True: the writer sleeps for it and must be rung. A reader must be
+  // able to consume until half of the ring is free.
   bool Release();
 
   // More was published than Readable last told.
