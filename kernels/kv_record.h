@@ -12,13 +12,14 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/host_device.h"
 #include "kernels/kv_view.h"
 #include "kernels/number.h"
 
 namespace epic::kernels {
 
 // `largest` is a magnitude.
-inline float KvScale(float largest) {
+EPIC_HOST_DEVICE inline float KvScale(float largest) {
   const uint32_t bits = std::bit_cast<uint32_t>(largest);
   if (bits >= 0x7f800000u) return std::numeric_limits<float>::quiet_NaN();
   const auto exponent = static_cast<int>(bits >> 23) - 127;

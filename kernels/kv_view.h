@@ -27,17 +27,17 @@ struct KvLayout {
   KvType type = KvType::kBF16;
 
   static constexpr int64_t Padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-  int scale_count() const {
+  constexpr int scale_count() const {
     return type == KvType::kFP8 ? (latent_dim + kKvScaleBlock - 1) / kKvScaleBlock : 0;
   }
-  int64_t scales_offset_bytes() const {
+  constexpr int64_t scales_offset_bytes() const {
     return Padded(int64_t{latent_dim} * (type == KvType::kFP8 ? 1 : 2));
   }
-  int64_t rope_offset_bytes() const {
+  constexpr int64_t rope_offset_bytes() const {
     return scales_offset_bytes() + Padded(int64_t{4} * scale_count());
   }
-  int64_t record_bytes() const { return rope_offset_bytes() + Padded(rope_dim * 2); }
-  int64_t page_bytes() const { return kPageTokens * record_bytes(); }
+  constexpr int64_t record_bytes() const { return rope_offset_bytes() + Padded(rope_dim * 2); }
+  constexpr int64_t page_bytes() const { return kPageTokens * record_bytes(); }
 };
 
 // Owned by worker/kv (pool); valid while the pool lives. Page ids below page_count are valid.

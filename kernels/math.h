@@ -9,9 +9,11 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/host_device.h"
+
 namespace epic::kernels {
 
-inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+EPIC_HOST_DEVICE inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 namespace exp_constants {
 inline constexpr float kLowest = -87.33654f;  // below: 0
@@ -29,7 +31,7 @@ inline constexpr float kC5 = 5.0000001201e-1f;
 }  // namespace exp_constants
 
 // eˣ within 2 ulp; Exp(0) == 1, Exp(−inf) == 0, NaN gives NaN.
-inline float Exp(float x) {
+EPIC_HOST_DEVICE inline float Exp(float x) {
   using namespace exp_constants;  // NOLINT
   if (x < kLowest) return 0;
   x = kHighest < x ? kHighest : x;
@@ -48,12 +50,12 @@ inline float Exp(float x) {
   return y * std::bit_cast<float>(exponent << 23);
 }
 
-inline float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
-inline float Silu(float x) { return x / (1.0f + Exp(-x)); }
+EPIC_HOST_DEVICE inline float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
+EPIC_HOST_DEVICE inline float Silu(float x) { return x / (1.0f + Exp(-x)); }
 
 // eˣ and ln x in double, within 1 ulp (the methods and coefficients of fdlibm). For tables and
 // sampling. ExpDouble flushes results below 2^-1022 to 0.
-inline double ExpDouble(double x) {
+EPIC_HOST_DEVICE inline double ExpDouble(double x) {
   if (x != x) return x;
   if (x > 709.78) return std::numeric_limits<double>::infinity();
   if (x < -708.39) return 0;
@@ -76,7 +78,7 @@ inline double ExpDouble(double x) {
 }
 
 // x must be positive and normal; Log(0) == −inf, a negative x or NaN gives NaN.
-inline double LogDouble(double x) {
+EPIC_HOST_DEVICE inline double LogDouble(double x) {
   if (x == 0) return -std::numeric_limits<double>::infinity();
   if (!(x > 0)) return std::numeric_limits<double>::quiet_NaN();
   if (x == std::numeric_limits<double>::infinity()) return x;
@@ -99,7 +101,7 @@ inline double LogDouble(double x) {
          ((half_square - (s * (half_square + even + odd) + n * 1.90821492927058770002e-10)) - f);
 }
 
-inline float Log(float x) { return static_cast<float>(LogDouble(x)); }
+EPIC_HOST_DEVICE inline float Log(float x) { return static_cast<float>(LogDouble(x)); }
 
 struct SinCos {
   double sin;
@@ -107,7 +109,7 @@ struct SinCos {
 };
 
 // For |x| up to 2²⁰, absolute error below 3e-16.
-inline SinCos SinCosDouble(double x) {
+EPIC_HOST_DEVICE inline SinCos SinCosDouble(double x) {
   const double shifted = __builtin_fma(x, 6.36619772367581382433e-01, 0x1.8p52);
   const double n = shifted - 0x1.8p52;
   double r = x - n * 1.57079632673412561417e+00;  // π/2 in three parts of 33 bits

@@ -5,24 +5,25 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/host_device.h"
 #include "kernels/tensor.h"
 
 namespace epic::kernels {
 
-inline float ToFloat(BF16 value) {
+EPIC_HOST_DEVICE inline float ToFloat(BF16 value) {
   return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
 }
 
-inline BF16 ToBF16(float value) {
+EPIC_HOST_DEVICE inline BF16 ToBF16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-inline float RoundToBF16(float value) { return ToFloat(ToBF16(value)); }
+EPIC_HOST_DEVICE inline float RoundToBF16(float value) { return ToFloat(ToBF16(value)); }
 
 // IEEE binary16.
-inline float HalfToFloat(uint16_t half) {
+EPIC_HOST_DEVICE inline float HalfToFloat(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = (half >> 10) & 0x1fu;
   const uint32_t mantissa = half & 0x3ffu;
@@ -35,9 +36,9 @@ inline float HalfToFloat(uint16_t half) {
 }
 
 // E4M3 "fn": no infinities, NaN is 0x7f and 0xff, the largest value 448.
-inline bool IsE4M3NaN(uint8_t code) { return (code & 0x7fu) == 0x7fu; }
+EPIC_HOST_DEVICE inline bool IsE4M3NaN(uint8_t code) { return (code & 0x7fu) == 0x7fu; }
 
-inline float E4M3ToFloat(uint8_t code) {
+EPIC_HOST_DEVICE inline float E4M3ToFloat(uint8_t code) {
   const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
   const uint32_t exponent = (code >> 3) & 0xfu;
   const uint32_t mantissa = code & 7u;
@@ -50,7 +51,7 @@ inline float E4M3ToFloat(uint8_t code) {
 }
 
 // To nearest even; what is larger becomes 448, NaN stays NaN.
-inline uint8_t ToE4M3(float value) {
+EPIC_HOST_DEVICE inline uint8_t ToE4M3(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80u);
   const uint32_t magnitude = bits & 0x7fffffffu;

@@ -1,0 +1,89 @@
+#include "kernels/cuda/block_gemm.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/block_gemm_kernel.h"
+
+namespace epic::kernels::cuda {
+namespace {
+
+// Rows of K; a box is 128 bytes of it by `box_rows`.
+TileShape Matrix(const void* data, const BlockGemmArguments& a, int64_t rows, int64_t groups,
+                 int64_t row_stride, int64_t group_stride, int box_rows) {
+  const int bytes = a.type == GemmType::kE4M3 ? 1 : 2;
+  return {.data = data,
+          .element_bytes = bytes,
+          .extent = {a.k, rows, groups},
+          .stride_bytes = {row_stride * bytes, group_stride * bytes},
+          .box = {kTileRowBytes / bytes, box_rows, 1},
+          .swizzled = true};
+}
+
+int64_t CeilingOf(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
+
+int RowTile(const BlockGemmArguments& a) {
+  if (a.row_tile != 0) return a.row_tile;
+  if (a.rows > 64 || a.layout == GemmLayout::kContiguous) return 128;
+  return a.rows > 32 ? 64 : a.rows > 16 ? 32 : 16;
+}
+
+template <typename Kernel>
+BlockGemmTiles TilesFor(const BlockGemmArguments& a) {
+  constexpr int kRowTile = Kernel::kRows;
+  const int64_t x_groups = a.layout == GemmLayout::kMasked ? a.groups : 1;
+  const int64_t x_row_stride = a.x_row_stride == 0 ? a.k : a.x_row_stride;
+  const int64_t k_blocks = CeilingOf(a.k, kScaleBlock);
+  const int64_t tiles =
+      CeilingOf(a.rows, kRowTile) * CeilingOf(a.n, Kernel::kColumnTile) * x_groups;
+  return {
+      .row_tile = kRowTile,
+      .w = Matrix(a.w, a, a.n, a.groups, a.k, int64_t{a.k} * a.n, Kernel::kColumnTile),
+      .x = Matrix(a.x, a, a.rows, x_groups, x_row_stride,
+                  a.x_group_stride == 0 ? a.rows * x_row_stride : a.x_group_stride, kRowTile),
+      .x_scale = {.data = a.x_scale,
+                  .element_bytes = 4,
+                  .extent = {a.rows, k_blocks, x_groups},
+                  .stride_bytes = {a.x_scale_stride * int64_t{4}, a.x_scale_stride * k_blocks * 4},
+                  .box = {kRowTile, 1, 1}},
+      .blocks = std::min(tiles, int64_t{a.sm_count} * Kernel::kBlocksPerSm)};
+}
+
+template <GemmType kType, typename Visit>
+auto WithTile(const BlockGemmArguments& a, const Visit& visit) {
+  switch (RowTile(a)) {
+    case 16:
+      return visit(BlockGemm16<kType>{});
+    case 32:
+      return visit(BlockGemm32<kType>{});
+    case 64:
+      return visit(BlockGemm64<kType>{});
+    default:
+      return visit(BlockGemm128<kType>{});
+  }
+}
+
+// Calls visit(kernel) with the variant for the arguments.
+template <typename Visit>
+auto WithVariant(const BlockGemmArguments& a, const Visit& visit) {
+  return a.type == GemmType::kE4M3 ? WithTile<GemmType::kE4M3>(a, visit)
+                                   : WithTile<GemmType::kBF16>(a, visit);
+}
+
+}  // namespace
+
+BlockGemmTiles TilesOf(const BlockGemmArguments& arguments) {
+  return WithVariant(arguments, [&](auto kernel) { return TilesFor<decltype(kernel)>(arguments); });
+}
+
+void BlockGemm(Stream stream, const BlockGemmArguments& arguments) {
+  if (arguments.rows == 0) return;
+  const BlockGemmTiles tiles = TilesOf(arguments);
+  BlockGemmParams params = {
+      .w = MakeTensorMap(tiles.w), .x = MakeTensorMap(tiles.x), .arguments = arguments};
+  if (arguments.type == GemmType::kE4M3) params.x_scale = MakeTensorMap(tiles.x_scale);
+  WithVariant(arguments, [&](auto kernel) {
+    Launch<decltype(kernel)>(stream, static_cast<int>(tiles.blocks), params);
+  });
+}
+
+}  // namespace epic::kernels::cuda

@@ -1,0 +1,283 @@
+// The kernel of block_gemm.h. Weights are WGMMA's left operand (64 of N a warpgroup), rows its
+// right one, so that few rows waste no tensor core. One warp brings tiles by bulk copies through a
+// ring of stages; each warpgroup multiplies 128 of K at a time and adds the scaled block into its
+// own FP32 sums. Blocks are persistent and walk the tiles in a fixed order.
+#pragma once
+
+#include "kernels/cuda/block_gemm.h"
+#include "kernels/cuda/device/device.h"
+#include "kernels/tensor.h"
+
+namespace epic::kernels::cuda {
+
+struct BlockGemmParams {
+  TensorMap w;        // box 128 of K × the tile's N
+  TensorMap x;        // box 128 of K × the tile's rows
+  TensorMap x_scale;  // box the tile's rows × 1
+  BlockGemmArguments arguments;
+};
+
+struct GemmTile {
+  int group = 0;
+  int row = 0;      // first, of the group's
+  int row_end = 0;  // of the rows that count
+  int n = 0;        // first
+};
+
+// The tiles of one block, in order.
+template <int kRowTile, int kColumnTile>
+class GemmTileWalk {
+ public:
+  EPIC_DEVICE explicit GemmTileWalk(const BlockGemmArguments& a)
+      : a_(a), index_(BlockIndex()), column_tiles_((a.n + kColumnTile - 1) / kColumnTile) {}
+
+  EPIC_DEVICE bool Next(GemmTile& tile) {
+    while (true) {
+      const int index = index_;
+      index_ += BlockCount();
+      if (a_.layout == GemmLayout::kMasked) return NextMasked(index, tile);
+      if (index >= Tiles(a_.rows)) return false;
+      Place(index, a_.rows, tile);
+      if (a_.layout == GemmLayout::kDense) return true;
+      tile.group = a_.segment_group[tile.row / kSegmentRows];
+      if (tile.group >= 0) return true;
+    }
+  }
+
+ private:
+  // Rows of tiles that share their weights while those are in the L2 cache.
+  static constexpr int kBandTiles = 16;
+
+  EPIC_DEVICE int Tiles(int rows) const { return (rows + kRowTile - 1) / kRowTile * column_tiles_; }
+
+  EPIC_DEVICE bool NextMasked(int index, GemmTile& tile) {
+    for (; group_ < a_.groups; ++group_) {
+      const int rows = a_.group_rows == nullptr ? a_.rows : a_.group_rows[group_];
+      const int tiles = Tiles(rows);
+      if (index - first_ < tiles) {
+        Place(index - first_, rows, tile);
+        tile.group = group_;
+        return true;
+      }
+      first_ += tiles;
+    }
+    return false;
+  }
+
+  EPIC_DEVICE void Place(int index, int rows, GemmTile& tile) const {
+    const int row_tiles = (rows + kRowTile - 1) / kRowTile;
+    const int band = index / (kBandTiles * column_tiles_);
+    const int in_band = index - band * kBandTiles * column_tiles_;
+    const int left = row_tiles - band * kBandTiles;
+    const int height = left < kBandTiles ? left : kBandTiles;
+    tile.row = (band * kBandTiles + in_band % height) * kRowTile;
+    tile.row_end = rows;
+    tile.n = in_band / height * kColumnTile;
+  }
+
+  const BlockGemmArguments& a_;
+  int index_;
+  int column_tiles_;
+  int group_ = 0;
+  int first_ = 0;  // index of group_'s first tile
+};
+
+template <GemmType kType, int kRowTile, int kWarpgroups, int kStageCount, int kBlocks>
+struct BlockGemmKernel {
+  using Params = BlockGemmParams;
+  using Walk = GemmTileWalk<kRowTile, kWarpgroups * kWarpgroupRows>;
+  struct alignas(8) ScalePair {
+    float first, second;
+  };
+
+  static constexpr int kRows = kRowTile;
+  static constexpr int kColumnTile = kWarpgroups * kWarpgroupRows;
+  static constexpr bool kScaled = kType == GemmType::kE4M3;
+  static constexpr int kBlockK = kTileRowBytes / (kScaled ? 1 : 2);  // of a stage
+  static constexpr int kProductBytes = 32;                           // of K in one product
+  static constexpr int kThreads = kWarpgroups * 128 + 32;
+  static constexpr int kBlocksPerSm = kBlocks;
+
+  // Shared memory: per stage the tile of w, then that of x; per stage the scales; the barriers.
+  static constexpr int kWBytes = kColumnTile * kTileRowBytes;
+  static constexpr int kXBytes = kRowTile * kTileRowBytes;
+  static constexpr int kScaleBytes = kScaled ? kRowTile * 4 : 0;
+  static constexpr int kScaleStride = (kScaleBytes + 127) / 128 * 128;
+  static constexpr int kScaleOffset = kStageCount * (kWBytes + kXBytes);
+  static constexpr int kBarrierOffset = kScaleOffset + kStageCount * kScaleStride;
+  static constexpr int kSharedBytes = kBarrierOffset + 2 * kStageCount * 8;
+  static_assert(kXBytes % kTileAlignmentBytes == 0);
+
+  struct Stage {
+    int index = 0;
+    uint32_t phase = 0;
+    EPIC_DEVICE void Advance() {
+      if (++index == kStageCount) {
+        index = 0;
+        phase ^= 1;
+      }
+    }
+    EPIC_DEVICE Shared<uint64_t> full() const {
+      return SharedAt<uint64_t>(kBarrierOffset + index * 8, 1);
+    }
+    EPIC_DEVICE Shared<uint64_t> empty() const {
+      return SharedAt<uint64_t>(kBarrierOffset + (kStageCount + index) * 8, 1);
+    }
+    EPIC_DEVICE uint32_t w() const {
+      return SharedAt<uint8_t>(index * (kWBytes + kXBytes), kWBytes).address();
+    }
+    EPIC_DEVICE uint32_t x() const {
+      return SharedAt<uint8_t>(index * (kWBytes + kXBytes) + kWBytes, kXBytes).address();
+    }
+    EPIC_DEVICE Shared<ScalePair> scales() const {
+      return SharedAt<ScalePair>(kScaleOffset + index * kScaleStride, kRowTile / 2);
+    }
+  };
+
+  EPIC_DEVICE static void Run(const Params& params) {
+    if (ThreadIndex() == 0) {
+      for (Stage stage; stage.phase == 0; stage.Advance()) {
+        InitBarrier(stage.full(), 1);
+        InitBarrier(stage.empty(), kWarpgroups * 4);
+      }
+      FenceBarrierInit();
+    }
+    SyncBlock();
+    if (Uniform(WarpIndex()) == kWarpgroups * 4) {
+      if (LaneIndex() == 0) Produce(params);
+    } else {
+      Consume(params.arguments);
+    }
+  }
+
+  EPIC_DEVICE static int BlocksOfK(const BlockGemmArguments& a) {
+    return (a.k + kBlockK - 1) / kBlockK;
+  }
+
+  EPIC_DEVICE static void Produce(const Params& params) {
+    const int k_blocks = BlocksOfK(params.arguments);
+    const bool masked = params.arguments.layout == GemmLayout::kMasked;
+    Stage stage;
+    Walk walk(params.arguments);
+    GemmTile tile;
+    while (walk.Next(tile)) {
+      const int x_group = masked ? tile.group : 0;
+      for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
+        WaitForPhase(stage.empty(), stage.phase ^ 1);
+        ArriveAndExpect(stage.full(), kWBytes + kXBytes + kScaleBytes);
+        CopyTile(params.w, stage.w(), stage.full(), b * kBlockK, tile.n, tile.group);
+        CopyTile(params.x, stage.x(), stage.full(), b * kBlockK, tile.row, x_group);
+        if constexpr (kScaled) {
+          CopyTile(params.x_scale, stage.scales().address(), stage.full(), tile.row, b, x_group);
+        }
+      }
+    }
+  }
+
+  EPIC_DEVICE static void Consume(const BlockGemmArguments& a) {
+    const int k_blocks = BlocksOfK(a);
+    const int n_blocks = (a.n + kScaleBlock - 1) / kScaleBlock;
+    Stage stage;
+    Walk walk(a);
+    GemmTile tile;
+    while (walk.Next(tile)) {
+      const float* w_scale =
+          a.w_scale + (int64_t{tile.group} * n_blocks + tile.n / kScaleBlock) * k_blocks;
+      float sums[kRowTile / 2];
+      EPIC_UNROLL
+      for (int i = 0; i < kRowTile / 2; ++i) sums[i] = 0;
+      for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
+        const float scale = kScaled ? w_scale[b] : 1.0f;
+        WaitForPhase(stage.full(), stage.phase);
+        if constexpr (kScaled) {
+          AddScaledBlock(stage, scale, sums);
+        } else {
+          AddBlock(stage, b == 0, sums);
+        }
+        SyncWarp();
+        if (LaneIndex() == 0) Arrive(stage.empty());
+      }
+      Write(a, tile, sums);
+    }
+  }
+
+  EPIC_DEVICE static void AddBlock(const Stage& stage, bool first, float (&sums)[kRowTile / 2]) {
+    const uint32_t w = stage.w() + Uniform(WarpgroupIndex()) * kWarpgroupRows * kTileRowBytes;
+    const uint32_t x = stage.x();
+    ProductsBegin();
+    EPIC_UNROLL
+    for (int k = 0; k < kTileRowBytes; k += kProductBytes) {
+      MultiplyBF16<kRowTile>(sums, RowsDescriptor(w + k), RowsDescriptor(x + k), !first || k > 0);
+    }
+    ProductsCommit();
+    ProductsWait<0>(sums);
+  }
+
+  EPIC_DEVICE static void AddScaledBlock(const Stage& stage, float w_scale,
+                                         float (&sums)[kRowTile / 2]) {
+    const uint32_t w = stage.w() + Uniform(WarpgroupIndex()) * kWarpgroupRows * kTileRowBytes;
+    const uint32_t x = stage.x();
+    float block[kRowTile / 2];
+    ProductsBegin();
+    EPIC_UNROLL
+    for (int k = 0; k < kTileRowBytes; k += kProductBytes) {
+      MultiplyE4M3<kRowTile>(block, RowsDescriptor(w + k), RowsDescriptor(x + k), k > 0);
+    }
+    ProductsCommit();
+    const Shared<ScalePair> scales = stage.scales();
+    ProductsWait<0>(block);
+    EPIC_UNROLL
+    for (int i = 0; i < kRowTile / 2; i += 4) {
+      const ScalePair pair = scales.Load(i + LaneIndex() % 4);
+      const float first = pair.first * w_scale;
+      const float second = pair.second * w_scale;
+      sums[i] = Fma(block[i], first, sums[i]);
+      sums[i + 1] = Fma(block[i + 1], second, sums[i + 1]);
+      sums[i + 2] = Fma(block[i + 2], first, sums[i + 2]);
+      sums[i + 3] = Fma(block[i + 3], second, sums[i + 3]);
+    }
+  }
+
+  EPIC_DEVICE static void Write(const BlockGemmArguments& a, const GemmTile& tile,
+                                const float (&sums)[kRowTile / 2]) {
+    switch (a.output) {
+      case GemmOutput::kF32:
+        return WriteAs(a, tile, sums,
+                       [&](int64_t at, float sum) { static_cast<float*>(a.out)[at] = sum; });
+      case GemmOutput::kBF16:
+        return WriteAs(a, tile, sums,
+                       [&](int64_t at, float sum) { static_cast<BF16*>(a.out)[at] = ToBF16(sum); });
+      case GemmOutput::kAddF32:
+        return WriteAs(a, tile, sums,
+                       [&](int64_t at, float sum) { static_cast<float*>(a.out)[at] += sum; });
+    }
+  }
+
+  template <typename Store>
+  EPIC_DEVICE static void WriteAs(const BlockGemmArguments& a, const GemmTile& tile,
+                                  const float (&sums)[kRowTile / 2], const Store& store) {
+    const int thread = ThreadIndex() % 128;
+    const int64_t row_stride = a.out_row_stride == 0 ? a.n : a.out_row_stride;
+    const int64_t group_stride = a.out_group_stride == 0 ? a.rows * row_stride : a.out_group_stride;
+    const int64_t first = a.layout == GemmLayout::kMasked ? tile.group * group_stride : 0;
+    const int first_n = tile.n + WarpgroupIndex() * kWarpgroupRows;
+    EPIC_UNROLL
+    for (int i = 0; i < kRowTile / 2; ++i) {
+      const int row = tile.row + AccumulatorColumn(thread, i);
+      const int n = first_n + AccumulatorRow(thread, i);
+      if (row < tile.row_end && n < a.n) store(first + row * row_stride + n, sums[i]);
+    }
+  }
+};
+
+// Variants by rows of a tile: small ones run two blocks a multiprocessor for their copies' sake.
+template <GemmType kType>
+using BlockGemm16 = BlockGemmKernel<kType, 16, 1, 8, 2>;
+template <GemmType kType>
+using BlockGemm32 = BlockGemmKernel<kType, 32, 1, 8, 2>;
+template <GemmType kType>
+using BlockGemm64 = BlockGemmKernel<kType, 64, 2, 4, 2>;
+template <GemmType kType>
+using BlockGemm128 = BlockGemmKernel<kType, 128, 2, 6, 1>;
+
+}  // namespace epic::kernels::cuda

@@ -1,0 +1,58 @@
+// Runs a kernel on the card or, emulated, on the host. A kernel is a type with
+//   struct Params                       trivially copyable
+//   static constexpr int kThreads       of a block
+//   static constexpr int kSharedBytes   of a block
+//   static constexpr int kBlocksPerSm   that must fit beside one another
+//   static void Run(const Params&)      EPIC_DEVICE, the code of one thread
+#pragma once
+
+#include "kernels/cuda/device/device.h"
+
+namespace epic::kernels::cuda {
+
+#ifdef __CUDACC__
+
+using Stream = cudaStream_t;
+
+// The name of the kernel in profiles: Entry<GateKernel>.
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
+    Entry(const __grid_constant__ typename Kernel::Params params) {
+  Kernel::Run(params);
+}
+
+// Aborts where the launch is refused: sizes are checked by tests (budget_test.cc).
+void CheckCuda(cudaError_t status, const char* what);
+
+template <typename Kernel>
+void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
+  if (blocks == 0) return;
+  if constexpr (Kernel::kSharedBytes > 48 * 1024) {
+    static const cudaError_t status = cudaFuncSetAttribute(
+        Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::kSharedBytes);
+    CheckCuda(status, "cudaFuncSetAttribute");
+  }
+  Entry<Kernel><<<blocks, Kernel::kThreads, Kernel::kSharedBytes, stream>>>(params);
+  CheckCuda(cudaGetLastError(), __PRETTY_FUNCTION__);
+}
+
+#else
+
+// In place of a stream: the seed of the order in which things happen.
+struct Stream {
+  uint64_t seed = 0;
+};
+
+template <typename Kernel>
+void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
+  if (blocks == 0) return;
+  RunEmulated({.blocks = blocks,
+               .threads = Kernel::kThreads,
+               .shared_bytes = Kernel::kSharedBytes,
+               .seed = stream.seed},
+              [&params] { Kernel::Run(params); });
+}
+
+#endif
+
+}  // namespace epic::kernels::cuda

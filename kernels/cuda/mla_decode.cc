@@ -1,0 +1,109 @@
+#include "kernels/cuda/mla_decode.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "kernels/cuda/mla_decode_kernel.h"
+
+namespace epic::kernels::cuda {
+namespace {
+
+TileShape Chunks(const void* data, int64_t rows, int64_t columns) {
+  return {.data = data,
+          .element_bytes = 2,
+          .extent = {columns, rows, 1},
+          .stride_bytes = {columns * 2, columns * 2 * rows},
+          .box = {64, 64, 1},
+          .swizzled = true};
+}
+
+// 64 FP8 records, `box_bytes` of each from `offset`.
+TileShape Bytes(const MlaArguments& a, int offset, int box_bytes) {
+  const int64_t record_bytes = MlaLayout(KvType::kFP8, a.latent_dim).record_bytes();
+  const int64_t records = int64_t{a.page_count} * kPageTokens;
+  return {.data = a.slab + offset,
+          .element_bytes = 1,
+          .extent = {record_bytes - offset, records, 1},
+          .stride_bytes = {record_bytes, record_bytes * records},
+          .box = {box_bytes, kPageTokens, 1}};
+}
+
+template <int kLatent, KvType kType>
+void LaunchBoth(Stream stream, const MlaArguments& a) {
+  MlaParams params = {.query = MakeTensorMap(MlaQueryTile(a)),
+                      .records = MakeTensorMap(MlaRecordTile(a)),
+                      .arguments = a};
+  if (kType == KvType::kFP8) params.record_ends = MakeTensorMap(MlaRecordEndTile(a));
+  Launch<MlaSplitKernel<kLatent, kType>>(stream, std::min(a.unit_count, a.sm_count), params);
+  if (a.unit_count > a.tile_count) {
+    Launch<MlaMergeKernel<kLatent>>(stream, a.tile_count * kMlaTileQueries, a);
+  }
+}
+
+template <int kLatent>
+void LaunchType(Stream stream, const MlaArguments& a) {
+  if (a.kv_type == KvType::kBF16) {
+    LaunchBoth<kLatent, KvType::kBF16>(stream, a);
+  } else {
+    LaunchBoth<kLatent, KvType::kFP8>(stream, a);
+  }
+}
+
+}  // namespace
+
+TileShape MlaQueryTile(const MlaArguments& a) {
+  return Chunks(a.query, int64_t{a.rows} * a.heads, a.latent_dim + kMlaRopeDim);
+}
+
+TileShape MlaRecordTile(const MlaArguments& a) {
+  if (a.kv_type == KvType::kFP8) return Bytes(a, 0, std::min(a.latent_dim, kMlaCodeBoxBytes));
+  return Chunks(a.slab, int64_t{a.page_count} * kPageTokens, a.latent_dim + kMlaRopeDim);
+}
+
+TileShape MlaRecordEndTile(const MlaArguments& a) {
+  const KvLayout layout = MlaLayout(KvType::kFP8, a.latent_dim);
+  const int64_t offset = layout.scales_offset_bytes();
+  return Bytes(a, static_cast<int>(offset), static_cast<int>(layout.record_bytes() - offset));
+}
+
+MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
+  MlaPlan out;
+  for (const SequenceRows& sequence : plan.sequences) {
+    const int queries = sequence.row_count * heads;
+    for (int begin = 0; begin < queries; begin += kMlaTileQueries) {
+      const MlaTile tile = {.query = sequence.first_row * heads + begin,
+                            .queries = std::min(queries - begin, kMlaTileQueries),
+                            .first_unit = static_cast<int32_t>(out.units.size())};
+      const int last_row = (begin + tile.queries - 1) / heads;
+      const int keys = sequence.first_position + last_row + 1;
+      for (int key = 0; key < keys; key += split_tokens) {
+        MlaUnit unit = {.query = tile.query,
+                        .queries = tile.queries,
+                        .first_page = sequence.first_page,
+                        .key_begin = key,
+                        .key_end = std::min(keys, key + split_tokens),
+                        .partial = -1};
+        if (keys > split_tokens) {
+          unit.partial = out.partial_rows;
+          out.partial_rows += kMlaTileQueries;
+        }
+        out.units.push_back(unit);
+      }
+      out.tiles.push_back(tile);
+    }
+  }
+  return out;
+}
+
+void MlaDecode(Stream stream, const MlaArguments& arguments) {
+  switch (arguments.latent_dim) {
+    case 128:
+      return LaunchType<128>(stream, arguments);
+    case 512:
+      return LaunchType<512>(stream, arguments);
+    default:
+      std::abort();
+  }
+}
+
+}  // namespace epic::kernels::cuda
