@@ -177,9 +177,10 @@ TEST_P(Killed, AtAnyMomentAHundredTimes) {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   EXPECT_LT(ResidentBytes() - resident, 4 << 20);
 #endif
-  EXPECT_EQ(parent_.transport().doorbell_rescues(), 0);
+  // Not judged: a process may be killed, or lose its core, between publishing and ringing.
   std::cout << "longest from kill to down: " << absl::FormatDuration(longest) << ", " << never_up
-            << " killed before they were up" << std::endl;
+            << " killed before they were up, " << parent_.transport().doorbell_rescues()
+            << " rescued by the timer" << std::endl;
 }
 
 // A stopped process is not gone: nothing is lost, all goes on when it does.
