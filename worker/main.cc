@@ -97,7 +97,8 @@ class Rank {
                plan.expert.source_bytes),
         exchange_(
             plan.exchange_shape(), {}, env.clock, transport, slots_,
-            {.on_link_down = [this](const cluster::RankEntry& rank,
+            {.on_link_up = [this](const cluster::RankEntry& rank) { service_.OnLinkUp(rank); },
+             .on_link_down = [this](const cluster::RankEntry& rank,
                                     const absl::Status& why) { service_.OnLinkDown(rank, why); }}),
         sequences_(env.clock),
         service_(env.clock, exchange_, options.experts() ? &slots_ : nullptr,

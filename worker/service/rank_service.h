@@ -73,7 +73,8 @@ class RankService {
   void Connect(cluster::ControlLink* link) { link_ = link; }
   // False: the message is not of the rank's kind.
   bool OnMessage(const v1::ControlMessage& message);
-  // For ExchangeHandlers::on_link_down.
+  // For ExchangeHandlers.
+  void OnLinkUp(const cluster::RankEntry& rank);
   void OnLinkDown(const cluster::RankEntry& rank, const absl::Status& why);
 
   bool loading() const { return slots_ != nullptr && slots_->loading(); }
