@@ -37,9 +37,8 @@ LockStepRank::LockStepRank(const WorkerOptions& options, const RankPlan& plan,
       sequences_(env.clock),
       connection_(
           std::in_place, env, options.coordinator, Identity(), std::move(token),
-          Connection::Handlers{
-              .on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
-              .on_link = [this](cluster::ControlLink* link) { sequences_.Connect(link); }}) {
+          Connection::Handlers{.on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
+                               .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {
   exchange_.SetMap(map_);
 }
 
@@ -76,8 +75,22 @@ absl::Status LockStepRank::Run() {
 }
 
 void LockStepRank::Drain() {
-  ends_ = true;
+  if (std::exchange(ends_, true)) return;
   sequences_.StartDraining();
+  TellDrain();
+}
+
+void LockStepRank::OnLink(cluster::ControlLink* link) {
+  link_ = link;
+  sequences_.Connect(link);
+  if (ends_) TellDrain();
+}
+
+void LockStepRank::TellDrain() {
+  if (link_ == nullptr) return;
+  v1::ControlMessage message;
+  message.mutable_drain();
+  link_->Send(std::move(message));
 }
 
 absl::Status LockStepRank::Load() {

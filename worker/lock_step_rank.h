@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "base/epoll_loop.h"
+#include "cluster/control_link.h"
 #include "cluster/join_token.h"
 #include "cluster/transport/collective.h"
 #include "worker/connection.h"
@@ -36,7 +37,9 @@ class LockStepRank {
   // Loads, waits for the other ranks, and serves until all ranks want to leave. FailedPrecondition
   // if the ranks are not alike or the coordinator refuses this one; the caller ends the world.
   absl::Status Run();
-  // Takes no new sequences; wants to leave with the last.
+  // Takes no new sequences; wants to leave with the last, and tells the coordinator. A launcher
+  // whose world breaks asks so too before it kills: the coordinator then moves the sequences, and
+  // does not take the death for theirs.
   void Drain();
 
  private:
@@ -45,7 +48,9 @@ class LockStepRank {
   absl::Status LoadExperts();
   absl::Status FormWorld();
   void ReportLoading(int64_t bytes);
+  void OnLink(cluster::ControlLink* link);
   void OnMessage(const v1::ControlMessage& message);
+  void TellDrain();
 
   const RankPlan& plan_;
   cluster::Collective& collective_;
@@ -55,6 +60,9 @@ class LockStepRank {
   LoadedExperts experts_;
   CollectiveExchange exchange_;
   WorkerService sequences_;
+  // Before the connection, whose handlers use them.
+  cluster::ControlLink* link_ = nullptr;
+  bool ends_ = false;
   std::optional<Connection> connection_;
   // Once loaded.
   std::unique_ptr<model::Model> model_;
@@ -63,7 +71,6 @@ class LockStepRank {
   std::optional<Transformer> transformer_;
   std::optional<WaveModel> wave_;
   std::optional<Engine> engine_;
-  bool ends_ = false;
 };
 
 }  // namespace epic::worker
