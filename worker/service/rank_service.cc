@@ -113,13 +113,6 @@ void RankService::TakeMap(const v1::PublishMap& message) {
   Pass(Failpoint::kMapTaken);
 }
 
-void RankService::OnLinkUp(const cluster::RankEntry& rank) {
-  v1::ControlMessage message;
-  message.mutable_link_up()->set_rank(rank.rank);
-  message.mutable_link_up()->set_generation(rank.generation);
-  Send(std::move(message));
-}
-
 void RankService::OnLinkDown(const cluster::RankEntry& rank, const absl::Status& why) {
   LOG_WARNING("no connection to rank {}: {}", rank.rank, std::string(why.message()));
   v1::ControlMessage message;
