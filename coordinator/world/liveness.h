@@ -35,7 +35,9 @@ class Liveness {
  public:
   explicit Liveness(LivenessLimits limits) : limits_(limits) {}
 
-  // The first report of a rank starts its watch.
+  // A rank that will report has joined: its silence counts from now on.
+  void Expect(int rank, absl::Time now);
+  // Starts the watch of a rank that was not expected.
   void Report(int rank, const v1::RankReport& report, absl::Time now);
   void Forget(int rank) { watched_.erase(rank); }
   // The rank that has stopped, the one that most is known about first; none: all go on.

@@ -125,6 +125,14 @@ TEST_F(LivenessTest, SilenceIsALossAndLongerWhileLoading) {
   EXPECT_TRUE(Run(absl::Seconds(2), [] {}));
 }
 
+TEST_F(LivenessTest, ARankThatJoinsAndNeverReportsIsLost) {
+  liveness_.Expect(4, now_);
+  const auto suspicion = Run(absl::Seconds(3), [] {});
+  ASSERT_TRUE(suspicion.has_value());
+  EXPECT_EQ(suspicion->rank, 4);
+  EXPECT_THAT(suspicion->evidence, HasSubstr("no report for"));
+}
+
 TEST_F(LivenessTest, ACircleOfWaitsAccusesNobody) {
   EXPECT_FALSE(Run(absl::Seconds(10), [&] {
     liveness_.Report(0, Waiting(1), now_);

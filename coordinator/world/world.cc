@@ -74,6 +74,7 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
     v1::ControlMessage welcome;
     welcome.mutable_welcome()->set_rank(rank);
     Send(rank, std::move(welcome));
+    liveness_.Expect(rank, now);
   }
   if (member.whole) return rank;
   if (!hosts_) hosts_.emplace(ShapeOf(identity), options_.replicas_max);
