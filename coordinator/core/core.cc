@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/mutant.h"
 #include "base/status.h"
 #include "coordinator/core/convert.h"
 #include "coordinator/routing/routing.h"
@@ -207,7 +208,9 @@ void Core::SendStart(uint64_t id, Sequence& sequence, Worker& worker) {
   start.set_sequence(id);
   start.set_attempt(sequence.attempt);
   const std::vector<int32_t> forced = entry.journal->Tokens(sequence.choice);
-  start.mutable_forced()->Add(forced.begin(), forced.end());
+  auto& known = EPIC_MUTANT("forced_tokens_join_the_prompt") ? *start.mutable_prompt()
+                                                             : *start.mutable_forced();
+  known.Add(forced.begin(), forced.end());
   start.set_prompt_logprobs(entry.request.prompt_logprobs && sequence.choice == 0 &&
                             !entry.journal->prompt_known());
   sequence.uncomputed_tokens = static_cast<int64_t>(entry.request.prompt.size() + forced.size());

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/log.h"
+#include "base/mutant.h"
 #include "coordinator/core/convert.h"
 #include "coordinator/core/core.h"
 
@@ -125,7 +126,9 @@ void Core::OnLost(const LostRank& lost) {
     events_.Append("resubmit", lost.rank, 0,
                    absl::StrCat("its ", sequences.size(), " sequences go on elsewhere"));
   }
-  for (const uint64_t id : sequences) Resubmit(id);
+  for (const uint64_t id : sequences) {
+    if (!EPIC_MUTANT("lost_ranks_keep_sequences")) Resubmit(id);
+  }
   // The link may be on the stack.
   env_.loop.Post([link = std::shared_ptr<cluster::ControlLink>(std::move(found->second.link))] {});
   workers_.erase(found);

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/failpoint.h"
+#include "base/mutant.h"
 
 namespace epic::worker {
 
@@ -45,7 +46,8 @@ void ExpertServer::OnDispatch(int peer, bool known, const FrameHeader& header,
     return Refuse(peer, header, NackReason::kNoCredit);
   }
   const auto bytes = static_cast<int64_t>(payload.size());
-  if (header.layer >= shape_.layer_count || bytes > PayloadBytesMax(shape_, limits_)) {
+  if (header.layer >= shape_.layer_count || bytes == 0 ||
+      bytes > PayloadBytesMax(shape_, limits_)) {
     ++counters_.refused_bad_frame;
     return Refuse(peer, header, NackReason::kBadFrame);
   }
@@ -223,7 +225,8 @@ void ExpertServer::Gather() {
 
 void ExpertServer::GatherFrame(const Job& job) {
   for (const FramePair& pair : job.frame.pairs) {
-    pairs_.push_back({static_cast<int32_t>(row_count_ + pair.row), pair.expert});
+    const int64_t first_row = EPIC_MUTANT("gathered_rows_shift") ? 0 : row_count_;
+    pairs_.push_back({static_cast<int32_t>(first_row + pair.row), pair.expert});
   }
   if (parts_.size() > 1) {
     std::memcpy(gathered_.data() + row_count_ * shape_.row_bytes(), job.frame.rows,

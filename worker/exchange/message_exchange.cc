@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/failpoint.h"
+#include "base/mutant.h"
 #include "worker/exchange/message_exchange_peer.h"
 
 namespace epic::worker {
@@ -45,7 +46,7 @@ MessageExchange::~MessageExchange() { transport_.SetHandlers({}); }
 
 void MessageExchange::Join(int rank) {
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
-    open_[ticket].aborted = open_[ticket].used;
+    open_[ticket].aborted = open_[ticket].used && !EPIC_MUTANT("rejoined_ranks_keep_tickets");
     open_[ticket].unrouted.clear();
     server_.DropLocal(ticket);
   }
@@ -60,7 +61,7 @@ void MessageExchange::SetMap(cluster::ExpertMap map) {
   map_ = std::move(map);
   server_.set_version(map_.version);
   UpdatePeers();
-  RouteAll();
+  if (!EPIC_MUTANT("maps_route_nothing")) RouteAll();
 }
 
 // Connections are wanted between ranks of which one has rows for experts of the other.
@@ -86,7 +87,7 @@ void MessageExchange::UpdatePeers() {
       kept.back()->tries.resize(limits_.tiles_in_flight_max);
     }
     kept.back()->entry = entry;
-    kept.back()->absent.clear();
+    if (!EPIC_MUTANT("refusals_are_kept")) kept.back()->absent.clear();
   }
   for (const auto& gone : peers_) {
     if (gone == nullptr) continue;
@@ -140,6 +141,7 @@ absl::Status MessageExchange::Finish(Ticket ticket, kernels::Tensor out) {
 
 bool MessageExchange::Serve() {
   transport_.Poll();
+  if (EPIC_MUTANT("serving_waits") && waiting().has_value()) return false;
   return server_.Commit();
 }
 

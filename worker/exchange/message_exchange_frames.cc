@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/failpoint.h"
+#include "base/mutant.h"
 #include "worker/exchange/message_exchange.h"
 #include "worker/exchange/message_exchange_peer.h"
 
@@ -35,8 +36,8 @@ void MessageExchange::OnDown(int rank, const absl::Status& why) {
   if (peer == nullptr) return;
   peer->up = false;
   peer->credits = 0;
-  FailTries(*peer);
-  server_.Drop(rank);
+  if (!EPIC_MUTANT("tries_outlive_connections")) FailTries(*peer);
+  if (!EPIC_MUTANT("jobs_outlive_connections")) server_.Drop(rank);
   RouteAll();
   const cluster::RankEntry entry = peer->entry;
   if (handlers_.on_link_down) handlers_.on_link_down(entry, why);
@@ -66,6 +67,7 @@ void MessageExchange::OnFrame(int rank, const FrameHeader& header, cluster::Byte
 
 void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::Bytes payload) {
   Try* attempt = peer.Outstanding(header.dispatch, header.attempt);
+  if (EPIC_MUTANT("any_try_takes_an_answer")) attempt = peer.AnyOutstanding();
   if (attempt == nullptr) {
     ++counters_.stale_frames;
     return;
@@ -83,8 +85,8 @@ void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::
   }
   open.unanswered -= static_cast<int64_t>(attempt->pairs.size());
   attempt->used = false;
-  AddCredits(peer, 1);
   Pass(Failpoint::kCombineReceived);
+  if (!EPIC_MUTANT("answers_give_no_credit")) AddCredits(peer, 1);
   Pump(peer);
 }
 
@@ -99,7 +101,7 @@ void MessageExchange::OnNack(Peer& peer, const FrameHeader& header, cluster::Byt
     // The two ends disagree about what holds between them; a new connection starts empty.
     return Distrust(peer, absl::StrCat("a refusal for reason ", header.detail));
   }
-  NoteAbsent(peer, *attempt, payload);
+  if (!EPIC_MUTANT("refusals_are_forgotten")) NoteAbsent(peer, *attempt, payload);
   Abandon(*attempt);
   AddCredits(peer, 1);
   RouteAll();
@@ -110,7 +112,7 @@ void MessageExchange::OnNack(Peer& peer, const FrameHeader& header, cluster::Byt
 void MessageExchange::NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes payload) {
   const model::ExpertDispatch& dispatch = open_[refused.ticket].dispatch;
   std::vector<uint16_t> named(payload.size() / sizeof(uint16_t));
-  std::memcpy(named.data(), payload.data(), named.size() * sizeof(uint16_t));
+  if (!named.empty()) std::memcpy(named.data(), payload.data(), named.size() * sizeof(uint16_t));
   const auto note = [&](bool all) {
     bool noted = false;
     for (const int32_t pair : refused.pairs) {

@@ -64,6 +64,10 @@ struct MessageExchange::Peer {
     }
     return nullptr;
   }
+  Try* AnyOutstanding() {
+    const auto found = std::ranges::find(tries, true, &Try::used);
+    return found != tries.end() ? &*found : nullptr;
+  }
   Try* FreeTry() {
     const auto found = std::ranges::find(tries, false, &Try::used);
     return found != tries.end() ? &*found : nullptr;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/mutant.h"
 
 namespace epic::worker {
 
@@ -63,6 +64,7 @@ bool PageLedger::Grow(uint64_t lease, int count) {
 
 void PageLedger::Clear(uint64_t lease) {
   std::vector<int32_t>& pages = leases_.at(lease);
+  if (EPIC_MUTANT("a_page_is_lost") && pages.size() > 1) pages.pop_back();
   free_.insert(free_.end(), pages.rbegin(), pages.rend());
   pages.clear();
 }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/mutant.h"
 
 namespace epic::worker {
 
@@ -174,7 +175,7 @@ bool Scheduler::PreemptBehind(const Place& place) {
     Sequence& victim = *last->second;
     if (victim.lease.page_count() == 0) continue;
     victim.lease.Clear();
-    victim.computed = 0;
+    if (!EPIC_MUTANT("preempted_rows_stay_computed")) victim.computed = 0;
     victim.chosen_rows = 0;
     waiting_.emplace(victim.place, &victim);
     running_.erase(victim.place);
