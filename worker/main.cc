@@ -226,6 +226,7 @@ class Rank {
   void Report() {
     reported_at_ = env_.clock.Now();
     RankService::Gauges gauges{.computing = sequences_.busy(),
+                               .loading = options_.attention() && !attention_,
                                .doorbell_rescues = transport_.doorbell_rescues(),
                                .resident_bytes = ResidentBytes()};
     if (attention_) {

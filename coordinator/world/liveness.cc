@@ -28,6 +28,7 @@ constexpr double kWaitSecondsMax = 1e6;
 void Liveness::Expect(int rank, absl::Time now) {
   Watched& watched = watched_[rank];
   watched.tick_at = watched.reported_at = now;
+  watched.report.set_activity(v1::RankReport::LOADING);  // until it says
 }
 
 void Liveness::Report(int rank, const v1::RankReport& report, absl::Time now) {

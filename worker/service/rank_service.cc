@@ -152,9 +152,9 @@ void RankService::Report(const Gauges& gauges) {
     report.set_waits_for(wait->rank);
     report.set_layer(wait->layer);
     report.set_waiting_seconds(absl::ToDoubleSeconds(clock_.Now() - wait->since));
-  } else if (loading()) {
+  } else if (gauges.loading || loading()) {
     report.set_activity(v1::RankReport::LOADING);
-    report.set_loaded_bytes(slots_->order_bytes());
+    if (loading()) report.set_loaded_bytes(slots_->order_bytes());
   } else if (gauges.computing || exchange_.serving()) {
     report.set_activity(v1::RankReport::COMPUTING);
     report.set_stage(gauges.place.stage);

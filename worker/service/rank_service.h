@@ -58,6 +58,7 @@ class RankService {
   struct Gauges {
     StepPlace place;
     bool computing = false;
+    bool loading = false;  // weights apart from experts
     int64_t doorbell_rescues = 0;
     int64_t replayed_rows = 0;
     int64_t resident_bytes = 0;

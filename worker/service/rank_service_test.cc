@@ -137,6 +137,7 @@ TEST_F(RankServiceTest, TakesNewerMapsAndNoImpossibleOnes) {
 
 TEST_F(RankServiceTest, ReportsWhatTheRankDoes) {
   EXPECT_EQ(Report().activity(), v1::RankReport::IDLE);
+  EXPECT_EQ(Report({.loading = true}).activity(), v1::RankReport::LOADING);
   const v1::RankReport report =
       Report({.place = {"attention", 3}, .computing = true, .replayed_rows = 4});
   EXPECT_EQ(report.activity(), v1::RankReport::COMPUTING);
