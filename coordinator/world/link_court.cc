@@ -41,8 +41,10 @@ std::optional<LinkVerdict> LinkCourt::Judge(absl::Time now) {
     }
     if (witnesses.size() < 2) continue;
     CountRevocation(now);
-    return LinkVerdict{rank, absl::StrCat("ranks ", absl::StrJoin(witnesses, ", "),
-                                          " cannot reach it: ", evidence)};
+    return LinkVerdict{
+        rank,
+        absl::StrCat("ranks ", absl::StrJoin(witnesses, ", "), " cannot reach it: ", evidence),
+        /*witnessed=*/true};
   }
   // The rank that accuses most; among equals the youngest.
   std::optional<std::pair<size_t, int>> worst;

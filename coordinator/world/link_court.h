@@ -16,6 +16,7 @@ namespace epic::coordinator {
 struct LinkVerdict {
   int rank = 0;  // to be revoked
   std::string evidence;
+  bool witnessed = false;  // by two or more: most likely the process is gone
 };
 
 struct BrokenPair {

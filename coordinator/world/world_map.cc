@@ -108,7 +108,8 @@ void World::JudgeLiveness(absl::Time now) {
   // Each loss may be the cause of other waits: the rest is judged the next time.
   const std::optional<Suspicion> suspicion = liveness_.Judge(now);
   if (!suspicion) return;
-  if (!frozen_) return Lose(suspicion->rank, "revoke", suspicion->evidence, /*unexplained=*/true);
+  // A verdict may be wrong, so it is no death that a request can be blamed for.
+  if (!frozen_) return Lose(suspicion->rank, "revoke", suspicion->evidence, /*unexplained=*/false);
   const auto at = members_.find(suspicion->rank);
   if (at == members_.end() || std::exchange(at->second.suspected, true)) return;
   Say("suspect", suspicion->rank,
@@ -118,7 +119,7 @@ void World::JudgeLiveness(absl::Time now) {
 void World::JudgeLinks(absl::Time now) {
   if (!frozen_) {
     if (const auto verdict = links_.Judge(now); verdict) {
-      Lose(verdict->rank, "revoke", verdict->evidence, /*unexplained=*/false);
+      Lose(verdict->rank, "revoke", verdict->evidence, /*unexplained=*/verdict->witnessed);
     }
   }
   std::set<std::pair<int, int>> broken;
