@@ -65,6 +65,17 @@ int64_t ExchangeBytes(const WorkerOptions& options, const RankPlan& plan) {
   return int64_t{2} * peers * limits.tiles_in_flight_max * limits.answer_bytes_max;
 }
 
+// The coordinator places experts in all layers from the first one that has some.
+absl::Status CheckExpertLayers(const model::ModelConfig& config) {
+  for (int layer = 1; layer < config.layer_count; ++layer) {
+    if (!config.is_sparse(layer - 1) || config.is_sparse(layer)) continue;
+    return absl::UnimplementedError(
+        absl::StrCat("config.json: layer ", layer, " has no experts and layer ", layer - 1,
+                     " has; only models whose dense layers come first are served"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
   ASSIGN_OR_RETURN(plan.expert, model::PlanExperts(plan.config, *plan.checkpoint,
                                                    CpuOptionsOf(options).quantization));
@@ -122,6 +133,7 @@ absl::StatusOr<RankPlan> MakeRankPlan(const WorkerOptions& options) {
                                                    ", the model has ", plan.config.max_position,
                                                    " positions"));
   }
+  RETURN_IF_ERROR(CheckExpertLayers(plan.config));
   ASSIGN_OR_RETURN(plan.checkpoint, model::Checkpoint::Open(options.model));
   for (const std::string& warning : plan.checkpoint->warnings()) LOG_WARNING("{}", warning);
   ASSIGN_OR_RETURN(plan.backend, MakeBackend(options));

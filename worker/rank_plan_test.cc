@@ -71,5 +71,15 @@ TEST(RankPlanTest, SaysWhatIsWrong) {
   EXPECT_EQ(MakeRankPlan(options).status().code(), absl::StatusCode::kResourceExhausted);
 }
 
+TEST(RankPlanTest, RefusesDenseLayersBehindLayersWithExperts) {
+  nlohmann::json config = model::TinyConfig();
+  config["moe_layer_freq"] = 2;
+  config["first_k_dense_replace"] = 0;
+  WorkerOptions options = Options();
+  options.model = model::WriteCheckpoint(config, model::TinyTensors(config, 1));
+  EXPECT_THAT(std::string(MakeRankPlan(options).status().message()),
+              HasSubstr("layer 1 has no experts and layer 0 has"));
+}
+
 }  // namespace
 }  // namespace epic::worker
