@@ -183,7 +183,7 @@ void RingReader::Disarm() { control_.reader_sleeps.store(0, std::memory_order_re
 
 bool RingReader::HasChecked() const {
   const uint64_t checked = control_.checked.load(std::memory_order_acquire);
-  return checked > head_ && checked - head_ <= bytes_;
+  return checked > tail_seen_ && checked - tail_seen_ <= bytes_;
 }
 
 }  // namespace epic::cluster

@@ -108,7 +108,8 @@ class RingReader {
   // It will be rung for when there is more. True: there is more already.
   bool Arm();
   void Disarm();
-  // There are bytes for which the writer believes to have rung, if that was needed.
+  // Beyond what Readable last told there are bytes for which the writer has rung, if it had to. One
+  // that dies or is delayed between publishing and ringing has not said so yet.
   bool HasChecked() const;
 
  private:

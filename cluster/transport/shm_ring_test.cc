@@ -119,7 +119,9 @@ TEST(Ring, ASleeperIsRungOnceOrSeesTheNews) {
   EXPECT_TRUE(reader.HasChecked());
   EXPECT_TRUE(reader.Arm());  // news already: does not sleep
   reader.Disarm();
-  reader.Consume(reader.Readable()->size());
+  EXPECT_EQ(reader.Readable()->size(), 1u);
+  EXPECT_FALSE(reader.HasChecked());  // half a frame, say, that was seen and is left to lie
+  reader.Consume(1);
   EXPECT_FALSE(reader.HasChecked());
   EXPECT_FALSE(reader.Release());
 
