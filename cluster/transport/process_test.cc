@@ -175,7 +175,7 @@ TEST_P(Killed, AtAnyMomentAHundredTimes) {
   EXPECT_LE(DescriptorCount(), descriptors);
   EXPECT_LT(never_up, kCycles / 2);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  EXPECT_LT(ResidentBytes() - resident, 4 << 20);
+  EXPECT_LT(ResidentBytes() - resident, 16 << 20);  // queues may hold 4 MiB
 #endif
   // Not judged: a process may be killed, or lose its core, between publishing and ringing.
   std::cout << "longest from kill to down: " << absl::FormatDuration(longest) << ", " << never_up
