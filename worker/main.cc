@@ -47,12 +47,6 @@ int64_t ResidentBytes() {
   return resident_pages * sysconf(_SC_PAGESIZE);
 }
 
-int FirstExpertLayer(const model::ModelConfig& config) {
-  int layer = 0;
-  while (layer < config.layer_count && !config.is_sparse(layer)) ++layer;
-  return layer;
-}
-
 absl::StatusOr<cluster::PeerTransportOptions> WiresOf(const WorkerOptions& options) {
   cluster::PeerTransportOptions wires{.host_name = HostName(), .run_dir = options.run_dir};
   if (options.transport == "shm") wires.wires = cluster::WireChoice::kShm;
@@ -157,7 +151,8 @@ class Rank {
     identity.set_expert_bytes(plan_.expert.packed_bytes);
     identity.set_process_id(getpid());
     identity.set_layer_count(plan_.config.layer_count);
-    identity.set_first_expert_layer(FirstExpertLayer(plan_.config));
+    // The plan has checked that dense layers come first.
+    identity.set_first_expert_layer(plan_.config.layer_count - plan_.config.sparse_layer_count());
     identity.set_expert_count(plan_.config.expert_count);
     return identity;
   }

@@ -1,7 +1,5 @@
 #include "worker/rank_plan.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -9,6 +7,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/thread_pool.h"
 #include "model/step.h"
 #include "worker/exchange/collective_exchange.h"
 #include "worker/kv/kv_pool.h"
@@ -18,17 +17,9 @@ namespace {
 
 int CeilDivide(int value, int by) { return (value + by - 1) / by; }
 
-int SparseLayers(const model::ModelConfig& config) {
-  int count = 0;
-  for (int layer = 0; layer < config.layer_count; ++layer) count += config.is_sparse(layer) ? 1 : 0;
-  return count;
-}
-
 int Threads(const WorkerOptions& options) {
   if (options.threads > 0 || options.local_ranks == 1) return options.threads;
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return 1;
-  return std::max(1, CPU_COUNT(&cores) / options.local_ranks);
+  return std::max(1, kernels::ThreadPool::AvailableCores() / options.local_ranks);
 }
 
 kernels::CpuOptions CpuOptionsOf(const WorkerOptions& options) {
@@ -120,8 +111,8 @@ ExchangeShape RankPlan::exchange_shape() const {
 
 SlotCount CountSlots(const model::ModelConfig& config, int expert_ranks, int tolerate_losses) {
   const int survivors = std::max(1, expert_ranks - tolerate_losses);
-  const int share = SparseLayers(config) * CeilDivide(config.expert_count, expert_ranks);
-  const int slots = SparseLayers(config) * CeilDivide(config.expert_count, survivors);
+  const int share = config.sparse_layer_count() * CeilDivide(config.expert_count, expert_ranks);
+  const int slots = config.sparse_layer_count() * CeilDivide(config.expert_count, survivors);
   return {.slots = slots, .spare = slots - share};
 }
 
