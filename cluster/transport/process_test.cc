@@ -138,13 +138,18 @@ class Killed : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Wires, Killed, ::testing::Values("tcp", "shm"),
                          [](const auto& info) { return info.param; });
 
-TEST_P(Killed, AtAnyMomentAHundredTimes) {
+TEST_P(Killed, AtAnyMoment) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   constexpr int kCycles = 100;
+#else
+  constexpr int kCycles = 1000;
+#endif
   absl::Duration longest;
   int descriptors = 0, never_up = 0;
   int64_t resident = 0;
   for (int cycle = 0; cycle < kCycles && !HasFailure(); ++cycle) {
     if (cycle == 10) {
+      RunRounds({&parent_}, 10);
       descriptors = DescriptorCount();
       resident = ResidentBytes();
     }
@@ -172,7 +177,9 @@ TEST_P(Killed, AtAnyMomentAHundredTimes) {
     sent_.clear();
     parent_.SetPeers({});
   }
-  EXPECT_LE(DescriptorCount(), descriptors);
+  // The last one may have knocked as it died; that is closed when it is read.
+  EXPECT_TRUE(RunUntil({&parent_}, [&] { return DescriptorCount() <= descriptors; }))
+      << DescriptorCount() << " descriptors, " << descriptors << " after ten";
   EXPECT_LT(never_up, kCycles / 2);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   EXPECT_LT(ResidentBytes() - resident, 16 << 20);  // queues may hold 4 MiB
