@@ -10,8 +10,10 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -25,6 +27,9 @@ namespace net = boost::asio;
 namespace http = boost::beast::http;
 using boost::system::error_code;
 using net::ip::tcp;
+
+class HttpConnection;
+struct HttpWaker;
 
 // What all connections of a server share.
 struct HttpShared {
@@ -41,6 +46,17 @@ struct HttpShared {
   std::atomic<int> active_requests = 0;
   std::atomic<int> connection_count = 0;
   net::io_context io;
+  // Connections whose sources grew: a step of a worker wakes many, and one task serves several.
+  std::mutex woken_mutex;
+  std::vector<std::shared_ptr<HttpWaker>> woken;
+};
+
+// A connection's wake-up in the hands of the core: it must not make the core's thread the owner of
+// a connection, nor of what that holds.
+struct HttpWaker {
+  std::weak_ptr<HttpShared> shared;
+  std::weak_ptr<HttpConnection> connection;
+  std::atomic<bool> pending = false;
 };
 
 // All methods but Run belong on the connection's strand.
@@ -63,14 +79,6 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  private:
   enum class Phase { kIdle, kReading, kAnswering, kLingering, kClosed };
 
-  // Outlives the connection in the hands of the core: a wake-up must not make the core's thread
-  // the owner of a connection, nor of what it holds.
-  struct Waker {
-    std::weak_ptr<HttpShared> shared;
-    std::weak_ptr<HttpConnection> connection;
-    std::atomic<bool> pending = false;
-  };
-
   void AwaitRequest();
   void Watch();
   void OnReadable();
@@ -80,15 +88,17 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void OnLate();
   void Reject(int status, const std::string& message);
   void Dispatch();
-  static void Wake(const std::shared_ptr<Waker>& waker);
+  static void Wake(const std::shared_ptr<HttpWaker>& waker);
+  static void PullWoken(const std::shared_ptr<HttpShared>& shared);
   void PullAndWrite();
   void WriteAnswer(HttpAnswer answer);
-  void Write(std::string bytes, bool last);
+  bool Write(std::string bytes, bool last);
   void OnWritten(error_code error, bool last);
   void FinishAnswer();
   void Linger();
   void Discard();
-  void Comment();
+  void AwaitComment();
+  void OnQuiet();
   void Arm(absl::Duration duration, void (HttpConnection::*on_expiry)());
   std::string Head(const HttpAnswer& answer, bool streams);
   std::string Chunk(const std::string& bytes) const;
@@ -120,11 +130,15 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::unique_ptr<AnswerSource> source_;
   HttpAnswer head_;  // of source_'s answer
   std::string out_;  // being written
+  bool awaits_comment_ = false;
+  absl::Time quiet_since_;  // nothing was written since
 };
 
 inline HttpConnection::HttpConnection(std::shared_ptr<HttpShared> shared, tcp::socket socket)
     : shared_(std::move(shared)), socket_(std::move(socket)), timer_(socket_.get_executor()) {
   ++shared_->connection_count;
+  error_code ignored;
+  socket_.non_blocking(true, ignored);
 }
 
 inline HttpConnection::~HttpConnection() {
@@ -276,29 +290,48 @@ inline void HttpConnection::Dispatch() {
   head_ = std::move(reply.answer);
   source_ = std::move(reply.source);
   Watch();
-  auto waker = std::make_shared<Waker>();
+  auto waker = std::make_shared<HttpWaker>();
   waker->shared = shared_;
   waker->connection = weak_from_this();
   source_->SetListener([waker] { Wake(waker); });
   streams_ = source_->streams();
-  if (streams_) return Write(Head(head_, /*streams=*/true), /*last=*/false);
   timer_.cancel();
   ++timer_sequence_;
-  PullAndWrite();
+  if (!streams_ || Write(Head(head_, /*streams=*/true), /*last=*/false)) PullAndWrite();
 }
 
-inline void HttpConnection::Wake(const std::shared_ptr<Waker>& waker) {
+inline void HttpConnection::Wake(const std::shared_ptr<HttpWaker>& waker) {
   if (waker->pending.exchange(true)) return;
   const std::shared_ptr<HttpShared> shared = waker->shared.lock();
   if (shared == nullptr) return;
-  net::post(shared->io, [waker] {
+  {
+    const std::lock_guard lock(shared->woken_mutex);
+    shared->woken.push_back(waker);
+    if (shared->woken.size() > 1) return;  // a task is on its way
+  }
+  net::post(shared->io, [shared] { PullWoken(shared); });
+}
+
+inline void HttpConnection::PullWoken(const std::shared_ptr<HttpShared>& shared) {
+  constexpr ptrdiff_t kAtOnce = 16;  // the rest is left to another thread
+  std::vector<std::shared_ptr<HttpWaker>> woken;
+  bool more = false;
+  {
+    const std::lock_guard lock(shared->woken_mutex);
+    const auto end = shared->woken.begin() + std::min(kAtOnce, std::ssize(shared->woken));
+    woken.assign(shared->woken.begin(), end);
+    shared->woken.erase(shared->woken.begin(), end);
+    more = !shared->woken.empty();
+  }
+  if (more) net::post(shared->io, [shared] { PullWoken(shared); });
+  for (const std::shared_ptr<HttpWaker>& waker : woken) {
     waker->pending = false;
     const std::shared_ptr<HttpConnection> connection = waker->connection.lock();
-    if (connection == nullptr) return;
+    if (connection == nullptr) continue;
     net::dispatch(connection->socket_.get_executor(), [connection] {
       if (connection->phase_ == Phase::kAnswering) connection->PullAndWrite();
     });
-  });
+  }
 }
 
 inline void HttpConnection::SetActive(bool active) {
@@ -307,26 +340,44 @@ inline void HttpConnection::SetActive(bool active) {
 }
 
 inline void HttpConnection::PullAndWrite() {
-  if (source_ == nullptr || writing_) return;
-  AnswerSource::Part part = source_->Pull();
-  if (part.done) source_.reset();
-  if (part.answer) {
-    for (auto& header : head_.headers) part.answer->headers.push_back(std::move(header));
-    return WriteAnswer(*std::move(part.answer));
-  }
-  if (!part.bytes.empty() || part.done) {
+  while (source_ != nullptr && !writing_) {
+    AnswerSource::Part part = source_->Pull();
+    if (part.done) source_.reset();
+    if (part.answer) {
+      for (auto& header : head_.headers) part.answer->headers.push_back(std::move(header));
+      return WriteAnswer(*std::move(part.answer));
+    }
+    if (part.bytes.empty() && !part.done) {
+      if (streams_) AwaitComment();
+      return;
+    }
     std::string bytes = Chunk(part.bytes);
     if (part.done && chunked_) bytes += "0\r\n\r\n";
     Write(std::move(bytes), part.done);
-  } else if (streams_) {
-    Arm(shared_->options.comment_interval, &HttpConnection::Comment);
   }
 }
 
-// Keeps proxies and clients from giving up on a stream that waits. No empty line follows: after an
-// id, some clients take that for an event without data.
-inline void HttpConnection::Comment() {
-  if (!writing_) Write(Chunk(": waiting\n"), /*last=*/false);
+// Keeps proxies and clients from giving up on a stream that waits. The timer is not set anew with
+// every write: it looks, when it goes off, how long it has been quiet.
+inline void HttpConnection::AwaitComment() {
+  quiet_since_ = shared_->context.clock.Now();
+  if (awaits_comment_) return;
+  Arm(shared_->options.comment_interval, &HttpConnection::OnQuiet);
+  awaits_comment_ = true;
+}
+
+inline void HttpConnection::OnQuiet() {
+  awaits_comment_ = false;
+  if (writing_) return;
+  const absl::Duration left =
+      quiet_since_ + shared_->options.comment_interval - shared_->context.clock.Now();
+  if (left > absl::Milliseconds(1)) {
+    Arm(left, &HttpConnection::OnQuiet);
+    awaits_comment_ = true;
+    return;
+  }
+  // No empty line follows: after an id, some clients take that for an event without data.
+  if (Write(Chunk(": waiting\n"), /*last=*/false)) PullAndWrite();
 }
 
 inline void HttpConnection::WriteAnswer(HttpAnswer answer) {
@@ -335,11 +386,23 @@ inline void HttpConnection::WriteAnswer(HttpAnswer answer) {
   Write(std::move(bytes), /*last=*/true);
 }
 
-inline void HttpConnection::Write(std::string bytes, bool last) {
+// Whether the socket took all and the answer goes on; otherwise what follows happens by itself.
+inline bool HttpConnection::Write(std::string bytes, bool last) {
+  error_code error;
+  const size_t written = socket_.write_some(net::buffer(bytes), error);
+  if (error && error != net::error::would_block) {
+    Close();
+    return false;
+  }
+  if (written == bytes.size()) {
+    if (last) FinishAnswer();
+    return !last;
+  }
   writing_ = true;
   out_ = std::move(bytes);
   Arm(shared_->options.write_timeout, &HttpConnection::Close);
-  net::async_write(socket_, net::buffer(out_), Handler(&HttpConnection::OnWritten, last));
+  net::async_write(socket_, net::buffer(out_) + written, Handler(&HttpConnection::OnWritten, last));
+  return false;
 }
 
 inline void HttpConnection::OnWritten(error_code error, bool last) {
@@ -373,6 +436,7 @@ inline void HttpConnection::Discard() {
 inline void HttpConnection::OnDiscarded(error_code error) { error ? Close() : Discard(); }
 
 inline void HttpConnection::Arm(absl::Duration duration, void (HttpConnection::*on_expiry)()) {
+  awaits_comment_ = false;
   timer_.expires_after(absl::ToChronoMilliseconds(duration));
   timer_.async_wait(
       [self = shared_from_this(), on_expiry, sequence = ++timer_sequence_](error_code error) {

@@ -72,13 +72,13 @@ class StreamedAnswer {
   std::string ChatEvents(const Generation::Output& output);
   std::string CompletionEvents(const Generation::Output& output);
   Json Echo(int index);
-  std::string Event(Json choice);
+  std::string Event(const Json& choice) const;
 
   const FrontendContext& context_;
   const OpenAiRequest& request_;
   const Generation& generation_;
   AnswerIdentity identity_;
-  Json chunk_;                                // the envelope, its choices replaced each time
+  std::string before_choice_, after_choice_;  // the rest of a chunk, which is always the same
   std::vector<CompletionLogprobs> logprobs_;  // of each choice
   int token_count_ = 0;
 };

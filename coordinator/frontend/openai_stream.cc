@@ -6,15 +6,17 @@ namespace epic::coordinator {
 
 StreamedAnswer::StreamedAnswer(const FrontendContext& context, const OpenAiRequest& request,
                                const Generation& generation)
-    : context_(context),
-      request_(request),
-      generation_(generation),
-      identity_(context, request),
-      chunk_(identity_.Envelope(request.chat ? "chat.completion.chunk" : "text_completion")) {
+    : context_(context), request_(request), generation_(generation), identity_(context, request) {
+  Json chunk = identity_.Envelope(request.chat ? "chat.completion.chunk" : "text_completion");
+  if (request.include_usage) chunk["usage"] = nullptr;
+  const std::string bytes = Dump(chunk);
+  // No string holds this: a quote within one is escaped.
+  const size_t choices = bytes.find(R"("choices":[])") + sizeof(R"("choices":[)") - 1;
+  before_choice_ = bytes.substr(0, choices);
+  after_choice_ = bytes.substr(choices);
   for (int i = 0; i < generation.choice_count(); ++i) {
     logprobs_.emplace_back(*context.tokenizer, request.logprobs);
   }
-  if (request.include_usage) chunk_["usage"] = nullptr;
 }
 
 std::string StreamedAnswer::Begin() {
@@ -55,7 +57,7 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
     choice.update(extras);
     extras.clear();
     logprobs = nullptr;
-    events += Event(std::move(choice));
+    events += Event(choice);
   };
   if (!output.reasoning.empty()) {
     add({{"reasoning_content", output.reasoning}, {"reasoning", output.reasoning}},
@@ -86,7 +88,7 @@ std::string StreamedAnswer::CompletionEvents(const Generation::Output& output) {
       choice["prompt_token_ids"] = generation_.prompt(generation_.prompt_of(output.index));
     }
   }
-  return events + Event(std::move(choice));
+  return events + Event(choice);
 }
 
 Json StreamedAnswer::Echo(int index) {
@@ -105,9 +107,9 @@ Json StreamedAnswer::Echo(int index) {
 std::string StreamedAnswer::End() {
   std::string events;
   if (request_.include_usage) {
-    chunk_["choices"] = Json::array();
-    chunk_["usage"] = UsageJson(generation_.usage());
-    absl::StrAppend(&events, "data: ", Dump(chunk_), "\n\n");
+    Json chunk = identity_.Envelope(request_.chat ? "chat.completion.chunk" : "text_completion");
+    chunk["usage"] = UsageJson(generation_.usage());
+    absl::StrAppend(&events, "data: ", Dump(chunk), "\n\n");
   }
   return events + "data: [DONE]\n\n";
 }
@@ -116,9 +118,9 @@ std::string StreamedAnswer::Error(const absl::Status& status) {
   return absl::StrCat("data: ", ErrorBody(status), "\n\ndata: [DONE]\n\n");
 }
 
-std::string StreamedAnswer::Event(Json choice) {
-  chunk_["choices"] = Json::array({std::move(choice)});
-  return absl::StrCat("id: ", identity_.id, ":", token_count_, "\ndata: ", Dump(chunk_), "\n\n");
+std::string StreamedAnswer::Event(const Json& choice) const {
+  return absl::StrCat("id: ", identity_.id, ":", token_count_, "\ndata: ", before_choice_,
+                      Dump(choice), after_choice_, "\n\n");
 }
 
 }  // namespace epic::coordinator
