@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/transport/peer_transport.h"
+#include "kernels/cpu/thread_pool.h"
 #include "worker/connection.h"
 #include "worker/engine/transformer.h"
 #include "worker/exchange/message_exchange.h"
@@ -58,6 +59,9 @@ absl::StatusOr<cluster::PeerTransportOptions> WiresOf(const WorkerOptions& optio
                                       " is not HOST:PORT");
   }
   wires.listen_host = options.exchange_address.substr(0, colon);
+  if (options.local_ranks <= kernels::ThreadPool::AvailableCores()) {
+    wires.spin = cluster::kSpinMax;
+  }
   wires.advertised_host = options.advertised_host;
   return wires;
 }
@@ -114,6 +118,8 @@ class Rank {
       const bool busy = Busy();
       loop_.RunOnce(busy ? absl::ZeroDuration() : kIdleWait);
       service_.ticks().Tick(!busy);
+      if (attention_)
+        attention_->transformer.PaceAttention(serves_others() ? &env_.clock : nullptr);
       sequences_.Advance();
       exchange_.Serve();
       service_.Advance();
@@ -184,6 +190,8 @@ class Rank {
     sequences_.Serve(attention_->engine, std::move(ready));
     return absl::OkStatus();
   }
+
+  bool serves_others() const { return options_.experts() && exchange_.has_peers(); }
 
   // Whether there is something to compute now; else only others' messages can give it something.
   bool Busy() const {

@@ -30,6 +30,8 @@ namespace epic::cluster {
 
 enum class WireChoice { kAuto, kTcp, kShm };
 
+inline constexpr absl::Duration kSpinMax = absl::Microseconds(20);
+
 struct PeerTransportOptions {
   WireChoice wires = WireChoice::kAuto;
 
@@ -45,7 +47,7 @@ struct PeerTransportOptions {
   std::string run_dir;
   size_t ring_bytes = 1 << 20;  // per direction and peer; see shm_ring.h for the limits
 
-  // How long to look at rings before a sleep. At most 20 µs, and zero unless all ranks of the
+  // How long to look at rings before a sleep. At most kSpinMax, and zero unless all ranks of the
   // machine have a core each: else it costs more than it saves.
   absl::Duration spin = absl::ZeroDuration();
   // Data that the other's machine does not acknowledge for so long ends a tcp connection.

@@ -21,7 +21,6 @@
 namespace epic::cluster {
 namespace {
 
-constexpr absl::Duration kSpinMax = absl::Microseconds(20);
 // A hello that takes longer is over.
 constexpr absl::Duration kHelloTime = absl::Seconds(2);
 constexpr absl::Duration kPauseMin = absl::Milliseconds(50);
