@@ -139,6 +139,9 @@ class Backend {
   // For people: CPU or GPU, family, threads.
   virtual std::string description() const = 0;
 
+  // Whether a step's attention can be computed some rows at a time: see Attend.
+  virtual bool attends_slices() const { return false; }
+
   // Operations that take long call `interlude` now and then on the thread that called them, at
   // least every 50 ms or so, so that a rank can say that it is at work. It calls nothing of the
   // backend, and frees nothing that the operation reads. A device that computes on its own need
@@ -168,6 +171,8 @@ class Backend {
                            int layer, Tensor residual, Tensor query) = 0;
   // output BF16 [T, heads·kv_rank]: Σ softmax(scale·query·record)·latent over the records 0 ..
   // position of the row's sequence, as stored. Key blocks of 64, splits of 512, merged in order.
+  // Where attends_slices() is true, `plan` may be a slice of the step's plan, with those rows of
+  // the tensors.
   virtual void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
                       Tensor query, Tensor output) = 0;
   // residual += o_proj(concat of W_UV·output per head).

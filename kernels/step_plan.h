@@ -25,6 +25,9 @@ struct StepPlan {
   std::vector<int32_t> logit_rows;  // rows whose logits are wanted, ascending
 
   int rows() const { return static_cast<int>(token_ids.size()); }
+
+  // Rows [begin, end) as a plan of their own, without logit rows. Its page tables are this plan's.
+  StepPlan Slice(int begin, int end) const;
 };
 
 }  // namespace epic::kernels

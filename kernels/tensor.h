@@ -49,6 +49,10 @@ struct Tensor {
     return static_cast<T*>(data) + row * cols;
   }
   int64_t bytes() const { return rows * cols * DTypeBytes(dtype); }
+  // Rows [begin, end).
+  Tensor Slice(int64_t begin, int64_t end) const {
+    return {dtype, end - begin, cols, As<std::byte>() + begin * cols * DTypeBytes(dtype)};
+  }
 };
 
 inline constexpr int kScaleBlock = 128;

@@ -135,10 +135,32 @@ void Step::RunAttentionIn() {
   stage_ = Stage::kAttend;
 }
 
+// Where the next slice ends.
+int Step::AttendEnd() {
+  const int64_t limit =
+      backend_.attends_slices() ? attend_pairs_max_ : std::numeric_limits<int64_t>::max();
+  int end = attended_rows_;
+  int64_t pairs = 0;
+  for (; end < plan_.rows(); ++end) {
+    const int64_t of_row = plan_.positions[end] + 1;
+    if (end > attended_rows_ && pairs + of_row > limit) break;
+    pairs += of_row;
+  }
+  attended_pairs_ += pairs;
+  return end;
+}
+
 void Step::RunAttend() {
-  backend_.Attend(*model_.layers()[layer_].attention, plan_, kv_, layer_,
-                  buffers_.View(StepBuffers::kQuery, plan_.rows()),
-                  buffers_.View(StepBuffers::kAttended, plan_.rows()));
+  const int begin = attended_rows_, end = AttendEnd();
+  const auto attend = [&](const kernels::StepPlan& plan) {
+    backend_.Attend(*model_.layers()[layer_].attention, plan, kv_, layer_,
+                    buffers_.View(StepBuffers::kQuery, plan_.rows()).Slice(begin, end),
+                    buffers_.View(StepBuffers::kAttended, plan_.rows()).Slice(begin, end));
+  };
+  end - begin == plan_.rows() ? attend(plan_) : attend(plan_.Slice(begin, end));
+  attended_rows_ = end;
+  if (end < plan_.rows()) return;
+  attended_rows_ = 0;
   stage_ = Stage::kAttentionOut;
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -78,6 +79,13 @@ class Step {
   // exchange) ends the step. Not to be called after kDone or an error.
   absl::StatusOr<Progress> Advance();
 
+  // How many pairs of a row and a record a stage of attention may hold, a row at least; stages end
+  // earlier then, and nothing else changes. Unlimited at first, and always where the backend does
+  // not attend in slices.
+  void set_attend_pairs_max(int64_t pairs) { attend_pairs_max_ = pairs; }
+  // Such pairs computed so far, in all layers.
+  int64_t attended_pairs() const { return attended_pairs_; }
+
   // Where the step is: for reports.
   int layer() const { return layer_; }
   const char* stage_name() const;
@@ -103,6 +111,7 @@ class Step {
 
   void Start();
   void RunAttentionIn();
+  int AttendEnd();
   void RunAttend();
   void RunAttentionOut();
   void RunDense();
@@ -120,6 +129,9 @@ class Step {
   StepBuffers& buffers_;
   Stage stage_ = Stage::kStart;
   int layer_ = 0;
+  int attended_rows_ = 0;  // of the layer
+  int64_t attend_pairs_max_ = std::numeric_limits<int64_t>::max();
+  int64_t attended_pairs_ = 0;
   ExpertExchange::Ticket ticket_ = 0;
   kernels::Tensor residual_, shared_;
   kernels::GateResult chosen_;

@@ -91,10 +91,16 @@ class StepTest : public testing::Test {
   }
 
   Rows Compute(ExpertExchange& exchange, const std::vector<int32_t>& tokens) {
-    const kernels::StepPlan plan = PlanOf(tokens, 0);
+    return Compute(exchange, PlanOf(tokens, 0));
+  }
+
+  Rows Compute(ExpertExchange& exchange, const kernels::StepPlan& plan) {
     StepBuffers buffers(model_->config(), *backend_, plan.rows(), plan.rows());
     Step step(*model_, *backend_, exchange, kv_, plan, buffers);
+    step.set_attend_pairs_max(attend_pairs_max_);
+    stages_ = 0;
     while (true) {
+      ++stages_;
       const auto progress = step.Advance();
       if (!progress.ok()) {
         error_ = progress.status();
@@ -113,6 +119,8 @@ class StepTest : public testing::Test {
   std::vector<std::unique_ptr<kernels::Memory>> slabs_;
   std::vector<std::byte*> pointers_;
   kernels::KvView kv_;
+  int64_t attend_pairs_max_ = std::numeric_limits<int64_t>::max();
+  int stages_ = 0;
   int waits_ = 0;
   std::vector<uint8_t> faults_;
   absl::Status error_;
@@ -190,6 +198,27 @@ TEST_F(StepTest, TwoHalvesOfABatchTakeTurns) {
   EXPECT_EQ(exchange.open_max(), 2);
   EXPECT_TRUE(LogitsOf(first, plans[0]) == first_alone);
   EXPECT_TRUE(LogitsOf(second, plans[1]) == second_alone);
+}
+
+TEST_F(StepTest, AttentionInSlicesHasTheSameBits) {
+  kernels::StepPlan plan = PlanOf(kTokens, 1);
+  plan.pages.push_back(0);
+  plan.sequences.push_back({.first_row = 5, .row_count = 3, .first_page = 1});
+  for (int32_t i = 0; i < 3; ++i) {
+    plan.token_ids.push_back(9 - i);
+    plan.positions.push_back(i);
+    plan.row_sequence.push_back(1);
+    plan.logit_rows.push_back(5 + i);
+  }
+  LocalExchange local(*model_, *backend_);
+  const Rows expected = Compute(local, plan);
+  const int stages = stages_;
+  attend_pairs_max_ = 4;  // rows 0-1, 2, 3, 4, 5-6, 7
+  EXPECT_TRUE(Compute(local, plan) == expected);
+  EXPECT_EQ(stages_, stages + 3 * 5);
+  attend_pairs_max_ = 11;  // rows 0-3, 4-7
+  EXPECT_TRUE(Compute(local, plan) == expected);
+  EXPECT_EQ(stages_, stages + 3 * 1);
 }
 
 TEST_F(StepTest, AnErrorOfTheExchangeEndsTheStepAndTheNextOneIsWhole) {

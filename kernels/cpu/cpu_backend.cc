@@ -48,6 +48,7 @@ class CpuBackend : public Backend {
   }
   KvType kv_type() const override { return kv_type_; }
 
+  bool attends_slices() const override { return true; }
   std::string description() const override {
     return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", INT8 on " +
            int8_.kernels_name() + ", " + std::to_string(pool_.threads()) +

@@ -104,6 +104,7 @@ class ReferenceBackend : public Backend {
            ProfileTypes(quantization_) + ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
   }
   KvType kv_type() const override { return kv_type_; }
+  bool attends_slices() const override { return true; }
   std::string description() const override { return "reference, 1 thread"; }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes) override {

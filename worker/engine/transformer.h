@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "base/env.h"
 #include "model/expert_exchange.h"
 #include "model/model.h"
 #include "model/step.h"
@@ -29,16 +30,24 @@ class Transformer : public TokenModel {
   }
   absl::StatusOr<Progress> Advance() override;
   StepPlace place() const override;
+  // From now on attention stops every few milliseconds of `clock`, for others whose rows wait for
+  // this rank's experts; null, as at first: it does not. Changes no bit.
+  void PaceAttention(const Clock* clock) { clock_ = clock; }
+
   std::span<float> Logits(int index) override { return step_->logits(index); }
   bool Fault(int row) const override { return step_->faults()[row] != 0; }
 
  private:
+  absl::StatusOr<model::Step::Progress> AdvancePaced();
+
   const model::Model& model_;
   kernels::Backend& backend_;
   const kernels::KvView kv_;
   model::ExpertExchange& exchange_;
   model::StepBuffers buffers_;
   std::optional<model::Step> step_;
+  const Clock* clock_ = nullptr;
+  int64_t attend_pairs_max_ = 4096;
 };
 
 }  // namespace epic::worker

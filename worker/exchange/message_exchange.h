@@ -85,6 +85,8 @@ class MessageExchange : public model::ExpertExchange {
   // `tile_rows_max`) for experts held here. Never waits. Called at stage boundaries and while
   // waiting; a rank's own rows are computed here too. False: there was nothing to compute.
   bool Serve();
+  // Whether others may ask for experts held here.
+  bool has_peers() const { return !peers_.empty(); }
   // Whether Serve would compute something that has already arrived.
   bool serving() const { return server_.busy(); }
 
