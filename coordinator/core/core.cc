@@ -141,8 +141,9 @@ void Core::PlaceWaiting() {
 
 bool Core::Place(uint64_t id) {
   std::vector<RankLoad> loads;
+  const std::vector<int> isolated = world_.Together(isolated_rank_);
   for (const auto& [rank, worker] : workers_) {
-    if (!world_.Routable(rank) || rank == isolated_rank_) continue;
+    if (!world_.Routable(rank) || std::ranges::count(isolated, rank) > 0) continue;
     RankLoad load{.rank = rank,
                   .ready = true,
                   .running = static_cast<int>(worker.sequences.size()),
@@ -180,16 +181,21 @@ void Core::PlaceSuspect() {
     isolated_rank_ = -1;
     for (const auto& [rank, worker] : workers_) {
       if (!world_.Routable(rank)) continue;
-      if (isolated_rank_ < 0 ||
-          worker.sequences.size() < workers_.at(isolated_rank_).sequences.size()) {
+      if (isolated_rank_ < 0 || CountTogether(rank) < CountTogether(isolated_rank_)) {
         isolated_rank_ = rank;
       }
     }
   }
-  if (isolated_rank_ < 0 || !workers_.at(isolated_rank_).sequences.empty()) return;
+  if (isolated_rank_ < 0 || CountTogether(isolated_rank_) > 0) return;
   isolated_ = suspect->second;
   waiting_.erase(suspect);
   PlaceAt(isolated_rank_, isolated_);
+}
+
+size_t Core::CountTogether(int rank) const {
+  size_t count = 0;
+  for (const int other : world_.Together(rank)) count += workers_.at(other).sequences.size();
+  return count;
 }
 
 void Core::EndIsolation(uint64_t id) {

@@ -118,7 +118,7 @@ class Core : public Inference, public Operators {
   void PlaceWaiting();
   bool Place(uint64_t sequence);
   void PlaceAt(int rank, uint64_t sequence);
-  // A suspect runs alone; the rank for it is kept free of others.
+  // A suspect runs alone; the rank for it, and those of its epoch, are kept free of others.
   void PlaceSuspect();
   // The sequence is no suspect any more, or runs no more.
   void EndIsolation(uint64_t sequence);
@@ -134,7 +134,9 @@ class Core : public Inference, public Operators {
   template <class Change>
   void ChangeWorld(Change change);
   void Tick();
-  void OnLost(const LostRank& lost);
+  void OnLost(const LostRanks& lost);
+  // Of the rank and of those that would be lost with it.
+  size_t CountTogether(int rank) const;
   void OnDeath(uint64_t sequence, int length, bool alone);
   // Its sequences go on elsewhere.
   void MoveAway(int rank);
@@ -182,7 +184,7 @@ void Core::ChangeWorld(Change change) {
     if (worker != workers_.end()) worker->second.link->Send(message);
   }
   for (const int rank : actions.move) MoveAway(rank);
-  for (const LostRank& lost : actions.lost) OnLost(lost);
+  for (const LostRanks& lost : actions.lost) OnLost(lost);
   PlaceWaiting();
 }
 

@@ -366,6 +366,85 @@ TEST_F(CoreTest, SuspectsRunAloneOnlyUntilTheyHaveMadeAToken) {
   EXPECT_EQ(core_.metrics().quarantined, 0);
 }
 
+// Ranks that share an epoch: all die, one by one, when one dies.
+class EpochTest : public CoreTest {
+ protected:
+  static constexpr int kRanks = 4;
+
+  void StartEpoch() {
+    v1::WorkerIdentity identity;
+    identity.set_attention(true);
+    identity.set_experts(true);
+    identity.set_profile("fma");
+    identity.set_checkpoint("c");
+    identity.set_epoch(++epoch_);
+    for (int i = 0; i < kRanks; ++i) {
+      ranks_.push_back(std::make_unique<FakeWorker>(loop_, core_, ++generation_, &identity));
+      ranks_.back()->SendReady();
+    }
+    loop_.RunPosted();
+  }
+  void EndEpoch(int first) {
+    for (int i = 0; i < kRanks; ++i) {
+      ranks_[(first + i) % kRanks].reset();
+      loop_.RunPosted();
+    }
+    ranks_.clear();
+  }
+
+  uint64_t epoch_ = 0;
+  std::vector<std::unique_ptr<FakeWorker>> ranks_;
+};
+
+TEST_F(EpochTest, ItsEndIsOneDeathForARequestWhateverRankItWasOn) {
+  const Request request = NewRequest(20);
+  StartEpoch();
+  auto stream = *core_.Submit(request);
+  loop_.RunPosted();
+  EndEpoch(0);
+  StartEpoch();
+  // A second one would make a suspect, which keeps the other ranks free; this one is none.
+  auto other = *core_.Submit(NewRequest(20));
+  loop_.RunPosted();
+  int held = 0;
+  for (const auto& rank : ranks_) held += static_cast<int>(rank->held_count());
+  EXPECT_EQ(held, 2);
+  for (int turn = 0; turn < 30; ++turn) {
+    for (const auto& rank : ranks_) rank->Step();
+    loop_.RunPosted();
+  }
+  EXPECT_EQ(Tokens(stream->Read(0, 0)), Expected(request, 0));
+  EXPECT_EQ(core_.metrics().quarantined, 0);
+}
+
+TEST_F(EpochTest, WhatKillsEpochsIsFoundAndWhatRanBesideItIsNot) {
+  constexpr int32_t kPoison = 4242;
+  const Request first = NewRequest(20), second = NewRequest(20);
+  Request poison = NewRequest(20);
+  poison.prompt.push_back(kPoison);
+  StartEpoch();
+  // Each on a rank of its own, so that it is alone there.
+  auto a = *core_.Submit(first), b = *core_.Submit(poison), c = *core_.Submit(second);
+  int ends = 0;
+  for (int turn = 0; turn < 200; ++turn) {
+    loop_.RunPosted();
+    const auto killed =
+        std::ranges::find_if(ranks_, [](const auto& rank) { return rank->Computes(kPoison); });
+    if (killed != ranks_.end()) {
+      ++ends;
+      EndEpoch(static_cast<int>(killed - ranks_.begin()));
+      StartEpoch();
+      continue;
+    }
+    for (const auto& rank : ranks_) rank->Step();
+  }
+  EXPECT_EQ(Tokens(a->Read(0, 0)), Expected(first, 0));
+  EXPECT_EQ(Tokens(c->Read(0, 0)), Expected(second, 0));
+  EXPECT_EQ(b->Read(0, 0).finish, FinishReason::kError);
+  EXPECT_EQ(ends, 4);
+  EXPECT_EQ(core_.metrics().quarantined, 1);
+}
+
 class ManyRanksTest : public CoreTest {
  protected:
   std::unique_ptr<FakeWorker> NewRank(Core& core, bool attention) {

@@ -117,21 +117,26 @@ void Core::OnFailed(int rank, const v1::SequenceFailed& failed) {
   EndSequence(failed.sequence(), FinishReason::kError, absl::Status(code, failed.message()));
 }
 
-void Core::OnLost(const LostRank& lost) {
-  const auto found = workers_.find(lost.rank);
-  if (found == workers_.end()) return;
-  const std::set<uint64_t> sequences = found->second.sequences;
-  ++metrics_.workers_lost;
-  if (!sequences.empty()) {
-    events_.Append("resubmit", lost.rank, 0,
-                   absl::StrCat("its ", sequences.size(), " sequences go on elsewhere"));
+void Core::OnLost(const LostRanks& lost) {
+  std::set<uint64_t> sequences;
+  for (const int rank : lost.ranks) {
+    const auto found = workers_.find(rank);
+    if (found == workers_.end()) continue;
+    const std::set<uint64_t> own = found->second.sequences;
+    ++metrics_.workers_lost;
+    if (!own.empty()) {
+      events_.Append("resubmit", rank, 0,
+                     absl::StrCat("its ", own.size(), " sequences go on elsewhere"));
+    }
+    for (const uint64_t id : own) {
+      if (!EPIC_MUTANT("lost_ranks_keep_sequences")) Resubmit(id);
+    }
+    // The link may be on the stack.
+    env_.loop.Post(
+        [link = std::shared_ptr<cluster::ControlLink>(std::move(found->second.link))] {});
+    workers_.erase(found);
+    sequences.insert(own.begin(), own.end());
   }
-  for (const uint64_t id : sequences) {
-    if (!EPIC_MUTANT("lost_ranks_keep_sequences")) Resubmit(id);
-  }
-  // The link may be on the stack.
-  env_.loop.Post([link = std::shared_ptr<cluster::ControlLink>(std::move(found->second.link))] {});
-  workers_.erase(found);
   if (!lost.unexplained) return;
   for (const uint64_t id : sequences) {
     const auto sequence = sequences_.find(id);

@@ -74,7 +74,8 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
     v1::ControlMessage welcome;
     welcome.mutable_welcome()->set_rank(rank);
     Send(rank, std::move(welcome));
-    liveness_.Expect(rank, now);
+    // A whole rank waits for nobody that the coordinator knows, and reports nothing.
+    if (!member.whole) liveness_.Expect(rank, now);
   }
   if (member.whole) return rank;
   if (!hosts_) hosts_.emplace(ShapeOf(identity), options_.replicas_max);
@@ -227,6 +228,17 @@ void World::OnClosed(int rank, const absl::Status& why, absl::Time now) {
 }
 
 void World::Lose(int rank, const std::string& kind, const std::string& why, bool unexplained) {
+  const std::vector<int> ranks = kind == "goodbye" ? std::vector{rank} : Together(rank);
+  Remove(rank, kind, why);
+  for (const int other : ranks) {
+    if (other == rank) continue;
+    Remove(other, "revoke", absl::StrCat("its epoch has ended with rank ", rank, ": ", why));
+  }
+  actions_.lost.push_back({ranks, why, unexplained});
+  Replan();
+}
+
+void World::Remove(int rank, const std::string& kind, const std::string& why) {
   Say(kind, rank, why);
   if (kind == "revoke") {
     v1::ControlMessage message;
@@ -238,9 +250,7 @@ void World::Lose(int rank, const std::string& kind, const std::string& why, bool
   links_.Forget(rank);
   std::erase_if(broken_links_,
                 [rank](const auto& pair) { return pair.first == rank || pair.second == rank; });
-  actions_.lost.push_back({rank, why, unexplained});
   if (hosts_) hosts_->Leave(rank);
-  Replan();
 }
 
 absl::Status World::Fence(int rank, absl::Time now) {
@@ -269,6 +279,18 @@ bool World::Routable(int rank) const {
     return false;
   }
   return member.whole || map_.Find(rank) != nullptr;
+}
+
+std::vector<int> World::Together(int rank) const {
+  const auto at = members_.find(rank);
+  if (at == members_.end()) return {};
+  const uint64_t epoch = at->second.identity.epoch();
+  if (epoch == 0) return {rank};
+  std::vector<int> ranks;
+  for (const auto& [other, member] : members_) {
+    if (member.identity.epoch() == epoch) ranks.push_back(other);
+  }
+  return ranks;
 }
 
 int World::CountRoutable(int without) const {

@@ -46,17 +46,19 @@ struct WorldOptions {
   std::string pair_secret;
 };
 
-// A rank that is out of the world: its link is to be closed, its sequences go on elsewhere.
-struct LostRank {
-  int rank = 0;
+// Ranks that are out of the world: their links are to be closed, their sequences go on elsewhere.
+// More than one: those of an epoch (one life of a communicator), which is lost as one and is one
+// death, however long its processes take to end.
+struct LostRanks {
+  std::vector<int> ranks;
   std::string why;
-  // It ended by itself: what it computed may be the cause.
+  // They ended by themselves: what they computed may be the cause.
   bool unexplained = false;
 };
 
 struct WorldActions {
   std::vector<std::pair<int, v1::ControlMessage>> messages;  // to be sent, in order, before losses
-  std::vector<LostRank> lost;
+  std::vector<LostRanks> lost;
   std::vector<int> move;  // whose sequences are to go on elsewhere, now
 };
 
@@ -109,6 +111,8 @@ class World {
   absl::Status ReadySoon() const;
   // Whether it may be given sequences.
   bool Routable(int rank) const;
+  // The rank, and those that are lost with it. Empty for one that is not in the world.
+  std::vector<int> Together(int rank) const;
   // loading, ready, draining or refused.
   std::string State(int rank) const;
 
@@ -126,7 +130,9 @@ class World {
   void OnExpertsReady(int rank, const v1::ExpertsReady& ready);
   void OnLink(int rank, const v1::ControlMessage& message, absl::Time now);
   void Refuse(int rank, const std::string& why);
+  // Goodbyes apart, with all that share its epoch.
   void Lose(int rank, const std::string& kind, const std::string& why, bool unexplained);
+  void Remove(int rank, const std::string& kind, const std::string& why);
 
   void TryStart(absl::Time now);
   // Orders and the map, as members and holdings now are.

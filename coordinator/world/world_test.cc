@@ -91,7 +91,7 @@ class WorldTest : public testing::Test {
   void Deliver() {
     while (true) {
       WorldActions actions = world_->Take();
-      for (const LostRank& lost : actions.lost) lost_.push_back(lost);
+      for (const LostRanks& lost : actions.lost) lost_.push_back(lost);
       for (const int rank : actions.move) moved_.push_back(rank);
       if (actions.messages.empty()) return;
       for (const auto& [rank, message] : actions.messages) OnMessage(rank, message);
@@ -131,7 +131,7 @@ class WorldTest : public testing::Test {
   std::optional<World> world_;
   std::map<int, Rank> ranks_;
   uint64_t generation_ = 100;
-  std::vector<LostRank> lost_;
+  std::vector<LostRanks> lost_;
   std::vector<int> moved_;
 };
 
@@ -186,6 +186,50 @@ TEST_F(WorldTest, AWholeRankNeedsNothing) {
   world_->OnClosed(*rank, absl::UnavailableError("gone"), clock_.Now());
   EXPECT_EQ(Why(), "no worker");
   ASSERT_EQ(world_->Take().lost.size(), 1u);
+}
+
+TEST_F(WorldTest, AWholeRankIsNotLostForItsSilence) {
+  v1::ControlHello hello = Hello(true, true);
+  hello.mutable_worker()->clear_address();
+  Join(hello);
+  for (int turn = 0; turn < 1000; ++turn) {
+    clock_.Advance(absl::Milliseconds(50));
+    world_->OnTime(clock_.Now(), {});
+  }
+  EXPECT_EQ(world_->members().size(), 1u);
+}
+
+TEST_F(WorldTest, AnEpochIsLostAsOneButItsRanksLeaveOneByOne) {
+  v1::ControlHello hello = Hello(true, true);
+  hello.mutable_worker()->clear_address();
+  hello.mutable_worker()->set_epoch(77);
+  for (int i = 0; i < 4; ++i) Join(hello);
+  hello.mutable_worker()->clear_epoch();
+  const int alone = Join(hello);
+  EXPECT_THAT(world_->Together(1), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(world_->Together(alone), ElementsAre(alone));
+  EXPECT_THAT(world_->Together(99), ElementsAre());
+
+  v1::ControlMessage goodbye;
+  goodbye.mutable_goodbye();
+  world_->OnMessage(3, goodbye, clock_.Now());
+  Deliver();
+  ASSERT_EQ(lost_.size(), 1u);
+  EXPECT_THAT(lost_[0].ranks, ElementsAre(3));
+  EXPECT_TRUE(world_->Routable(0));
+
+  world_->OnClosed(1, absl::UnavailableError("gone"), clock_.Now());
+  Deliver();
+  ASSERT_EQ(lost_.size(), 2u);
+  EXPECT_THAT(lost_[1].ranks, ElementsAre(0, 1, 2));
+  EXPECT_TRUE(lost_[1].unexplained);
+  EXPECT_EQ(ranks_.at(0).revoked, "its epoch has ended with rank 1: gone");
+  EXPECT_EQ(ranks_.at(1).revoked, "");
+  EXPECT_TRUE(world_->Routable(alone));
+  // The others' processes end too, and nobody asks any more.
+  world_->OnClosed(0, absl::UnavailableError("gone"), clock_.Now());
+  Deliver();
+  EXPECT_EQ(lost_.size(), 2u);
 }
 
 TEST_F(WorldTest, OthersAreRefusedByName) {
@@ -295,7 +339,7 @@ TEST_F(RunningWorldTest, AHungRankIsNamedAndRevoked) {
     Advance(absl::Milliseconds(50));
   }
   ASSERT_EQ(lost_.size(), 1u);
-  EXPECT_EQ(lost_[0].rank, 3);
+  EXPECT_THAT(lost_[0].ranks, ElementsAre(3));
   EXPECT_FALSE(lost_[0].unexplained);
   EXPECT_THAT(ranks_.at(3).revoked, HasSubstr("while rank 0 is waiting for rank 3"));
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
@@ -320,7 +364,7 @@ TEST_F(RunningWorldTest, TwoThatCannotReachARankRevokeIt) {
   EXPECT_TRUE(lost_.empty());
   SendLink(1, 2);
   ASSERT_EQ(lost_.size(), 1u);
-  EXPECT_EQ(lost_[0].rank, 2);
+  EXPECT_THAT(lost_[0].ranks, ElementsAre(2));
   EXPECT_TRUE(lost_[0].unexplained);
 }
 
@@ -343,7 +387,7 @@ TEST_F(RunningWorldTest, WithNowhereToGoTheYoungerOfThePairIsRevoked) {
   SendLink(0, 2);
   Advance(absl::Seconds(1));
   ASSERT_EQ(lost_.size(), 1u);
-  EXPECT_EQ(lost_[0].rank, 2);
+  EXPECT_THAT(lost_[0].ranks, ElementsAre(2));
 }
 
 TEST_F(RunningWorldTest, AnAccusationOfAnEarlierLifeIsPassedOver) {
