@@ -18,8 +18,8 @@
 // names the rank and says why. The next epoch is a new object; what had begun is done again there.
 // Where the wires cannot outlive a failure (MPI) the process ends instead.
 //
-// Implementations: threads (ranks of one process, for tests), mpi (a static world under mpirun or
-// Slurm). One thread at a time; each rank's end has a thread of its own.
+// Implementations: threads (ranks of one process), mpi (a static world under mpirun or Slurm), nccl
+// (a card each; an epoch that the coordinator forms). One thread at a time; each rank's end has a thread of its own.
 #pragma once
 
 #include <cstddef>
@@ -47,7 +47,7 @@ class Collective {
   // send[r], [size], goes to rank r (this rank included) and arrives in its receive[this rank],
   // which is as long: both ends know the length. What the spans name (the arrays of spans are read
   // within the call) stays where it is until Done says true, unchanged if sent, untouched if
-  // received; after an error it may be freed.
+  // received; after an error it may be freed. Over NCCL it may be memory of the card.
   virtual Operation StartAllToAll(std::span<const std::span<const std::byte>> send,
                                   std::span<const std::span<std::byte>> receive) = 0;
   // Replaces values[i] by the minimum, maximum or sum of all ranks' values[i]; the same count on

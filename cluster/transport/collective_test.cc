@@ -1,4 +1,5 @@
-// Of any Collective: linked with threads, and with MPI to be run by mpirun -n 4.
+// Of any Collective: linked with threads, with a fake of NCCL, and with MPI to be run by mpirun
+// -n 4.
 #include "cluster/transport/collective.h"
 
 #include <atomic>
@@ -96,8 +97,13 @@ TEST(Collective, NothingIsDoneBeforeAllRanksHaveCome) {
   std::atomic<int> came = 0;
   RunWorld(4, [&](Collective& collective) {
     std::vector<int64_t> values = {1};
-    std::vector<std::span<const std::byte>> send(4);
-    std::vector<std::span<std::byte>> receive(4);
+    std::vector<std::byte> sent(4), received(4);
+    std::vector<std::span<const std::byte>> send;
+    std::vector<std::span<std::byte>> receive;
+    for (int peer = 0; peer < 4; ++peer) {
+      send.push_back(std::span(sent).subspan(peer, 1));
+      receive.push_back(std::span(received).subspan(peer, 1));
+    }
     ++came;
     ASSERT_TRUE(Wait(collective, collective.StartAllReduce(Reduction::kSum, values)).ok());
     EXPECT_GE(came, 4);
@@ -135,7 +141,7 @@ TEST(DISABLED_EndOfTheWorld, Abort) {
 }
 
 TEST(Collective, OperationsThatDoNotFitEndTheEpoch) {
-  if (!HasWorld(3) || !OutlivesAbort()) GTEST_SKIP() << "an abort ends this world";
+  if (!HasWorld(3) || !ComparesOperations()) GTEST_SKIP() << "they are not noticed";
   RunWorld(3, [](Collective& collective) {
     std::vector<int64_t> values(collective.rank() == 1 ? 2 : 1);
     const absl::Status status =

@@ -27,6 +27,8 @@ bool HasWorld(int size) { return size == g_world->size(); }
 
 bool OutlivesAbort() { return false; }
 
+bool ComparesOperations() { return false; }
+
 void RunWorld(int size, const std::function<void(Collective&)>& body) {
   CHECK(HasWorld(size)) << size << " ranks";
   body(*g_world);

@@ -12,6 +12,8 @@ bool HasWorld(int size) { return true; }
 
 bool OutlivesAbort() { return true; }
 
+bool ComparesOperations() { return true; }
+
 void RunWorld(int size, const std::function<void(Collective&)>& body) {
   ThreadsWorld world(size);
   std::vector<std::unique_ptr<Threads::Handle>> threads;
