@@ -146,8 +146,9 @@ void Peak(benchmark::State& state, const GemmFamily& family, DType dtype) {
   GemmRunner runner(Pool());
   const GemmJob job{a.data(), kInputs, kRows, {Weights().data(), kOutputs, kInputs, dtype}, {}};
   for (auto _ : state) {
-    runner.Run(family, {&job, 1},
-               [](const GemmBlock& block) { benchmark::DoNotOptimize(block.c[0]); });
+    runner.Products(family, {job},
+                    [](const GemmBlock& block) { benchmark::DoNotOptimize(block.c[0]); });
+    runner.Run();
   }
   state.counters["flops"] =
       benchmark::Counter(2.0 * static_cast<double>(kRows * kInputs * kOutputs) *
