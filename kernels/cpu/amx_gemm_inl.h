@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/amx_kernels.h"
 #include "kernels/cpu/int8_layout.h"
+#include "kernels/cpu/repeat_inl.h"
 #include "kernels/cpu/tile_layout.h"
 
 namespace epic::kernels {
@@ -21,20 +22,6 @@ constexpr int kDecodedTiles = 32;
 static_assert(kAmxScratchBytes == (kBounceTiles + kDecodedTiles) * kBf16TileBytes);
 constexpr int64_t kAllTiles = int64_t{1} << 40;
 constexpr int64_t kAheadBytes = 4096;
-
-template <int kValue>
-struct Index {
-  static constexpr int value = kValue;
-};
-
-// Calls body(Index<0>()), …, body(Index<kCount - 1>()).
-template <int kCount, int kFrom = 0, class Body>
-[[gnu::always_inline]] inline void Repeat(const Body& body) {
-  if constexpr (kFrom < kCount) {
-    body(Index<kFrom>());
-    Repeat<kCount, kFrom + 1>(body);
-  }
-}
 
 // kStretch*: tiles of K between two stores of C.
 struct BF16Weight {
@@ -266,7 +253,7 @@ class Sweep {
       } else if (finish) {
         const std::byte* first_row = g_.prepared + (row + kTile / kPanels * kTileRows) * row_bytes_;
         Vectors::FinishInt8(place.bounce, Scales(group.panel[p]),
-                            first_row + Int8ScaleOffset(g_.weight.k), row_bytes_, place.rows,
+                            first_row + Int8RowOffset(g_.weight.k), row_bytes_, place.rows,
                             place.columns, place.c, g_.c_stride);
       } else {
         for (int r = 0; r < place.rows; ++r) {

@@ -3,13 +3,13 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/int8_kernels.h"
+#include "kernels/cpu/int8_layout.h"
 
 namespace epic::kernels {
 namespace {
 
 constexpr int kRowTile = 4;
-constexpr int kFewRows = 1;
-constexpr int TilePanels(int rows) { return rows <= kFewRows ? 4 : 1; }
+constexpr int TilePanels(int rows) { return rows == 1 ? 4 : 1; }
 
 struct Weights16 {
   __m256i low, high;
@@ -23,19 +23,20 @@ struct Weights16 {
 struct Sums16 {
   __m256i low, high;
 
-  static Sums16 Zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  void Clear() { low = high = _mm256_setzero_si256(); }
   static __m256i Products(__m256i a, __m256i w) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
-  void Dot(int32_t four, Weights16 w) {
-    const __m256i a = _mm256_set1_epi32(four);
+  void Dot(const std::byte* four, Weights16 w) {
+    int32_t word;
+    __builtin_memcpy(&word, four, 4);
+    const __m256i a = _mm256_set1_epi32(word);
     low = _mm256_add_epi32(low, Products(a, w.low));
     high = _mm256_add_epi32(high, Products(a, w.high));
   }
-  void Finish(const std::byte* /*shift*/, const float* scales, float row_scale, int columns,
-              float* c) const {
-    const __m256 factor = _mm256_set1_ps(row_scale);
+  void Finish(Int8Row row, const float* scales, int columns, float* c) const {
+    const __m256 factor = _mm256_set1_ps(row.scale);
     alignas(32) float values[16];
     _mm256_store_ps(
         values,
@@ -93,20 +94,22 @@ __m256i Quantised(__m128i bf16, __m256 inverse) {
 void QuantiseInt8Row(const BF16* row, int64_t k, std::byte* to) {
   __builtin_memset(to + k, 0, Int8RowBytes(k) - k);
   const uint32_t largest_bits = LargestBits(row, k);
-  float scale = 0;
+  Int8Row end{};
   if (largest_bits < kSmallestBits || largest_bits >= kInfinityBits) {
     __builtin_memset(to, 0, k);
-    if (largest_bits >= kInfinityBits) scale = __builtin_nanf("");
+    if (largest_bits >= kInfinityBits) end.scale = __builtin_nanf("");
   } else {
     const float largest = AsFloat(largest_bits << 16);
     const float inverse = 127.0f / largest;
-    scale = largest / 127.0f;
+    end.scale = largest / 127.0f;
+    __m256i sums = _mm256_setzero_si256();
     int64_t i = 0;
     for (; i + 16 <= k; i += 16) {
       const auto* from = reinterpret_cast<const __m128i*>(row + i);
       const __m256i words =
           _mm256_packs_epi32(Quantised(_mm_loadu_si128(from), _mm256_set1_ps(inverse)),
                              Quantised(_mm_loadu_si128(from + 1), _mm256_set1_ps(inverse)));
+      sums = _mm256_add_epi32(sums, _mm256_madd_epi16(words, _mm256_set1_epi16(128)));
       const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
       _mm_storeu_si128(
           reinterpret_cast<__m128i*>(to + i),
@@ -114,10 +117,15 @@ void QuantiseInt8Row(const BF16* row, int64_t k, std::byte* to) {
     }
     for (; i < k; ++i) {
       const float x = AsFloat(static_cast<uint32_t>(row[i].bits) << 16);
-      to[i] = static_cast<std::byte>(static_cast<int8_t>((x * inverse + 0x1.8p23f) - 0x1.8p23f));
+      const auto value = static_cast<int8_t>((x * inverse + 0x1.8p23f) - 0x1.8p23f);
+      to[i] = static_cast<std::byte>(value);
+      end.surplus += 128 * value;
     }
+    alignas(32) int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
+    for (const int32_t lane : lanes) end.surplus += lane;
   }
-  __builtin_memcpy(to + Int8ScaleOffset(k), &scale, 4);
+  __builtin_memcpy(to + Int8RowOffset(k), &end, sizeof(end));
 }
 
 const Int8Kernels& Avx2Int8Kernels() {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -144,10 +145,11 @@ TEST(Int8Rows, AreThoseOfThePlainQuantiser) {
       QuantiseInt8Row(row.data(), k, to.data());
     }
     ASSERT_EQ(std::memcmp(to.data(), q.data(), k), 0) << trial;
-    for (int64_t i = k; i < Int8ScaleOffset(k); ++i) ASSERT_EQ(to.data()[i], std::byte{0});
-    float stored;
-    std::memcpy(&stored, to.data() + Int8ScaleOffset(k), 4);
-    ASSERT_TRUE(stored == scale || (std::isnan(stored) && std::isnan(scale))) << trial;
+    for (int64_t i = k; i < Int8RowOffset(k); ++i) ASSERT_EQ(to.data()[i], std::byte{0});
+    Int8Row end;
+    std::memcpy(&end, to.data() + Int8RowOffset(k), sizeof(end));
+    ASSERT_TRUE(end.scale == scale || (std::isnan(end.scale) && std::isnan(scale))) << trial;
+    ASSERT_EQ(end.surplus, 128 * std::accumulate(q.begin(), q.end(), 0)) << trial;
   }
 }
 

@@ -16,17 +16,11 @@ void PackInt8Panels(const SourceMatrix& source, int64_t panel_begin, int64_t pan
     std::byte* panel = packed + p * Int8PanelBytes(source.cols);
     std::memset(panel, 0, Int8PanelBytes(source.cols));
     auto* scales = reinterpret_cast<float*>(panel);
-    auto* sums = reinterpret_cast<int32_t*>(panel + 64);
     auto* tiles = reinterpret_cast<int8_t*>(panel + kInt8HeaderBytes);
     for (int64_t n = p * kPanel; n < std::min(source.rows, (p + 1) * kPanel); ++n) {
       const int64_t lane = n % kPanel;
       scales[lane] = ReadInt8Row(source, n, row.data());
-      int32_t sum = 0;
-      for (int64_t k = 0; k < source.cols; ++k) {
-        tiles[k / 4 * 64 + lane * 4 + k % 4] = row[k];
-        sum += row[k];
-      }
-      sums[lane] = static_cast<int32_t>(128u * static_cast<uint32_t>(sum));
+      for (int64_t k = 0; k < source.cols; ++k) tiles[k / 4 * 64 + lane * 4 + k % 4] = row[k];
     }
   }
 }
