@@ -18,43 +18,57 @@ static_assert(kAvx512Bf16ScratchBytes == kGroup * kStretchTiles * kBf16TileBytes
 
 __mmask16 First(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
-// Rows(tile, i): rows 2·i and 2·i + 1 of a tile as packed.
+// A tile as packed; Rows(i): its rows 2·i and 2·i + 1. kPrepared: there is work to be done once for
+// all of them, so that few panels are taken at a time.
 struct BF16Weight {
-  static constexpr bool kScaled = false, kDecoded = false;
+  static constexpr bool kScaled = false, kDecoded = false, kPrepared = false;
   static constexpr int64_t kTileBytes = kBf16TileBytes;
-  static Bf16Rows Rows(const std::byte* tile, int i) {
+  void Set(const std::byte* packed) { tile = packed; }
+  Bf16Rows Rows(int i) const {
     return {_mm512_load_si512(tile + 128 * i), _mm512_load_si512(tile + 128 * i + 64)};
   }
+  const std::byte* tile;
 };
 
 struct E4M3Weight {
-  static constexpr bool kScaled = true, kDecoded = true;
+  static constexpr bool kScaled = true, kDecoded = true, kPrepared = false;
   static constexpr int64_t kTileBytes = kCodeTileBytes;
-  static Bf16Rows Rows(const std::byte* tile, int i) { return DecodeE4M3Rows(tile + 64 * i); }
+  void Set(const std::byte* packed) { tile = packed; }
+  Bf16Rows Rows(int i) const { return DecodeE4M3Rows(tile + 64 * i); }
+  const std::byte* tile;
 };
 
+// [16 even inputs | 16 odd inputs] becomes [16 outputs][2 inputs].
+struct alignas(64) PairOrder {
+  uint16_t words[32] = {};
+  constexpr PairOrder() {
+    for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(i % 2 * 16 + i / 2);
+  }
+};
+constexpr PairOrder kPairOrder;
+
 struct NibbleWeight {
-  static constexpr bool kScaled = false, kDecoded = true;
+  static constexpr bool kScaled = false, kDecoded = true, kPrepared = true;
   static constexpr int64_t kTileBytes = kInt4GroupBytes;
-  static __m512i Row(__m128i pairs, __m512 scale) {
+  void Set(const std::byte* packed) {
+    const __m256i scales = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
+    scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
+    pairs = reinterpret_cast<const __m128i*>(packed + kInt4ScaleBytes);
+  }
+  __m512i Row(int row) const {
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m512i pair = _mm512_cvtepu8_epi32(pairs);
-    const __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(pair, values), scale);
-    const __m512 odd =
-        _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(pair, 4), values), scale);
-    const __m512i rounded_even =
-        _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
-    const __m512i rounded_odd =
-        _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
-    return _mm512_or_si512(rounded_even, _mm512_slli_epi32(rounded_odd, 16));
+    const __m512i pair = _mm512_cvtepu8_epi32(_mm_loadu_si128(pairs + row));
+    const __m512i high = _mm512_srli_epi32(pair, 4);
+    const __m512bh rounded =
+        _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_permutexvar_ps(high, values), scale),
+                            _mm512_mul_ps(_mm512_permutexvar_ps(pair, values), scale));
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.words),
+                                    reinterpret_cast<__m512i>(rounded));
   }
-  static Bf16Rows Rows(const std::byte* tile, int i) {
-    const __m256i scales = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile));
-    const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
-    const auto* pairs = reinterpret_cast<const __m128i*>(tile + kInt4ScaleBytes);
-    return {Row(_mm_loadu_si128(pairs + 2 * i), scale),
-            Row(_mm_loadu_si128(pairs + 2 * i + 1), scale)};
-  }
+  Bf16Rows Rows(int i) const { return {Row(2 * i), Row(2 * i + 1)}; }
+
+  __m512 scale;
+  const __m128i* pairs;
 };
 
 struct Panels {
@@ -92,18 +106,26 @@ template <class Weight, int kRows, int kPanels>
 [[gnu::always_inline]] inline void Accumulate(const std::byte* const (&tiles)[kPanels],
                                               const std::byte* a, int64_t row_bytes, int64_t begin,
                                               int64_t end, __m512 (&acc)[kRows][kPanels]) {
+  constexpr int kSide = Weight::kPrepared && kPanels % 2 == 0 ? 2 : kPanels;
   for (int64_t t = begin; t < end; ++t) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 8; ++i) {
 #pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        const std::byte* tile = tiles[p] + t * Weight::kTileBytes;
-        const std::byte* ahead = tile + i * Weight::kTileBytes / 8 + kAheadBytes;
-        _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
-        if constexpr (Weight::kTileBytes > 512) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + 64), _MM_HINT_T0);
+    for (int first = 0; first < kPanels; first += kSide) {
+      Weight weights[kSide];
+#pragma GCC unroll 8
+      for (int p = 0; p < kSide; ++p) weights[p].Set(tiles[first + p] + t * Weight::kTileBytes);
+#pragma GCC unroll 2
+      for (int i = 0; i < 8; ++i) {
+#pragma GCC unroll 8
+        for (int p = 0; p < kSide; ++p) {
+          const std::byte* ahead = tiles[first + p] + t * Weight::kTileBytes + kAheadBytes;
+          ahead += i * Weight::kTileBytes / 8;
+          _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+          if constexpr (Weight::kTileBytes > 512) {
+            _mm_prefetch(reinterpret_cast<const char*>(ahead + 64), _MM_HINT_T0);
+          }
+          AddPairs<kRows>(weights[p].Rows(i), a + 64 * t + 8 * i, row_bytes, &acc[0][first + p],
+                          kPanels);
         }
-        AddPairs<kRows>(Weight::Rows(tile, i), a + 64 * t + 8 * i, row_bytes, &acc[0][p], kPanels);
       }
     }
   }
@@ -214,14 +236,30 @@ void LargeTile(const GemmArguments& g, const Panels& panels, int64_t panel, int6
   }
 }
 
+// LargeTile<Weight, rows>, rows ≤ kRows.
+template <class Weight, int kRows>
+void LargeRows(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t count,
+               const std::byte* const (&tiles)[kGroup], int64_t row, int64_t rows, int64_t t_begin,
+               int64_t t_end) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      return LargeRows<Weight, kRows - 1>(g, panels, panel, count, tiles, row, rows, t_begin,
+                                          t_end);
+    }
+  }
+  LargeTile<Weight, kRows>(g, panels, panel, count, tiles, row, t_begin, t_end);
+}
+
 template <class Weight>
 const std::byte* Ready(const std::byte* from, int64_t count, std::byte* to) {
   if constexpr (!Weight::kDecoded) return from;
   for (int64_t t = 0; t < count; ++t) {
+    const std::byte* tile = from + t * Weight::kTileBytes;
+    Weight weight;
+    weight.Set(tile);
     for (int i = 0; i < 8; ++i) {
-      const std::byte* tile = from + t * Weight::kTileBytes;
       _mm_prefetch(reinterpret_cast<const char*>(tile + 64 * i + kAheadBytes), _MM_HINT_T0);
-      const Bf16Rows rows = Weight::Rows(tile, i);
+      const Bf16Rows rows = weight.Rows(i);
       _mm512_store_si512(to + t * kBf16TileBytes + 128 * i, rows.first);
       _mm512_store_si512(to + t * kBf16TileBytes + 128 * i + 64, rows.second);
     }
@@ -233,6 +271,7 @@ template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
   constexpr int64_t kStretch = Weight::kScaled ? kTilesPerScale : kStretchTiles;
   const int64_t k_tiles = Bf16Tiles(g.weight.k);
+  const int64_t passes = (g.m + kRowTile - 1) / kRowTile;
   const int64_t end = (g.n_end + kTilePanel - 1) / kTilePanel;
   for (int64_t panel = g.n_begin / kTilePanel; panel < end; panel += kGroup) {
     const int64_t count = end - panel < kGroup ? end - panel : kGroup;
@@ -247,14 +286,11 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
         tiles[p] = Ready<Weight>(panels.Tiles(panel + p) + t * Weight::kTileBytes, t_end - t,
                                  g.scratch + p * kStretch * kBf16TileBytes);
       }
-      int64_t row = 0;
-      for (; row + kRowTile <= g.m; row += kRowTile) {
-        LargeTile<Weight, kRowTile>(g, panels, panel, count, tiles, row, t, t_end);
+      for (int64_t pass = 0, row = 0; pass < passes; ++pass) {
+        const int64_t rows = (g.m - row) / (passes - pass);
+        LargeRows<Weight, kRowTile>(g, panels, panel, count, tiles, row, rows, t, t_end);
+        row += rows;
       }
-      for (; row + 2 <= g.m; row += 2) {
-        LargeTile<Weight, 2>(g, panels, panel, count, tiles, row, t, t_end);
-      }
-      if (row < g.m) LargeTile<Weight, 1>(g, panels, panel, count, tiles, row, t, t_end);
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -121,6 +122,43 @@ TEST_P(TileGemm, RoundsOtherTypesToBF16) { ExpectExact(DType::kF32, DType::kBF16
 TEST_P(TileGemm, E4M3AddsScaledPartialSumsInOrder) { ExpectExact(DType::kF8E4M3, DType::kF8E4M3); }
 
 TEST_P(TileGemm, Int4WeightsAreRoundedOnceToBF16) { ExpectExact(DType::kF32, DType::kI4); }
+
+TEST_P(TileGemm, DecodesEveryNibbleUnderEveryKindOfScale) {
+  const ScopedFlushDenormals flush;
+  const bool amx = std::string(family_->name()) == "amx-bf16";
+  const float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> scales = {
+      0,         1,           -0x1.02p0f,
+      0x1.fep3f, 0x1p-126f,   0x1p-127f,
+      0x1p-100f, 0x1.fep109,  0x1p110f,
+      0x1p120f,  0x1.fep127f, -0x1.fep127f,
+      infinity,  -infinity,   std::numeric_limits<float>::quiet_NaN()};
+  constexpr int64_t kInputs = 32;
+  const auto count = static_cast<int64_t>(scales.size());
+  std::vector<BF16> stored;
+  GemmProblem p;
+  for (const float scale : scales) {
+    for (int nibble = 0; nibble < 16; ++nibble) {
+      p.bytes.insert(p.bytes.end(), kInputs / 2, static_cast<uint8_t>(nibble * 17));
+      stored.push_back(ToBF16(scale));
+    }
+  }
+  p.source = {.dtype = DType::kI4, .rows = 16 * count, .cols = kInputs, .data = p.bytes.data()};
+  p.source.scales = stored.data();
+  p.source.scales_dtype = DType::kBF16;
+  Random random(4);
+  for (const int64_t m : {1, 4, 7}) {
+    p.m = m;
+    p.a.assign(m * kInputs, BF16{0x3f80});
+    const std::vector<float> c = Multiply(*family_, p, DType::kI4, random, m);
+    for (int64_t i = 0; i < m * 16 * count; ++i) {
+      const float expected = Expected(amx, p, DType::kI4, i / (16 * count), i % (16 * count));
+      EXPECT_TRUE(c[i] == expected || (std::isnan(c[i]) && std::isnan(expected)))
+          << c[i] << " for " << expected << ", scale " << scales[i / 16 % count] << ", nibble "
+          << i % 16 << ", rows " << m;
+    }
+  }
+}
 
 TEST_P(TileGemm, DecodesEveryE4M3Code) {
   const std::vector<float> scales = {1, 1};
