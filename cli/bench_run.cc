@@ -79,7 +79,8 @@ BenchRun::BenchRun(const model::Model& model, kernels::Backend& backend, Clock& 
     first_page_.push_back(first_page_.back() + PagesOf(limits, s));
   }
   for (int layer = 0; layer < model.config().layer_count; ++layer) {
-    slabs_.push_back(backend.Allocate(first_page_.back() * model.kv_layout().page_bytes()));
+    slabs_.push_back(backend.Allocate(first_page_.back() * model.kv_layout().page_bytes(),
+                                      kernels::MemoryUse::kTraffic));
     slab_pointers_.push_back(slabs_.back()->data());
   }
 }

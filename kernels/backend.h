@@ -8,11 +8,15 @@
 // Roundings: the residual is FP32. Normed rows, q, latent, rope part, attention output, SiLU
 // product and expert output are rounded once to BF16. Norms, softmax and gate are FP32.
 //
+// Operations may run later than their call, in order: Wait ends them. What host code reads of them
+// it reads after Wait; what it writes for them is there before the call.
+//
 // One Backend serves one thread at a time. Shapes are the caller's duty: a wrong one is a bug
 // (abort).
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
@@ -24,6 +28,13 @@
 #include "kernels/tensor.h"
 
 namespace epic::kernels {
+
+// Who touches a Memory beside the backend's operations. On a CPU all are the same.
+enum class MemoryUse : uint8_t {
+  kOperations,  // nobody
+  kTraffic,     // host code where rows travel: it lies with the operations until then
+  kHost,        // host code, in every step: operations reach for it
+};
 
 // Memory that the backend's operations can address; 64-byte aligned, zeroed. Freed with the object.
 class Memory {
@@ -148,8 +159,16 @@ class Backend {
   // not.
   virtual void SetInterlude(std::function<void()> interlude) {}
 
+  // Host code may read what earlier operations wrote, and write what they read.
+  virtual void Wait() {}
+  // As operations, on any Memory: `from` is of the host and is read within the call.
+  virtual void Write(std::byte* to, const void* from, int64_t bytes) {
+    std::memcpy(to, from, bytes);
+  }
+  virtual void Zero(std::byte* at, int64_t bytes) { std::memset(at, 0, bytes); }
+
   // Loading. The source is read within the call and may be released after it. Thread-safe.
-  virtual std::unique_ptr<Memory> Allocate(int64_t bytes) = 0;
+  virtual std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) = 0;
   virtual std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) = 0;
   virtual std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
                                        const SourceMatrix& down) = 0;
@@ -178,12 +197,13 @@ class Backend {
   // residual += o_proj(concat of W_UV·output per head).
   virtual void AttentionOut(const Attention& attention, Tensor output, Tensor residual) = 0;
 
-  // rows BF16 [T, hidden] ← RMSNorm(residual)·weight.
-  virtual void Norm(std::span<const float> weight, float eps, Tensor residual, Tensor rows) = 0;
+  // rows BF16 [T, hidden] ← RMSNorm(residual)·weight F32 [1, hidden].
+  virtual void Norm(Tensor weight, float eps, Tensor residual, Tensor rows) = 0;
   // Reads result.rows (normed) and fills the rest of it. Logits in FP32, ties to the lowest id.
   virtual void ChooseExperts(const Gate& gate, const GateResult& result) = 0;
   // out BF16 [pairs.size(), hidden]: expert pairs[i].expert applied to rows[pairs[i].row].
-  // experts[e] may be null where no pair names it. `pairs` may come in any order.
+  // experts[e] may be null where no pair names it. `pairs` may come in any order. `rows` and `out`
+  // may lie in any memory of the process; an `out` there, or in kHost, is written on return.
   virtual void Experts(std::span<const Mlp* const> experts, Tensor rows,
                        std::span<const ExpertRow> pairs, Tensor out) = 0;
   // out BF16 [T, hidden] ← mlp(rows).
@@ -192,8 +212,8 @@ class Backend {
   // pointer: none), then j ascending, then one add into the residual.
   virtual void Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) = 0;
   // logits F32 [plan.logit_rows.size(), vocab] ← head(RMSNorm(residual)) of the wanted rows.
-  virtual void Head(std::span<const float> norm, float eps, const Matrix& head,
-                    const StepPlan& plan, Tensor residual, Tensor logits) = 0;
+  virtual void Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan,
+                    Tensor residual, Tensor logits) = 0;
 };
 
 }  // namespace epic::kernels

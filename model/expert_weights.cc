@@ -33,7 +33,7 @@ void HashSource(XXH3_state_t& state, const BoundWeight& weight) {
 
 void HashProbe(XXH3_state_t& state, const kernels::Mlp& mlp, kernels::Backend& backend) {
   const int64_t hidden = mlp.hidden;
-  const auto memory = backend.Allocate(2 * hidden * 2);
+  const auto memory = backend.Allocate(2 * hidden * 2, kernels::MemoryUse::kHost);
   const kernels::Tensor row{kernels::DType::kBF16, 1, hidden, memory->data()};
   const kernels::Tensor out{kernels::DType::kBF16, 1, hidden, memory->data() + hidden * 2};
   FillProbe(row);

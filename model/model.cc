@@ -1,7 +1,6 @@
 #include "model/model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "base/status.h"
@@ -122,7 +121,7 @@ class ModelLoader {
  private:
   void LoadEnds(const BoundEnds& ends) {
     LoadEmbedding(ends.embedding);
-    model_->final_norm_ = ReadVector(ends.final_norm);
+    model_->final_norm_ = LoadVector(ends.final_norm);
     Done({&ends.final_norm});
     model_->head_ = backend_.LoadMatrix(ends.head.source);
     Done({&ends.head});
@@ -134,18 +133,30 @@ class ModelLoader {
     kernels::SourceMatrix& table = model_->embedding_;
     table = {.dtype = keep ? source.dtype : DType::kF32, .rows = source.rows, .cols = source.cols};
     const int64_t bytes = source.rows * source.cols * kernels::DTypeBytes(table.dtype);
-    model_->embedding_memory_ = backend_.Allocate(bytes);
+    model_->embedding_memory_ = backend_.Allocate(bytes, kernels::MemoryUse::kOperations);
     std::byte* to = model_->embedding_memory_->data();
     table.data = to;
     if (keep) {
-      std::memcpy(to, source.data, bytes);
+      backend_.Write(to, source.data, bytes);
     } else {
+      std::vector<float> values(source.cols);
+      const int64_t row_bytes = source.cols * int64_t{sizeof(float)};
       for (int64_t row = 0; row < source.rows; ++row) {
-        kernels::ReadSource(source, row, 0, source.cols,
-                            reinterpret_cast<float*>(to) + row * source.cols);
+        kernels::ReadSource(source, row, 0, source.cols, values.data());
+        backend_.Write(to + row * row_bytes, values.data(), row_bytes);
       }
     }
     Done({&weight});
+  }
+
+  LoadedVector LoadVector(const BoundWeight& weight) {
+    const std::vector<float> values = ReadVector(weight);
+    const auto count = static_cast<int64_t>(values.size());
+    const int64_t bytes = count * int64_t{sizeof(float)};
+    LoadedVector vector{.memory = backend_.Allocate(bytes, kernels::MemoryUse::kOperations)};
+    backend_.Write(vector.memory->data(), values.data(), bytes);
+    vector.tensor = {DType::kF32, 1, count, vector.memory->data()};
+    return vector;
   }
 
   Layer LoadLayer(const BoundLayer& bound) {
@@ -153,7 +164,7 @@ class ModelLoader {
     const std::vector<float> input_norm = ReadVector(bound.input_norm);
     const std::vector<float> q_a_norm = ReadVector(bound.q_a_norm);
     const std::vector<float> kv_a_norm = ReadVector(bound.kv_a_norm);
-    layer.mlp_norm = ReadVector(bound.mlp_norm);
+    layer.mlp_norm = LoadVector(bound.mlp_norm);
     layer.attention = backend_.LoadAttention({.shape = AttentionShapeOf(model_->config_),
                                               .input_norm = input_norm,
                                               .q_a = bound.q_a.source,

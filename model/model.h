@@ -65,9 +65,15 @@ struct LoadedExpert {
 absl::StatusOr<LoadedExpert> LoadExpert(const ModelConfig& config, const Checkpoint& checkpoint,
                                         kernels::Backend& backend, int layer, int expert);
 
+// A vector in backend memory: F32 [1, n].
+struct LoadedVector {
+  std::unique_ptr<kernels::Memory> memory;
+  kernels::Tensor tensor;
+};
+
 struct Layer {
   std::unique_ptr<kernels::Attention> attention;
-  std::vector<float> mlp_norm;          // post_attention_layernorm
+  LoadedVector mlp_norm;                // post_attention_layernorm
   std::unique_ptr<kernels::Mlp> dense;  // of a dense layer
   // Of a layer with experts.
   std::unique_ptr<kernels::Gate> gate;
@@ -88,7 +94,7 @@ class Model {
   const kernels::Rope& rope() const { return rope_; }
   const kernels::SourceMatrix& embedding() const { return embedding_; }
   const std::vector<Layer>& layers() const { return layers_; }
-  const std::vector<float>& final_norm() const { return final_norm_; }
+  const kernels::Tensor& final_norm() const { return final_norm_.tensor; }
   const kernels::Matrix& head() const { return *head_; }
   // Of the backend that packed it.
   kernels::KvLayout kv_layout() const {
@@ -105,7 +111,7 @@ class Model {
   std::unique_ptr<kernels::Memory> embedding_memory_;
   kernels::SourceMatrix embedding_;
   std::vector<Layer> layers_;
-  std::vector<float> final_norm_;
+  LoadedVector final_norm_;
   std::unique_ptr<kernels::Matrix> head_;
 };
 

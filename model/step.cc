@@ -41,6 +41,20 @@ StepBuffers::Shape StepBuffers::ShapeOf(const ModelConfig& config, Slot slot) {
   return {};
 }
 
+kernels::MemoryUse StepBuffers::UseOf(Slot slot) {
+  switch (slot) {
+    case kExperts:
+    case kFaults:
+    case kLogits:
+      return kernels::MemoryUse::kHost;
+    case kNormed:
+    case kExpertRows:
+      return kernels::MemoryUse::kTraffic;
+    default:
+      return kernels::MemoryUse::kOperations;
+  }
+}
+
 int64_t StepBuffers::Bytes(const ModelConfig& config, int rows_max, int logit_rows_max) {
   int64_t total = 0;
   for (int slot = 0; slot < kSlotCount; ++slot) {
@@ -59,7 +73,8 @@ StepBuffers::StepBuffers(const ModelConfig& config, kernels::Backend& backend, i
     const int64_t rows = slot == kLogits ? logit_rows_max : rows_max;
     const int64_t bytes = rows * shape.rows_per_row * shape.cols * kernels::DTypeBytes(shape.dtype);
     shapes_.push_back(shape);
-    memory_.push_back(backend.Allocate(std::max<int64_t>(bytes, 1)));
+    memory_.push_back(
+        backend.Allocate(std::max<int64_t>(bytes, 1), UseOf(static_cast<Slot>(slot))));
   }
 }
 
@@ -168,7 +183,7 @@ void Step::RunAttentionOut() {
   const Layer& layer = model_.layers()[layer_];
   backend_.AttentionOut(*layer.attention, buffers_.View(StepBuffers::kAttended, plan_.rows()),
                         residual_);
-  backend_.Norm(layer.mlp_norm, static_cast<float>(model_.config().rms_norm_eps), residual_,
+  backend_.Norm(layer.mlp_norm.tensor, static_cast<float>(model_.config().rms_norm_eps), residual_,
                 chosen_.rows);
   if (layer.dense != nullptr) {
     RunDense();
@@ -186,6 +201,7 @@ void Step::RunDense() {
 
 void Step::BeginExchange() {
   backend_.ChooseExperts(*model_.layers()[layer_].gate, chosen_);
+  backend_.Wait();
   for (int row = 0; row < plan_.rows(); ++row) faults_[row] |= chosen_.faults.As<uint8_t>()[row];
   ticket_ = exchange_.Begin({.layer = layer_,
                              .rows = chosen_.rows,
@@ -224,6 +240,7 @@ void Step::RunHead() {
   if (count == 0) return;
   backend_.Head(model_.final_norm(), static_cast<float>(model_.config().rms_norm_eps),
                 model_.head(), plan_, residual_, buffers_.View(StepBuffers::kLogits, count));
+  backend_.Wait();
   for (int i = 0; i < count; ++i) {
     const bool finite = std::ranges::all_of(logits(i), [](float x) { return std::isfinite(x); });
     if (!finite) faults_[plan_.logit_rows[i]] = 1;

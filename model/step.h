@@ -58,6 +58,7 @@ class StepBuffers {
     int64_t cols;
   };
   static Shape ShapeOf(const ModelConfig& config, Slot slot);
+  static kernels::MemoryUse UseOf(Slot slot);
   kernels::Tensor View(Slot slot, int64_t rows) const;
 
   int rows_max_;

@@ -61,7 +61,8 @@ class StepTest : public testing::Test {
     slabs_.clear();
     pointers_.clear();
     for (int layer = 0; layer < 3; ++layer) {
-      slabs_.push_back(backend_->Allocate(kPages * model_->kv_layout().page_bytes()));
+      slabs_.push_back(backend_->Allocate(kPages * model_->kv_layout().page_bytes(),
+                                          kernels::MemoryUse::kTraffic));
       pointers_.push_back(slabs_.back()->data());
     }
     kv_ = {model_->kv_layout(), pointers_, kPages};

@@ -9,12 +9,12 @@
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_gemm.h"
 #include "kernels/cpu/cpu_weights.h"
-#include "kernels/cpu/expert_order.h"
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/int8_gemm.h"
 #include "kernels/cpu/tile_gemm.h"
 #include "kernels/cpu/vector_ops.h"
+#include "kernels/cpu/expert_order.h"
 #include "kernels/flush_denormals.h"
 #include "kernels/number.h"
 #include "kernels/rope_table.h"
@@ -62,7 +62,7 @@ class CpuBackend : public Backend {
     pool_.SetInterlude(std::move(interlude));
   }
 
-  std::unique_ptr<Memory> Allocate(int64_t bytes) override {
+  std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
     return std::make_unique<HugeMemory>(bytes);
   }
   std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) override {
@@ -104,10 +104,11 @@ class CpuBackend : public Backend {
     attention_.Out(static_cast<const CpuAttention&>(attention), output, residual);
   }
 
-  void Norm(std::span<const float> weight, float eps, Tensor residual, Tensor rows) override {
+  void Norm(Tensor weight, float eps, Tensor residual, Tensor rows) override {
     const ScopedFlushDenormals flush;
     gemms_.Rows(residual.rows, 8 * residual.cols, [&](int64_t t, int) {
-      ops_.rms_norm(residual.Row<float>(t), weight.data(), residual.cols, eps, rows.Row<BF16>(t));
+      ops_.rms_norm(residual.Row<float>(t), weight.As<float>(), residual.cols, eps,
+                    rows.Row<BF16>(t));
     });
     gemms_.Run();
   }
@@ -117,8 +118,8 @@ class CpuBackend : public Backend {
                Tensor out) override;
   void ApplyMlp(const Mlp& base, Tensor rows, Tensor out) override;
   void Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) override;
-  void Head(std::span<const float> norm, float eps, const Matrix& head, const StepPlan& plan,
-            Tensor residual, Tensor logits) override;
+  void Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan, Tensor residual,
+            Tensor logits) override;
 
  private:
   // Rows of one MLP: x [rows, hidden] dense; product [rows, intermediate] is scratch.
@@ -251,15 +252,15 @@ void CpuBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tens
   gemms_.Run();
 }
 
-void CpuBackend::Head(std::span<const float> norm, float eps, const Matrix& head,
-                      const StepPlan& plan, Tensor residual, Tensor logits) {
+void CpuBackend::Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan,
+                      Tensor residual, Tensor logits) {
   const auto count = static_cast<int64_t>(plan.logit_rows.size());
   if (count == 0) return;
   const ScopedFlushDenormals flush;
   const int64_t hidden = residual.cols;
   auto* rows = head_rows_.Get<BF16>(count * hidden);
   gemms_.Rows(count, 8 * hidden, [&](int64_t i, int) {
-    ops_.rms_norm(residual.Row<float>(plan.logit_rows[i]), norm.data(), hidden, eps,
+    ops_.rms_norm(residual.Row<float>(plan.logit_rows[i]), norm.As<float>(), hidden, eps,
                   rows + i * hidden);
   });
   const PackedWeight& weight = static_cast<const CpuMatrix&>(head).weight;

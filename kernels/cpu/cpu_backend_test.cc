@@ -399,12 +399,13 @@ TEST(CpuBackend, NaNScalesAndWeightsGiveNaNsAndNoCrash) {
   plan.logit_rows = {0, 1};
   std::vector<float> residual(2 * 300);
   for (float& value : residual) value = random.Real(1.0f);
-  const std::vector<float> norm(300, 1.0f);
+  std::vector<float> norm(300, 1.0f);
   std::vector<float> logits[2] = {std::vector<float>(300), std::vector<float>(300)};
   Backend* backends[] = {cpu.get(), reference.get()};
   for (int i = 0; i < 2; ++i) {
     const auto matrix = backends[i]->LoadMatrix(weight.source());
-    backends[i]->Head(norm, 1e-6f, *matrix, plan, {DType::kF32, 2, 300, residual.data()},
+    backends[i]->Head({DType::kF32, 1, 300, norm.data()}, 1e-6f, *matrix, plan,
+                      {DType::kF32, 2, 300, residual.data()},
                       {DType::kF32, 2, 150, logits[i].data()});
   }
   for (int row = 0; row < 2; ++row) {

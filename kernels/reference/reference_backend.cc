@@ -59,6 +59,10 @@ Row RmsNorm(const float* x, std::span<const float> weight, float eps) {
   return y;
 }
 
+std::span<const float> Values(Tensor vector) {
+  return {vector.As<float>(), static_cast<size_t>(vector.cols)};
+}
+
 Row Multiply(const ReferenceMatrix& weight, const Row& x) {
   Row y(weight.rows);
   weight.Multiply(x.data(), y.data());
@@ -107,7 +111,7 @@ class ReferenceBackend : public Backend {
   bool attends_slices() const override { return true; }
   std::string description() const override { return "reference, 1 thread"; }
 
-  std::unique_ptr<Memory> Allocate(int64_t bytes) override {
+  std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
     return std::make_unique<HeapMemory>(bytes);
   }
 
@@ -213,10 +217,10 @@ class ReferenceBackend : public Backend {
     }
   }
 
-  void Norm(std::span<const float> weight, float eps, Tensor residual, Tensor rows) override {
+  void Norm(Tensor weight, float eps, Tensor residual, Tensor rows) override {
     const ScopedFlushDenormals flush;
     for (int64_t t = 0; t < residual.rows; ++t) {
-      shadows_.Store(RmsNorm(residual.Row<float>(t), weight, eps), rows.Row<BF16>(t));
+      shadows_.Store(RmsNorm(residual.Row<float>(t), Values(weight), eps), rows.Row<BF16>(t));
     }
   }
 
@@ -259,11 +263,11 @@ class ReferenceBackend : public Backend {
     }
   }
 
-  void Head(std::span<const float> norm, float eps, const Matrix& head, const StepPlan& plan,
-            Tensor residual, Tensor logits) override {
+  void Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan, Tensor residual,
+            Tensor logits) override {
     const ScopedFlushDenormals flush;
     for (size_t i = 0; i < plan.logit_rows.size(); ++i) {
-      const Row x = Round(RmsNorm(residual.Row<float>(plan.logit_rows[i]), norm, eps));
+      const Row x = Round(RmsNorm(residual.Row<float>(plan.logit_rows[i]), Values(norm), eps));
       static_cast<const ReferenceMatrix&>(head).Multiply(x.data(), logits.Row<float>(i));
     }
   }

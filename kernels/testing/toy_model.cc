@@ -142,6 +142,9 @@ ToyRun::ToyRun(const ToyModel& model, Backend& backend, int sequences, int posit
   for (int i = 0; i < shape.rope_dim / 2; ++i) {
     rope_.inverse_frequency.push_back(std::pow(10000.0, -2.0 * i / shape.rope_dim));
   }
+  const SourceMatrix embedding = model.embedding_.source();
+  embedding_ = Upload(embedding.dtype, embedding.rows, embedding.cols, embedding.data);
+  final_norm_ = Upload(DType::kF32, 1, shape.hidden, model.final_norm_.data());
   head_ = backend.LoadMatrix(model.head_.source());
   gate_ = backend.LoadGate(model.shape_.gate, model.router_.source(), model.correction_bias_);
   const auto load = [&](const ToyModel::MlpSource& mlp) {
@@ -151,6 +154,7 @@ ToyRun::ToyRun(const ToyModel& model, Backend& backend, int sequences, int posit
   shared_ = load(model.shared_);
   for (const auto& expert : model.experts_) experts_.push_back(load(expert));
   for (const auto& layer : model.layers_) {
+    mlp_norms_.push_back(Upload(DType::kF32, 1, shape.hidden, layer.mlp_norm.data()));
     attention_.push_back(backend.LoadAttention({.shape = shape,
                                                 .input_norm = layer.input_norm,
                                                 .q_a = layer.q_a.source(),
@@ -161,7 +165,7 @@ ToyRun::ToyRun(const ToyModel& model, Backend& backend, int sequences, int posit
                                                 .kv_b = layer.kv_b.source(),
                                                 .o = layer.o.source()}));
     const int64_t bytes = sequences * pages_per_sequence_ * layout_.page_bytes();
-    slabs_.push_back(backend.Allocate(bytes));
+    slabs_.push_back(backend.Allocate(bytes, MemoryUse::kTraffic));
     slab_pointers_.push_back(slabs_.back()->data());
     // What was never written must never be multiplied.
     std::memset(slabs_.back()->data(), 0xff, bytes);
@@ -202,9 +206,17 @@ StepPlan ToyRun::Plan(const std::vector<ToyChunk>& chunks) {
   return plan;
 }
 
-Tensor ToyRun::NewTensor(DType dtype, int64_t rows, int64_t cols) {
-  tensors_.push_back(backend_.Allocate(rows * cols * DTypeBytes(dtype)));
+Tensor ToyRun::NewTensor(DType dtype, int64_t rows, int64_t cols, MemoryUse use) {
+  tensors_.push_back(backend_.Allocate(rows * cols * DTypeBytes(dtype), use));
   return {.dtype = dtype, .rows = rows, .cols = cols, .data = tensors_.back()->data()};
+}
+
+Tensor ToyRun::Upload(DType dtype, int64_t rows, int64_t cols, const void* data) {
+  const Tensor tensor = NewTensor(dtype, rows, cols, MemoryUse::kOperations);
+  uploads_.push_back(std::move(tensors_.back()));
+  tensors_.pop_back();
+  backend_.Write(tensor.As<std::byte>(), data, tensor.bytes());
+  return tensor;
 }
 
 void ToyRun::RunExperts(const GateResult& chosen, Tensor shared, Tensor residual) {
@@ -217,7 +229,8 @@ void ToyRun::RunExperts(const GateResult& chosen, Tensor shared, Tensor residual
       pairs.push_back({static_cast<int32_t>(t), chosen.experts.Row<int32_t>(t)[j]});
     }
   }
-  const Tensor out = NewTensor(DType::kBF16, static_cast<int64_t>(pairs.size()), residual.cols);
+  const Tensor out = NewTensor(DType::kBF16, static_cast<int64_t>(pairs.size()), residual.cols,
+                               MemoryUse::kTraffic);
   backend_.Experts(experts, chosen.rows, pairs, out);
   backend_.Combine(shared, out, chosen.weights, residual);
 }
@@ -228,34 +241,45 @@ void ToyRun::Step(const std::vector<ToyChunk>& chunks) {
   const AttentionShape& shape = model_.shape_.attention;
   const int64_t rows = plan.rows();
   const KvView kv{layout_, slab_pointers_, sequences_ * pages_per_sequence_};
-  const Tensor residual = NewTensor(DType::kF32, rows, shape.hidden);
-  const Tensor query =
-      NewTensor(DType::kBF16, rows, int64_t{shape.heads} * (shape.kv_rank + shape.rope_dim));
-  const Tensor output = NewTensor(DType::kBF16, rows, int64_t{shape.heads} * shape.kv_rank);
+  const auto local = [&](DType dtype, int64_t cols) {
+    return NewTensor(dtype, rows, cols, MemoryUse::kOperations);
+  };
+  const auto seen = [&](DType dtype, int64_t cols) {
+    return NewTensor(dtype, rows, cols, MemoryUse::kHost);
+  };
+  const Tensor residual = local(DType::kF32, shape.hidden);
+  const Tensor query = local(DType::kBF16, int64_t{shape.heads} * (shape.kv_rank + shape.rope_dim));
+  const Tensor output = local(DType::kBF16, int64_t{shape.heads} * shape.kv_rank);
   const int64_t top_k = gate_->shape.top_k;
-  const GateResult chosen{NewTensor(DType::kBF16, rows, shape.hidden),
-                          NewTensor(DType::kI32, rows, top_k), NewTensor(DType::kF32, rows, top_k),
-                          NewTensor(DType::kU8, rows, 1)};
-  const Tensor out = NewTensor(DType::kBF16, rows, shape.hidden);
+  const GateResult chosen{local(DType::kBF16, shape.hidden), seen(DType::kI32, top_k),
+                          local(DType::kF32, top_k), seen(DType::kU8, 1)};
+  const Tensor out = local(DType::kBF16, shape.hidden);
   backend_.BeginStep(plan, rope_);
-  backend_.Embed(plan, model_.embedding_.source(), residual);
+  backend_.Embed(plan,
+                 {.dtype = embedding_.dtype,
+                  .rows = embedding_.rows,
+                  .cols = embedding_.cols,
+                  .data = embedding_.data},
+                 residual);
   for (int layer = 0; layer < 2; ++layer) {
     const Attention& attention = *attention_[layer];
     backend_.AttentionIn(attention, plan, kv, layer, residual, query);
     backend_.Attend(attention, plan, kv, layer, query, output);
     backend_.AttentionOut(attention, output, residual);
-    backend_.Norm(model_.layers_[layer].mlp_norm, shape.norm_eps, residual, chosen.rows);
+    backend_.Norm(mlp_norms_[layer], shape.norm_eps, residual, chosen.rows);
     if (layer == 0) {
       backend_.ApplyMlp(*dense_, chosen.rows, out);
       backend_.Combine(out, {}, {}, residual);
     } else {
       backend_.ChooseExperts(*gate_, chosen);
       backend_.ApplyMlp(*shared_, chosen.rows, out);
+      backend_.Wait();
       RunExperts(chosen, out, residual);
     }
   }
-  const Tensor logits = NewTensor(DType::kF32, rows, model_.shape_.vocab);
-  backend_.Head(model_.final_norm_, shape.norm_eps, *head_, plan, residual, logits);
+  const Tensor logits = seen(DType::kF32, model_.shape_.vocab);
+  backend_.Head(final_norm_, shape.norm_eps, *head_, plan, residual, logits);
+  backend_.Wait();
   for (int64_t t = 0; t < rows; ++t) {
     const std::pair key{chunks[plan.row_sequence[t]].sequence, plan.positions[t]};
     const float* row = logits.Row<float>(t);

@@ -100,7 +100,9 @@ class ToyRun {
   StepPlan Plan(const std::vector<ToyChunk>& chunks);
   int32_t Page(int sequence, int index) const;
   void RunExperts(const GateResult& chosen, Tensor shared, Tensor residual);
-  Tensor NewTensor(DType dtype, int64_t rows, int64_t cols);
+  Tensor NewTensor(DType dtype, int64_t rows, int64_t cols, MemoryUse use);
+  // In the backend's memory for the run.
+  Tensor Upload(DType dtype, int64_t rows, int64_t cols, const void* data);
 
   const ToyModel& model_;
   Backend& backend_;
@@ -108,15 +110,17 @@ class ToyRun {
   int pages_per_sequence_;
   KvLayout layout_;
   Rope rope_;
+  Tensor embedding_, final_norm_;
+  std::vector<Tensor> mlp_norms_;
   std::unique_ptr<Matrix> head_;
   std::unique_ptr<Gate> gate_;
   std::vector<std::unique_ptr<Attention>> attention_;
   std::unique_ptr<Mlp> dense_, shared_;
   std::vector<std::unique_ptr<Mlp>> experts_;
-  std::vector<std::unique_ptr<Memory>> slabs_;
+  std::vector<std::unique_ptr<Memory>> uploads_, slabs_;
   std::vector<std::byte*> slab_pointers_;
   std::vector<int> lengths_;
-  std::vector<std::unique_ptr<Memory>> tensors_;  // of this step
+  std::vector<std::unique_ptr<Memory>> tensors_;  // of the last step
   std::map<std::pair<int, int>, std::vector<uint32_t>> logits_;
   std::map<std::pair<int, int>, std::vector<float>> values_;
 };

@@ -129,7 +129,7 @@ void GoldenModel::StartPages(int sequence_count, int length_max) {
   const int64_t bytes =
       int64_t{sequence_count} * pages_per_sequence_ * model_->kv_layout().page_bytes();
   for (int layer = 0; layer < model_->config().layer_count; ++layer) {
-    slabs_.push_back(backend_.Allocate(bytes));
+    slabs_.push_back(backend_.Allocate(bytes, kernels::MemoryUse::kTraffic));
     slab_pointers_.push_back(slabs_.back()->data());
     std::memset(slabs_.back()->data(), 0xff, bytes);
   }

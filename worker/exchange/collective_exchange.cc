@@ -48,10 +48,11 @@ CollectiveExchange::CollectiveExchange(const ExchangeShape& shape, int rows_max,
       collective_(collective),
       rank_count_(collective.size()) {
   const BufferRows rows = RowsOf(shape, rows_max, tile_rows, rank_count_);
-  sent_rows_ = backend.Allocate(rows.sent_rows * row_bytes());
-  received_rows_ = backend.Allocate(rows.received_rows * row_bytes());
-  sent_answers_ = backend.Allocate(rows.sent_answers * row_bytes());
-  received_answers_ = backend.Allocate(rows.received_answers * row_bytes());
+  sent_rows_ = backend.Allocate(rows.sent_rows * row_bytes(), kernels::MemoryUse::kHost);
+  received_rows_ = backend.Allocate(rows.received_rows * row_bytes(), kernels::MemoryUse::kHost);
+  sent_answers_ = backend.Allocate(rows.sent_answers * row_bytes(), kernels::MemoryUse::kHost);
+  received_answers_ =
+      backend.Allocate(rows.received_answers * row_bytes(), kernels::MemoryUse::kHost);
 }
 
 void CollectiveExchange::SetMap(std::shared_ptr<const cluster::ExpertMap> map) {

@@ -77,7 +77,8 @@ class Replica {
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     model_ = *std::move(loaded);
     for (int layer = 0; layer < model_->config().layer_count; ++layer) {
-      slabs_.push_back(backend_->Allocate(kPages * model_->kv_layout().page_bytes()));
+      slabs_.push_back(backend_->Allocate(kPages * model_->kv_layout().page_bytes(),
+                                          kernels::MemoryUse::kTraffic));
       slab_pointers_.push_back(slabs_.back()->data());
     }
     buffers_.emplace(model_->config(), *backend_, kRowsMax, kRowsMax);

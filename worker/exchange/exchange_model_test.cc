@@ -77,7 +77,8 @@ class OneStep {
     plan_.sequences = {{.row_count = rows}};
     for (int page = 0; page < kPages; ++page) plan_.pages.push_back(page);
     for (int layer = 0; layer < kLayers; ++layer) {
-      slabs_.push_back(backend.Allocate(kPages * model.kv_layout().page_bytes()));
+      slabs_.push_back(
+          backend.Allocate(kPages * model.kv_layout().page_bytes(), kernels::MemoryUse::kTraffic));
       pointers_.push_back(slabs_.back()->data());
     }
     kv_ = {model.kv_layout(), pointers_, kPages};

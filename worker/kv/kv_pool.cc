@@ -1,17 +1,16 @@
 #include "worker/kv/kv_pool.h"
 
-#include <cstring>
-
 #include "base/check.h"
 
 namespace epic::worker {
 
 KvPool::KvPool(kernels::Backend& backend, const kernels::KvLayout& layout, int layers,
                int page_count)
-    : layout_(layout), page_count_(page_count) {
+    : backend_(backend), layout_(layout), page_count_(page_count) {
   CHECK_GT(page_count, 0);
   for (int layer = 0; layer < layers; ++layer) {
-    memory_.push_back(backend.Allocate(layout.page_bytes() * page_count));
+    memory_.push_back(
+        backend.Allocate(layout.page_bytes() * page_count, kernels::MemoryUse::kOperations));
     slabs_.push_back(memory_.back()->data());
   }
 }
@@ -23,7 +22,7 @@ kernels::KvView KvPool::view() const {
 void KvPool::ZeroPage(int32_t page) {
   CHECK(page >= 0 && page < page_count_) << page << " of " << page_count_;
   const int64_t bytes = layout_.page_bytes();
-  for (std::byte* slab : slabs_) std::memset(slab + page * bytes, 0, bytes);
+  for (std::byte* slab : slabs_) backend_.Zero(slab + page * bytes, bytes);
 }
 
 }  // namespace epic::worker

@@ -17,6 +17,7 @@ class KvPool {
     return layout.page_bytes() * layers;
   }
 
+  // The backend outlives the pool.
   KvPool(kernels::Backend& backend, const kernels::KvLayout& layout, int layers, int page_count);
   KvPool(const KvPool&) = delete;
 
@@ -26,6 +27,7 @@ class KvPool {
   void ZeroPage(int32_t page);
 
  private:
+  kernels::Backend& backend_;
   kernels::KvLayout layout_;
   int page_count_;
   std::vector<std::unique_ptr<kernels::Memory>> memory_;  // [layers]

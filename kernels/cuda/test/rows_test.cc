@@ -114,9 +114,10 @@ EPIC_KERNEL_TEST(NormsAgreeWithTheReferenceBackend) {
   Random random(2);
   const int columns = 700;
   std::vector<float> x = Reals(random, 2 * columns, 3);
-  const std::vector<float> weight = Reals(random, columns, 2);
+  std::vector<float> weight = Reals(random, columns, 2);
   std::vector<BF16> rows(x.size());
-  MakeReferenceBackend({})->Norm(weight, 1e-6f, {DType::kF32, 2, columns, x.data()},
+  MakeReferenceBackend({})->Norm({DType::kF32, 1, columns, weight.data()}, 1e-6f,
+                                 {DType::kF32, 2, columns, x.data()},
                                  {DType::kBF16, 2, columns, rows.data()});
   const Buffer<float> x_in(x), weight_in(weight);
   const Buffer<BF16> out{std::vector<BF16>(x.size())};
