@@ -14,7 +14,7 @@
 #include "kernels/cpu/int8_gemm.h"
 #include "kernels/cpu/tile_gemm.h"
 #include "kernels/cpu/vector_ops.h"
-#include "kernels/cpu/expert_order.h"
+#include "kernels/expert_order.h"
 #include "kernels/flush_denormals.h"
 #include "kernels/number.h"
 #include "kernels/rope_table.h"

@@ -1,34 +1,25 @@
 #include "kernels/cpu/cpu_weights.h"
 
+#include "kernels/kv_b.h"
 #include "kernels/number.h"
 
 namespace epic::kernels {
 namespace {
 
-// kv_b taken apart and rounded to BF16: W_UKᵀ [kv_rank, nope] and W_UV [v, kv_rank] of each head.
-struct SplitKvB {
+// Of every head, by all threads.
+struct AllOfKvB {
   std::vector<BF16> keys;
   std::vector<BF16> values;
 
-  SplitKvB(const AttentionSource& source, ThreadPool& pool) {
+  AllOfKvB(const AttentionSource& source, ThreadPool& pool) {
     const AttentionShape& shape = source.shape;
-    const int64_t rank = shape.kv_rank;
-    keys.resize(shape.heads * shape.nope_dim * rank);
-    values.resize(shape.heads * shape.v_dim * rank);
+    const int64_t head_keys = int64_t{shape.kv_rank} * shape.nope_dim;
+    const int64_t head_values = int64_t{shape.v_dim} * shape.kv_rank;
+    keys.resize(shape.heads * head_keys);
+    values.resize(shape.heads * head_values);
     pool.Run([&](int thread) {
-      std::vector<float> row(rank);
       for (int h = thread; h < shape.heads; h += pool.threads()) {
-        const int64_t first = h * int64_t{shape.nope_dim + shape.v_dim};
-        for (int64_t d = 0; d < shape.nope_dim; ++d) {
-          ReadSource(source.kv_b, first + d, 0, rank, row.data());
-          BF16* to = keys.data() + h * rank * shape.nope_dim + d;
-          for (int64_t i = 0; i < rank; ++i) to[i * shape.nope_dim] = ToBF16(row[i]);
-        }
-        for (int64_t d = 0; d < shape.v_dim; ++d) {
-          ReadSource(source.kv_b, first + shape.nope_dim + d, 0, rank, row.data());
-          BF16* to = values.data() + (h * int64_t{shape.v_dim} + d) * rank;
-          for (int64_t i = 0; i < rank; ++i) to[i] = ToBF16(row[i]);
-        }
+        SplitKvB(source, h, keys.data() + h * head_keys, values.data() + h * head_values);
       }
     });
   }
@@ -96,7 +87,7 @@ std::unique_ptr<CpuAttention> WeightLoader::LoadAttention(const AttentionSource&
   attention->w_uk.resize(shape.heads);
   attention->w_uv.resize(shape.heads);
 
-  const SplitKvB split(source, pool_);
+  const AllOfKvB split(source, pool_);
   std::vector<Request> requests = {
       {source.q, &attention->q}, {source.kv_a, &attention->kv_a}, {source.o, &attention->o}};
   if (shape.q_rank > 0) requests.push_back({source.q_a, &attention->q_a});

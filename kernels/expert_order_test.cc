@@ -1,4 +1,4 @@
-#include "kernels/cpu/expert_order.h"
+#include "kernels/expert_order.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
