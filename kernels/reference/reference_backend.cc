@@ -97,6 +97,7 @@ class ReferenceBackend : public Backend {
       : rounded_(options.round_to_bf16),
         quantization_(options.quantization),
         odd_first_(options.odd_first),
+        fp8_activations_(options.fp8_activations),
         kv_type_(options.kv_type),
         shadows_(!options.round_to_bf16) {
     if (!rounded_ && kv_type_ == KvType::kFP8) std::abort();
@@ -277,6 +278,7 @@ class ReferenceBackend : public Backend {
     if (!rounded_) return MakeReferenceF32Matrix(source);
     ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_);
     matrix.odd_first = odd_first_;
+    matrix.quantised_rows = fp8_activations_ && !matrix.scales.empty();
     return matrix;
   }
 
@@ -423,6 +425,7 @@ class ReferenceBackend : public Backend {
   bool rounded_;
   Quantization quantization_;
   bool odd_first_;
+  bool fp8_activations_;
   KvType kv_type_;
   ShadowRows shadows_;
   RopeTable rope_;

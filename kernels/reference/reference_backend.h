@@ -19,6 +19,9 @@ struct ReferenceOptions {
   // With round_to_bf16 only: the tree of family avx512-bf16, which takes inputs in pairs, the odd
   // one first.
   bool odd_first = false;
+  // With round_to_bf16 only: rows that meet FP8 weights are quantised first, as family sm90 has it:
+  // to E4M3 per 128 inputs, scale = max(largest, 1e-4)/448.
+  bool fp8_activations = false;
   KvType kv_type = KvType::kBF16;  // kFP8 only where round_to_bf16
 };
 

@@ -1,6 +1,7 @@
 #include "kernels/reference/reference_weights.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/math.h"
 #include "kernels/number.h"
@@ -36,6 +37,15 @@ void MultiplyIntegers(const ReferenceMatrix& w, const float* x, float* out) {
     for (int64_t k = 0; k < w.cols; ++k) sum += q[k] * w.integers[k * w.rows + n];
     out[n] = static_cast<float>(sum) * w.row_scales[n] * scale;
   }
+}
+
+// Returns the scale of a block of x, which becomes its codes' values.
+float QuantiseBlock(float* x, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
+  const float scale = std::max(largest, 1e-4f) / 448.0f;
+  for (int64_t i = 0; i < count; ++i) x[i] = E4M3ToFloat(ToE4M3(x[i] * (1.0f / scale)));
+  return scale;
 }
 
 ReferenceMatrix MakeInt8Matrix(const SourceMatrix& source) {
@@ -74,11 +84,15 @@ void ReferenceMatrix::Multiply(const float* x, float* out) const {
   }
   const int64_t blocks = (cols + kScaleBlock - 1) / kScaleBlock;
   std::vector<float> partial(rows);
+  std::vector<float> row(x, x + cols);
   for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t begin = b * kScaleBlock;
+    const int64_t end = std::min(cols, begin + kScaleBlock);
+    const float row_scale = quantised_rows ? QuantiseBlock(row.data() + begin, end - begin) : 1.0f;
     std::fill(partial.begin(), partial.end(), 0.0f);
-    AddProducts(*this, x, b * kScaleBlock, std::min(cols, (b + 1) * kScaleBlock), partial.data());
+    AddProducts(*this, row.data(), begin, end, partial.data());
     for (int64_t n = 0; n < rows; ++n) {
-      out[n] = Fma(partial[n], scales[n / kScaleBlock * blocks + b], out[n]);
+      out[n] = Fma(partial[n], row_scale * scales[n / kScaleBlock * blocks + b], out[n]);
     }
   }
 }

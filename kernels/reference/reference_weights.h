@@ -18,6 +18,7 @@ struct ReferenceMatrix : Matrix {
   std::vector<int8_t> integers;   // [cols, rows]: INT8, in place of `transposed`
   std::vector<float> row_scales;  // [rows], of `integers`
   bool odd_first = false;         // K ascends in pairs, the odd one of each first
+  bool quantised_rows = false;    // x meets the block scales as E4M3 with a scale per 128
 
   // out[rows] ← W·x. Adds scaled partial sums per 128 of K where there are scales; quantises x
   // where W is INT8.
