@@ -8,12 +8,12 @@ namespace epic::kernels::cuda {
 namespace {
 
 // Rows of K; a box is 128 bytes of it by `box_rows`.
-TileShape Matrix(const void* data, const BlockGemmArguments& a, int64_t rows, int64_t groups,
+TileShape Matrix(const void* data, GemmType type, int64_t k, int64_t rows, int64_t groups,
                  int64_t row_stride, int64_t group_stride, int box_rows) {
-  const int bytes = a.type == GemmType::kE4M3 ? 1 : 2;
+  const int bytes = type == GemmType::kE4M3 ? 1 : 2;
   return {.data = data,
           .element_bytes = bytes,
-          .extent = {a.k, rows, groups},
+          .extent = {k, rows, groups},
           .stride_bytes = {row_stride * bytes, group_stride * bytes},
           .box = {kTileRowBytes / bytes, box_rows, 1},
           .swizzled = true};
@@ -37,8 +37,8 @@ BlockGemmTiles TilesFor(const BlockGemmArguments& a) {
       CeilingOf(a.rows, kRowTile) * CeilingOf(a.n, Kernel::kColumnTile) * x_groups;
   return {
       .row_tile = kRowTile,
-      .w = Matrix(a.w, a, a.n, a.groups, a.k, int64_t{a.k} * a.n, Kernel::kColumnTile),
-      .x = Matrix(a.x, a, a.rows, x_groups, x_row_stride,
+      .w = Matrix(a.w, a.type, a.k, a.n, a.groups, a.k, int64_t{a.k} * a.n, Kernel::kColumnTile),
+      .x = Matrix(a.x, a.type, a.k, a.rows, x_groups, x_row_stride,
                   a.x_group_stride == 0 ? a.rows * x_row_stride : a.x_group_stride, kRowTile),
       .x_scale = {.data = a.x_scale,
                   .element_bytes = 4,
@@ -75,11 +75,20 @@ BlockGemmTiles TilesOf(const BlockGemmArguments& arguments) {
   return WithVariant(arguments, [&](auto kernel) { return TilesFor<decltype(kernel)>(arguments); });
 }
 
+int ColumnTile(int row_tile) {
+  return WithTile<GemmType::kE4M3>({.row_tile = row_tile},
+                                   [](auto kernel) { return decltype(kernel)::kColumnTile; });
+}
+
+TensorMap WeightMap(GemmType type, const void* w, int n, int k, int column_tile) {
+  return MakeTensorMap(Matrix(w, type, k, n, 1, k, int64_t{k} * n, column_tile));
+}
+
 void BlockGemm(Stream stream, const BlockGemmArguments& arguments) {
   if (arguments.rows == 0) return;
   const BlockGemmTiles tiles = TilesOf(arguments);
-  BlockGemmParams params = {
-      .w = MakeTensorMap(tiles.w), .x = MakeTensorMap(tiles.x), .arguments = arguments};
+  BlockGemmParams params = {.x = MakeTensorMap(tiles.x), .arguments = arguments};
+  if (arguments.w_maps == nullptr) params.w = MakeTensorMap(tiles.w);
   if (arguments.type == GemmType::kE4M3) params.x_scale = MakeTensorMap(tiles.x_scale);
   WithVariant(arguments, [&](auto kernel) {
     Launch<decltype(kernel)>(stream, static_cast<int>(tiles.blocks), params);

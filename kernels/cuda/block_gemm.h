@@ -42,7 +42,10 @@ struct BlockGemmArguments {
   const float* x_scale = nullptr;  // [ceil(k/128), x_scale_stride]; masked [groups, …]; 16-aligned
   int x_scale_stride = 0;          // at least `rows`, a multiple of 4
   const void* w = nullptr;         // [groups, n, k]
-  const float* w_scale = nullptr;          // [groups, ceil(n/128), ceil(k/128)]
+  const float* w_scale = nullptr;  // [groups, ceil(n/128), ceil(k/128)]
+  // In place of w and w_scale, where groups lie apart: of each its WeightMap and its scales.
+  const TensorMap* w_maps = nullptr;       // [groups]
+  const float* const* w_scales = nullptr;  // [groups]; null for BF16
   const int32_t* segment_group = nullptr;  // contiguous: [ceil(rows/128)]; −1: no rows
   const int32_t* group_rows = nullptr;     // masked: [groups]; null: all places are taken
   GemmOutput output = GemmOutput::kF32;
@@ -60,6 +63,12 @@ struct BlockGemmTiles {
   int64_t blocks = 0;
 };
 BlockGemmTiles TilesOf(const BlockGemmArguments& arguments);
+
+inline constexpr int kRowTiles[] = {16, 32, 64, 128};
+// Of N in a tile with so many rows.
+int ColumnTile(int row_tile);
+// By which products with that column tile bring the weights w [n, k] of one group.
+TensorMap WeightMap(GemmType type, const void* w, int n, int k, int column_tile);
 
 void BlockGemm(Stream stream, const BlockGemmArguments& arguments);
 

@@ -11,7 +11,7 @@
 namespace epic::kernels::cuda {
 
 struct BlockGemmParams {
-  TensorMap w;        // box 128 of K × the tile's N
+  TensorMap w;        // box 128 of K × the tile's N, where there are no maps of groups
   TensorMap x;        // box 128 of K × the tile's rows
   TensorMap x_scale;  // box the tile's rows × 1
   BlockGemmArguments arguments;
@@ -162,10 +162,14 @@ struct BlockGemmKernel {
     GemmTile tile;
     while (walk.Next(tile)) {
       const int x_group = masked ? tile.group : 0;
+      const TensorMap* maps = params.arguments.w_maps;
+      const TensorMap& w = maps == nullptr ? params.w : maps[tile.group];
+      const int w_group = maps == nullptr ? tile.group : 0;
+      if (maps != nullptr) AcquireTensorMap(w);
       for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
         WaitForPhase(stage.empty(), stage.phase ^ 1);
         ArriveAndExpect(stage.full(), kWBytes + kXBytes + kScaleBytes);
-        CopyTile(params.w, stage.w(), stage.full(), b * kBlockK, tile.n, tile.group);
+        CopyTile(w, stage.w(), stage.full(), b * kBlockK, tile.n, w_group);
         CopyTile(params.x, stage.x(), stage.full(), b * kBlockK, tile.row, x_group);
         if constexpr (kScaled) {
           CopyTile(params.x_scale, stage.scales().address(), stage.full(), tile.row, b, x_group);
@@ -174,15 +178,24 @@ struct BlockGemmKernel {
     }
   }
 
-  EPIC_DEVICE static void Consume(const BlockGemmArguments& a) {
+  // Of the tile's outputs, one per block of K.
+  EPIC_DEVICE static const float* WeightScales(const BlockGemmArguments& a, const GemmTile& tile) {
+    if (!kScaled) return nullptr;
     const int k_blocks = BlocksOfK(a);
     const int n_blocks = (a.n + kScaleBlock - 1) / kScaleBlock;
+    const float* of_group = a.w_maps == nullptr
+                                ? a.w_scale + int64_t{tile.group} * n_blocks * k_blocks
+                                : a.w_scales[tile.group];
+    return of_group + tile.n / kScaleBlock * k_blocks;
+  }
+
+  EPIC_DEVICE static void Consume(const BlockGemmArguments& a) {
+    const int k_blocks = BlocksOfK(a);
     Stage stage;
     Walk walk(a);
     GemmTile tile;
     while (walk.Next(tile)) {
-      const float* w_scale =
-          a.w_scale + (int64_t{tile.group} * n_blocks + tile.n / kScaleBlock) * k_blocks;
+      const float* w_scale = WeightScales(a, tile);
       float sums[kRowTile / 2];
       EPIC_UNROLL
       for (int i = 0; i < kRowTile / 2; ++i) sums[i] = 0;

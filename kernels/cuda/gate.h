@@ -7,14 +7,12 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device/launch.h"
+#include "kernels/cuda/limits.h"
 
 namespace epic::kernels::cuda {
 
-inline constexpr int kGateExpertsMax = 512;
-inline constexpr int kGateGroupsMax = 32;
-inline constexpr int kGateTopKMax = 32;
-
-// Pointers are to device memory. The shape's limits are the three above; groups divide the experts.
+// Pointers are to device memory. The shape's limits are kGate… of limits.h; groups divide the
+// experts.
 struct GateArguments {
   GateShape shape;
   int rows = 0;

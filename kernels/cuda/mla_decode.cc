@@ -95,6 +95,30 @@ MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
   return out;
 }
 
+std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max) {
+  std::vector<MlaPlan> batches;
+  for (size_t t = 0; t < plan.tiles.size(); ++t) {
+    MlaTile tile = plan.tiles[t];
+    const size_t begin = tile.first_unit;
+    const size_t end = t + 1 < plan.tiles.size() ? plan.tiles[t + 1].first_unit : plan.units.size();
+    const int partial_rows =
+        plan.units[begin].partial < 0 ? 0 : static_cast<int>(end - begin) * kMlaTileQueries;
+    if (batches.empty() || batches.back().partial_rows + partial_rows > partial_rows_max) {
+      batches.emplace_back();
+    }
+    MlaPlan& batch = batches.back();
+    tile.first_unit = static_cast<int32_t>(batch.units.size());
+    batch.tiles.push_back(tile);
+    for (size_t u = begin; u < end; ++u) {
+      batch.units.push_back(plan.units[u]);
+      if (partial_rows == 0) continue;
+      batch.units.back().partial = batch.partial_rows;
+      batch.partial_rows += kMlaTileQueries;
+    }
+  }
+  return batches;
+}
+
 void MlaDecode(Stream stream, const MlaArguments& arguments) {
   switch (arguments.latent_dim) {
     case 128:

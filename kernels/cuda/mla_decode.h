@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "kernels/cuda/device/launch.h"
+#include "kernels/cuda/limits.h"
 #include "kernels/kv_view.h"
 #include "kernels/step_plan.h"
 #include "kernels/tensor.h"
@@ -25,7 +26,6 @@
 namespace epic::kernels::cuda {
 
 inline constexpr int kMlaTileQueries = 64;
-inline constexpr int kMlaRopeDim = 64;
 
 // A query is a pair (row, head), numbered row·heads + head.
 struct MlaTile {
@@ -52,6 +52,9 @@ struct MlaPlan {
 
 // Made once a step, read by every layer.
 MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens);
+// The same tiles as plans of their own, for launches one after another, each with at most so many
+// partial rows, but one tile at least: a long context's prompt has gigabytes of them.
+std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max);
 
 // Of a record.
 constexpr KvLayout MlaLayout(KvType type, int latent_dim) {

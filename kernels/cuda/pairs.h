@@ -23,15 +23,17 @@ struct PlaceArguments {
 };
 void PlacePairs(Stream stream, const PlaceArguments& arguments);
 
-// Copies each pair's quantised row to its place. A negative place is passed over.
+// Copies each pair's row to its place: codes with their scales, or any bytes without. A negative
+// place is passed over.
 struct PackArguments {
   int pairs = 0;
   int top_k = 0;
-  int columns = 0;  // a multiple of 16
+  int columns = 0;  // bytes of a row, a multiple of 16
   int places = 0;
-  const int32_t* place = nullptr;  // [pairs]
+  const int32_t* row = nullptr;    // [pairs]; null: p / top_k
+  const int32_t* place = nullptr;  // [pairs]; null: p
   const uint8_t* codes = nullptr;  // [rows, columns], 16-byte aligned
-  const float* scales = nullptr;   // [ceil(columns/128), scale_stride]
+  const float* scales = nullptr;   // [ceil(columns/128), scale_stride], or null
   int scale_stride = 0;
   uint8_t* packed_codes = nullptr;  // [groups·places, columns], 16-byte aligned
   float* packed_scales = nullptr;   // [groups, ceil(columns/128), packed_scale_stride]

@@ -38,12 +38,14 @@ struct PackKernel {
     uint32_t words[4];
   };
   EPIC_DEVICE static void Run(const Params& a) {
-    const int place = a.place[BlockIndex()];
+    const int pair = BlockIndex();
+    const int place = a.place == nullptr ? pair : a.place[pair];
     if (place < 0) return;
-    const int row = BlockIndex() / a.top_k;
+    const int row = a.row == nullptr ? pair / a.top_k : a.row[pair];
     const auto* from = reinterpret_cast<const Chunk*>(a.codes + int64_t{row} * a.columns);
     auto* to = reinterpret_cast<Chunk*>(a.packed_codes + int64_t{place} * a.columns);
     for (int i = ThreadIndex(); i < a.columns / 16; i += kThreads) to[i] = from[i];
+    if (a.scales == nullptr) return;
     const int blocks = (a.columns + kScaleBlock - 1) / kScaleBlock;
     const int64_t scales = int64_t{place / a.places} * blocks;
     for (int b = ThreadIndex(); b < blocks; b += kThreads) {

@@ -16,6 +16,10 @@ void SwiGlu(Stream stream, const SwiGluArguments& arguments) {
   Launch<SwiGluKernel>(stream, arguments.rows.groups * arguments.rows.places, arguments);
 }
 
+void EmbedRows(Stream stream, const EmbedArguments& arguments) {
+  Launch<EmbedKernel>(stream, arguments.rows, arguments);
+}
+
 void SplitQuery(Stream stream, const QueryArguments& arguments) {
   Launch<QueryKernel>(stream, arguments.rows, arguments);
 }

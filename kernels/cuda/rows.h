@@ -1,5 +1,5 @@
-// What happens to rows between products: norms, quantisation, the SwiGLU product, rotary positions
-// and the KV record. FP32 inside, one rounding where the profile lists it.
+// What happens to rows between products: embedding, norms, quantisation, the SwiGLU product, rotary
+// positions and the KV record. FP32 inside, one rounding where the profile lists it.
 //
 // Order of a norm's sum of squares: 256 sums of every 256th value by multiply-adds, then halves
 // within each 32, then the eight of these in order.
@@ -33,9 +33,10 @@ struct RowPlaces {
 struct NormArguments {
   int rows = 0;
   int columns = 0;
-  const float* x = nullptr;  // [rows, x_stride]
+  const float* x = nullptr;  // rows of x_stride
   int x_stride = 0;
-  const float* weight = nullptr;  // [columns]
+  const int32_t* x_rows = nullptr;  // [rows]: which; null: 0, 1, …
+  const float* weight = nullptr;    // [columns]
   float eps = 0;
   RowOutputs out;
 };
@@ -53,11 +54,23 @@ void QuantiseRows(Stream stream, const QuantiseArguments& arguments);
 struct SwiGluArguments {
   RowPlaces rows;
   int columns = 0;                 // of the product
-  const float* gate_up = nullptr;  // [rows, 2·columns]: gate, then up
+  int up_offset = 0;               // where `up` starts, at least columns; 0: columns
+  const float* gate_up = nullptr;  // [rows, up_offset + columns]: gate, then up
   RowOutputs out;
 };
 // silu(gate)·up.
 void SwiGlu(Stream stream, const SwiGluArguments& arguments);
+
+// residual ← the tokens' rows of a table, BF16 or F32.
+struct EmbedArguments {
+  int rows = 0;
+  int columns = 0;
+  DType type = DType::kBF16;
+  const void* table = nullptr;
+  const int32_t* token_ids = nullptr;  // [rows]
+  float* residual = nullptr;           // [rows, columns]
+};
+void EmbedRows(Stream stream, const EmbedArguments& arguments);
 
 // Pairs are (2i, 2i + 1), or (i, i + rope_dim/2) if not interleaved. cos and sin: [rows,
 // rope_dim/2] of RopeTable.

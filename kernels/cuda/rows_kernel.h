@@ -87,7 +87,7 @@ struct RmsNormKernel {
   static constexpr int kBlocksPerSm = 4;
   EPIC_DEVICE static void Run(const Params& a) {
     const int row = BlockIndex();
-    const float* x = a.x + int64_t{row} * a.x_stride;
+    const float* x = a.x + int64_t{a.x_rows == nullptr ? row : a.x_rows[row]} * a.x_stride;
     const float factor = NormFactor(x, a.columns, a.eps);
     WriteRow(a.out, row, a.columns, 0, row,
              [&](int column) { return x[column] * factor * a.weight[column]; });
@@ -123,10 +123,27 @@ struct SwiGluKernel {
   EPIC_DEVICE static void Run(const Params& a) {
     int group, place;
     if (!PlaceOf(a.rows, BlockIndex(), group, place)) return;
-    const float* gate = a.gate_up + int64_t{BlockIndex()} * 2 * a.columns;
-    const float* up = gate + a.columns;
+    const int up_offset = a.up_offset == 0 ? a.columns : a.up_offset;
+    const float* gate = a.gate_up + int64_t{BlockIndex()} * (up_offset + a.columns);
+    const float* up = gate + up_offset;
     WriteRow(a.out, BlockIndex(), a.columns, group, place,
              [&](int column) { return Silu(gate[column]) * up[column]; });
+  }
+};
+
+struct EmbedKernel {
+  using Params = EmbedArguments;
+  static constexpr int kThreads = kRowThreads;
+  static constexpr int kSharedBytes = 0;
+  static constexpr int kBlocksPerSm = 4;
+  EPIC_DEVICE static void Run(const Params& a) {
+    const int64_t from = int64_t{a.token_ids[BlockIndex()]} * a.columns;
+    float* to = a.residual + int64_t{BlockIndex()} * a.columns;
+    const bool bf16 = a.type == DType::kBF16;
+    for (int i = ThreadIndex(); i < a.columns; i += kThreads) {
+      to[i] = bf16 ? ToFloat(static_cast<const BF16*>(a.table)[from + i])
+                   : static_cast<const float*>(a.table)[from + i];
+    }
   }
 };
 

@@ -280,15 +280,21 @@ void BenchRows(const Peaks& peaks) {
   const BenchMemory weight(kHidden * 4);
   const RowOutputs outputs = {out.As<BF16>(), codes.As<uint8_t>(), scales.As<float>(), kRows};
   const Timing norm = Measure([&](int) {
-    RmsNorm(nullptr, {kRows, kHidden, x.As<float>(), kHidden, weight.As<float>(), 1e-6f, outputs});
+    RmsNorm(nullptr, {.rows = kRows,
+                      .columns = kHidden,
+                      .x = x.As<float>(),
+                      .x_stride = kHidden,
+                      .weight = weight.As<float>(),
+                      .eps = 1e-6f,
+                      .out = outputs});
   });
   Report("rms norm + fp8", "4096 rows of 7168", norm,
          Bandwidth(static_cast<double>(kRows) * kHidden * 7, norm, peaks));
   const Timing swiglu = Measure([&](int) {
-    SwiGlu(nullptr, {{.places = kRows},
-                     kWidth,
-                     x.As<float>(),
-                     {nullptr, codes.As<uint8_t>(), scales.As<float>(), kRows}});
+    SwiGlu(nullptr, {.rows = {.places = kRows},
+                     .columns = kWidth,
+                     .gate_up = x.As<float>(),
+                     .out = {nullptr, codes.As<uint8_t>(), scales.As<float>(), kRows}});
   });
   Report("swiglu + fp8", "4096 rows of 2048", swiglu,
          Bandwidth(static_cast<double>(kRows) * kWidth * 9, swiglu, peaks));

@@ -9,7 +9,8 @@
 // Warp             ShuffleXor, ShuffleFrom, Ballot, Uniform (tells the compiler that a value is the
 //                  same in all lanes); all 32 threads take part
 // Bulk copies      TensorMap, MakeTensorMap, CopyTile: a box to shared memory, bytes counted by an
-//                  mbarrier; FenceAsyncProxy after Store and before WGMMA reads it
+//                  mbarrier; AcquireTensorMap before a map in global memory is used;
+//                  FenceAsyncProxy after Store and before WGMMA reads it
 // Matrix products  ProductsBegin, MultiplyE4M3<N>, MultiplyBF16<N>, MultiplyBF16Transposed<N>,
 //                  ProductsCommit, ProductsWait<groups>: D[64×N] (+)= A[64×32 bytes]·B, by a
 //                  warpgroup; d is not to be touched from the first product to its wait

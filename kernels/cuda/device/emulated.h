@@ -110,6 +110,7 @@ struct TensorMap {
 TensorMap MakeTensorMap(const TileShape& shape);
 // The box at (x, y, z), from the innermost, to `to`, whose bytes `barrier` counts. One thread.
 void CopyTile(const TensorMap& map, uint32_t to, Shared<uint64_t> barrier, int x, int y, int z);
+inline void AcquireTensorMap(const TensorMap& map) {}
 inline void FenceAsyncProxy() { Block().shared().Fence(ThreadIndex()); }
 
 inline void ProductsBegin() { Block().MeetWarp("ProductsBegin", 0); }

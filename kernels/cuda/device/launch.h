@@ -6,6 +6,10 @@
 //   static void Run(const Params&)      EPIC_DEVICE, the code of one thread
 #pragma once
 
+#ifndef __CUDACC__
+#include <functional>
+#endif
+
 #include "kernels/cuda/device/device.h"
 
 namespace epic::kernels::cuda {
@@ -38,19 +42,34 @@ void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
 
 #else
 
-// In place of a stream: the seed of the order in which things happen.
+// Takes launches to run them later, in order, each with a seed of its own.
+class LaunchQueue {
+ public:
+  virtual ~LaunchQueue() = default;
+  virtual void Push(std::function<void(uint64_t seed)> launch) = 0;
+};
+
+// In place of a stream: the seed of the order in which things happen, or a queue.
 struct Stream {
   uint64_t seed = 0;
+  LaunchQueue* queue = nullptr;
 };
 
 template <typename Kernel>
 void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
   if (blocks == 0) return;
-  RunEmulated({.blocks = blocks,
-               .threads = Kernel::kThreads,
-               .shared_bytes = Kernel::kSharedBytes,
-               .seed = stream.seed},
-              [&params] { Kernel::Run(params); });
+  const auto run = [blocks, params](uint64_t seed) {
+    RunEmulated({.blocks = blocks,
+                 .threads = Kernel::kThreads,
+                 .shared_bytes = Kernel::kSharedBytes,
+                 .seed = seed},
+                [&params] { Kernel::Run(params); });
+  };
+  if (stream.queue != nullptr) {
+    stream.queue->Push(run);
+  } else {
+    run(stream.seed);
+  }
 }
 
 #endif

@@ -108,6 +108,12 @@ EPIC_DEVICE void CopyTile(const TensorMap& map, uint32_t to, Shared<uint64_t> ba
       "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier.address()), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+// Of a map that the host wrote to global memory.
+EPIC_DEVICE void AcquireTensorMap(const TensorMap& map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(
+                   reinterpret_cast<uint64_t>(&map))
+               : "memory");
+}
 EPIC_DEVICE void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 EPIC_DEVICE void ProductsBegin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -215,6 +215,37 @@ EPIC_KERNEL_TEST(ContiguousSegmentsUseTheirGroupsWeights) {
   }
 }
 
+// In order 1, 0 of the two groups, whose scales lie apart too.
+EPIC_KERNEL_TEST(GroupsThatLieApartAreReachedByTheirMaps) {
+  const Problem problem(2, 9, 136, 144, 8);
+  OnDevice device(problem);
+  std::vector<float> expected;
+  for (int i = 0; i < 2 * 9 * problem.n; ++i) {
+    const int group = i / problem.n / 9;
+    expected.push_back(problem.Expected(group, i / problem.n % 9, 1 - group, i % problem.n));
+  }
+  const int scales = problem.n_blocks * problem.k_blocks;
+  const Buffer<const float*> scales_in({device.w_scale.data() + scales, device.w_scale.data()});
+  for (const int tile : {16, 128}) {
+    const auto map = [&](int group) {
+      return WeightMap(GemmType::kE4M3, device.w.data() + group * problem.n * problem.k, problem.n,
+                       problem.k, ColumnTile(tile));
+    };
+    const Buffer<TensorMap> maps({map(1), map(0)});
+    const Buffer<float> out(std::vector<float>(expected.size(), -7));
+    BlockGemmArguments a = device.arguments;
+    a.layout = GemmLayout::kMasked;
+    a.row_tile = tile;
+    a.w = nullptr;
+    a.w_scale = nullptr;
+    a.w_maps = maps.data();
+    a.w_scales = scales_in.data();
+    a.out = out.data();
+    BlockGemm(Stream{}, a);
+    ExpectProducts(out.Read(), expected, kCardTolerance, "out");
+  }
+}
+
 EPIC_KERNEL_TEST(MaskedGroupsComputeOnlyTheirRows) {
   const Problem problem(5, 20, 136, 256, 6);
   const std::vector<int32_t> group_rows = {3, 0, 20, 0, 17};

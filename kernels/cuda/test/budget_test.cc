@@ -76,6 +76,7 @@ std::vector<KernelBudget> AllKernels() {
           BudgetOf<RmsNormKernel>(),
           BudgetOf<QuantiseKernel>(),
           BudgetOf<SwiGluKernel>(),
+          BudgetOf<EmbedKernel>(),
           BudgetOf<QueryKernel>(),
           BudgetOf<RecordKernel>(),
           BudgetOf<PlaceKernel>(),

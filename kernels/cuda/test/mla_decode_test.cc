@@ -242,6 +242,40 @@ EPIC_KERNEL_TEST(MlaOfFp8RecordsOfTheRealShape) {
   Check(batch, 64, 1);
 }
 
+EPIC_KERNEL_TEST(BatchesHaveEveryTileOnceAndFewPartials) {
+  StepPlan plan;
+  int row = 0;
+  for (const auto& [rows, first_position] :
+       {std::pair{3, 0}, std::pair{40, 1000}, std::pair{1, 126}, std::pair{30, 60}}) {
+    plan.sequences.push_back(
+        {.first_row = row, .row_count = rows, .first_position = first_position, .first_page = row});
+    row += rows;
+  }
+  const MlaPlan whole = PlanMla(plan, 16, 128);
+  Expect(BatchesOf(whole, whole.partial_rows).size() == 1, "one batch");
+  const std::vector<MlaPlan> batches = BatchesOf(whole, 1200);
+  Expect(batches.size() > 3, "several batches");
+  size_t tiles = 0, units = 0;
+  for (const MlaPlan& batch : batches) {
+    Expect(batch.partial_rows <= 1200, "partial rows");
+    int partial = 0;
+    for (const MlaTile& tile : batch.tiles) {
+      Expect(tile.query == whole.tiles[tiles++].query, "tiles are in order");
+      Expect(batch.units[tile.first_unit].query == tile.query, "the tile's first unit");
+    }
+    for (const MlaUnit& unit : batch.units) {
+      const MlaUnit& same = whole.units[units++];
+      Expect(unit.query == same.query && unit.key_begin == same.key_begin, "units are in order");
+      Expect((unit.partial < 0) == (same.partial < 0), "a unit alone");
+      if (unit.partial < 0) continue;
+      Expect(unit.partial == partial, "its partial rows");
+      partial += kMlaTileQueries;
+    }
+    Expect(partial == batch.partial_rows, "all partial rows");
+  }
+  Expect(tiles == whole.tiles.size() && units == whole.units.size(), "all of them");
+}
+
 EPIC_KERNEL_TEST(MlaOfARowDoesNotKnowItsBatch) {
   const std::vector<float> alone = Run(Batch(16, 128, {{200, 1}}, 5), 128, {});
   Batch together(16, 128, {{200, 1}, {90, 6}}, 5);

@@ -36,6 +36,30 @@ EPIC_KERNEL_TEST(PlacesFollowTheOrderOfPairs) {
   ExpectSame(rows_out.Read(), group_rows, "group_rows");
 }
 
+EPIC_KERNEL_TEST(RowsWithoutScalesMoveFromAnyRowToAnyPlace) {
+  constexpr int kRows = 4, kColumns = 48;
+  const std::vector<int32_t> row = {3, 0, 3}, place = {1, 0, 3};
+  std::vector<uint8_t> rows(kRows * kColumns), moved(kRows * kColumns, 0x55);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<uint8_t>(i * 11);
+  std::vector<uint8_t> gathered = moved;
+  for (int p = 0; p < 3; ++p) {
+    std::copy_n(rows.begin() + row[p] * kColumns, kColumns, moved.begin() + place[p] * kColumns);
+    std::copy_n(rows.begin() + row[p] * kColumns, kColumns, gathered.begin() + p * kColumns);
+  }
+  const Buffer<int32_t> row_in(row), place_in(place);
+  const Buffer<uint8_t> rows_in(rows);
+  for (const bool places : {true, false}) {
+    const Buffer<uint8_t> out(std::vector<uint8_t>(kRows * kColumns, 0x55));
+    PackRows({}, {.pairs = 3,
+                  .columns = kColumns,
+                  .row = row_in.data(),
+                  .place = places ? place_in.data() : nullptr,
+                  .codes = rows_in.data(),
+                  .packed_codes = out.data()});
+    ExpectSame(out.Read(), places ? moved : gathered, "moved");
+  }
+}
+
 EPIC_KERNEL_TEST(RowsArePackedWithTheirScales) {
   constexpr int kRows = 5, kTopK = 2, kColumns = 272, kGroups = 3, kPlaces = 4, kBlocks = 3;
   const std::vector<int32_t> place = {0, 5, 1, -1, 8, 6, 2, 11, -1, 7};

@@ -109,6 +109,77 @@ EPIC_KERNEL_TEST(NormsHaveTheStatedBits) {
   }
 }
 
+EPIC_KERNEL_TEST(TokensReadTheirRowsOfEitherTable) {
+  Random random(4);
+  constexpr int kColumns = 300, kVocab = 7;
+  const std::vector<float> values = Reals(random, kVocab * kColumns, 1);
+  const std::vector<int32_t> ids = {6, 0, 6, 3};
+  std::vector<BF16> rounded;
+  for (const float value : values) rounded.push_back(ToBF16(value));
+  const Buffer<float> f32(values);
+  const Buffer<BF16> bf16(rounded);
+  const Buffer<int32_t> ids_in(ids);
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    std::vector<float> expected;
+    for (size_t i = 0; i < ids.size() * kColumns; ++i) {
+      const float value = values[ids[i / kColumns] * kColumns + i % kColumns];
+      expected.push_back(type == DType::kF32 ? value : RoundToBF16(value));
+    }
+    const Buffer<float> out{std::vector<float>(expected.size(), -7)};
+    EmbedRows({},
+              {.rows = 4,
+               .columns = kColumns,
+               .type = type,
+               .table = type == DType::kF32 ? static_cast<const void*>(f32.data()) : bf16.data(),
+               .token_ids = ids_in.data(),
+               .residual = out.data()});
+    ExpectSame(out.Read(), expected, "residual");
+  }
+}
+
+// The norm of the rows named, and the product of an `up` that begins later.
+EPIC_KERNEL_TEST(RowsByIndexAndUpByOffset) {
+  Random random(6);
+  constexpr int kColumns = 144, kOffset = 256, kRows = 3;
+  const std::vector<float> x = Reals(random, kRows * kColumns, 2),
+                           weight = Reals(random, kColumns, 1);
+  const std::vector<int32_t> which = {2, 0};
+  const Buffer<float> x_in(x), weight_in(weight);
+  const Buffer<int32_t> which_in(which);
+  std::vector<BF16> expected;
+  for (const int32_t row : which) {
+    const float factor = Factor(x.data() + row * kColumns, kColumns, 1e-5f);
+    for (int i = 0; i < kColumns; ++i) {
+      expected.push_back(ToBF16(x[row * kColumns + i] * factor * weight[i]));
+    }
+  }
+  const Buffer<BF16> normed{std::vector<BF16>(expected.size())};
+  RmsNorm({}, {.rows = 2,
+               .columns = kColumns,
+               .x = x_in.data(),
+               .x_stride = kColumns,
+               .x_rows = which_in.data(),
+               .weight = weight_in.data(),
+               .eps = 1e-5f,
+               .out = {.rounded = normed.data()}});
+  ExpectSame(normed.Read(), expected, "normed");
+
+  const std::vector<float> gate_up = Reals(random, kRows * (kOffset + kColumns), 2);
+  const Buffer<float> gate_up_in(gate_up);
+  expected.clear();
+  for (int i = 0; i < kRows * kColumns; ++i) {
+    const float* row = gate_up.data() + i / kColumns * (kOffset + kColumns) + i % kColumns;
+    expected.push_back(ToBF16(Silu(row[0]) * row[kOffset]));
+  }
+  const Buffer<BF16> product{std::vector<BF16>(expected.size())};
+  SwiGlu({}, {.rows = {.places = kRows},
+              .columns = kColumns,
+              .up_offset = kOffset,
+              .gate_up = gate_up_in.data(),
+              .out = {.rounded = product.data()}});
+  ExpectSame(product.Read(), expected, "product");
+}
+
 // Whose sum has another order: within a BF16 ulp.
 EPIC_KERNEL_TEST(NormsAgreeWithTheReferenceBackend) {
   Random random(2);
