@@ -1,0 +1,41 @@
+// The attention of a step's rows (Backend::AttentionIn, Attend, AttentionOut) on a device.
+#pragma once
+
+#include "kernels/cuda/products.h"
+#include "kernels/cuda/step_arrays.h"
+#include "kernels/cuda/weights.h"
+
+namespace epic::kernels::cuda {
+
+class AttentionRunner {
+ public:
+  AttentionRunner(DeviceHeap& heap, const Products& products)
+      : runtime_(heap.runtime()),
+        products_(products),
+        normed_(heap),
+        low_normed_(heap),
+        value_rows_(heap),
+        low_(heap),
+        q_(heap),
+        kv_(heap),
+        nope_(heap),
+        partial_values_(heap),
+        partial_states_(heap) {}
+
+  void In(const CudaAttention& attention, const StepArrays& arrays, const KvView& kv, int layer,
+          Tensor residual, Tensor query);
+  void Attend(const CudaAttention& attention, const StepPlan& plan, StepArrays& arrays,
+              const KvView& kv, int layer, Tensor query, Tensor output);
+  void Out(const CudaAttention& attention, Tensor output, Tensor residual);
+
+ private:
+  // q F32 [rows, heads·(nope + rope)] of normed rows.
+  const float* Query(const CudaAttention& attention, const DeviceRows& x);
+
+  DeviceRuntime& runtime_;
+  const Products& products_;
+  RowScratch normed_, low_normed_, value_rows_;
+  Scratch low_, q_, kv_, nope_, partial_values_, partial_states_;
+};
+
+}  // namespace epic::kernels::cuda

@@ -1,0 +1,17 @@
+#include "kernels/cuda/backend.h"
+
+#include <string>
+#include <utility>
+
+#include "kernels/cuda/cuda_backend.h"
+
+namespace epic::kernels {
+
+CudaBackendResult MakeCudaBackend(const CudaOptions& options) {
+  std::string error;
+  auto runtime = cuda::DeviceRuntime::Open(options.ordinal, error);
+  if (runtime == nullptr) return {.error = std::move(error)};
+  return cuda::MakeBackendOn(std::move(runtime), options.kv_type, cuda::BlockGemm);
+}
+
+}  // namespace epic::kernels

@@ -1,0 +1,85 @@
+// CudaBackend over any DeviceRuntime, for backend.h and for tests.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/backend.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/experts.h"
+#include "kernels/cuda/products.h"
+#include "kernels/cuda/step_arrays.h"
+#include "kernels/cuda/weights.h"
+
+namespace epic::kernels::cuda {
+
+// As MakeCudaBackend, with `product` in the tiles' test.
+CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, KvType kv_type,
+                                const TileProduct& product);
+
+class CudaBackend : public Backend {
+ public:
+  // Of each type `tiles` has admitted one at least. The heap is of the runtime.
+  CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<DeviceHeap> heap,
+              TileChoice tiles, KvType kv_type);
+  ~CudaBackend() override;
+
+  std::string profile() const override;
+  KvType kv_type() const override { return kv_type_; }
+  std::string description() const override;
+
+  void Wait() override { runtime_->Wait(); }
+  void Write(std::byte* to, const void* from, int64_t bytes) override {
+    runtime_->Upload(to, from, bytes);
+  }
+  void Zero(std::byte* at, int64_t bytes) override { runtime_->Zero(at, bytes); }
+
+  std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
+    return heap_->Allocate(bytes, use);
+  }
+  std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) override {
+    return loader_.LoadMatrix(source);
+  }
+  std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
+                               const SourceMatrix& down) override {
+    return loader_.LoadMlp(gate, up, down);
+  }
+  std::unique_ptr<Attention> LoadAttention(const AttentionSource& source) override {
+    return loader_.LoadAttention(source);
+  }
+  std::unique_ptr<Gate> LoadGate(const GateShape& shape, const SourceMatrix& weight,
+                                 std::span<const float> correction_bias) override {
+    return loader_.LoadGate(shape, weight, correction_bias);
+  }
+
+  void BeginStep(const StepPlan& plan, const Rope& rope) override { arrays_.Begin(plan, rope); }
+  void Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) override;
+  void AttentionIn(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
+                   Tensor residual, Tensor query) override;
+  void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
+              Tensor query, Tensor output) override;
+  void AttentionOut(const Attention& attention, Tensor output, Tensor residual) override;
+  void Norm(Tensor weight, float eps, Tensor residual, Tensor rows) override;
+  void ChooseExperts(const Gate& gate, const GateResult& result) override;
+  void Experts(std::span<const Mlp* const> experts, Tensor rows, std::span<const ExpertRow> pairs,
+               Tensor out) override;
+  void ApplyMlp(const Mlp& mlp, Tensor rows, Tensor out) override;
+  void Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) override;
+  void Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan, Tensor residual,
+            Tensor logits) override;
+
+ private:
+  const std::unique_ptr<DeviceRuntime> runtime_;
+  const std::unique_ptr<DeviceHeap> heap_;
+  const KvType kv_type_;
+  const Products products_;
+  const WeightLoader loader_;
+  StepArrays arrays_;
+  AttentionRunner attention_;
+  MlpRunner mlps_;
+  RowScratch head_rows_;
+  Scratch gate_logits_, logits_;
+};
+
+}  // namespace epic::kernels::cuda

@@ -1,0 +1,117 @@
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/device/runtime.h"
+#include "kernels/flush_denormals.h"
+
+namespace epic::kernels::cuda {
+namespace {
+
+constexpr int kSmCount = 3;  // few, so that blocks walk on
+constexpr int64_t kPageBytes = 4096;
+constexpr int64_t kAlignment = 256;
+
+int64_t RoundUp(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// Pages of exactly one allocation, which ends where they do; then one that nobody may touch.
+struct Pages {
+  std::byte* begin;
+  int64_t bytes;
+
+  bool operator<(const Pages& other) const { return begin < other.begin; }
+  void Protect(bool accessible) const {
+    if (mprotect(begin, bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) std::abort();
+  }
+  static Pages Of(const std::byte* data, int64_t bytes) {
+    const int64_t total = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
+    const std::byte* end = data + RoundUp(bytes, kAlignment);
+    return {const_cast<std::byte*>(end - total), total};
+  }
+};
+
+class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
+ public:
+  const char* family() const override { return "sm90-emulated"; }
+  std::string name() const override { return "emulated sm_90"; }
+  int sm_count() const override { return kSmCount; }
+  int64_t free_bytes() const override { return int64_t{1} << 32; }
+  ProblemSize tile_test() const override { return {.rows = 66, .n = 72, .k = 144}; }
+  Stream stream() override { return {.queue = this}; }
+
+  std::byte* Allocate(int64_t bytes, MemoryUse use) override {
+    const int64_t total = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
+    void* pages = mmap(nullptr, total + kPageBytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) std::abort();
+    auto* begin = static_cast<std::byte*>(pages);
+    Pages{begin + total, kPageBytes}.Protect(false);
+    if (use == MemoryUse::kOperations) {
+      const std::scoped_lock lock(mutex_);
+      const Pages own{begin, total};
+      own.Protect(false);
+      own_.insert(own);
+    }
+    return begin + total - RoundUp(bytes, kAlignment);
+  }
+
+  void Free(std::byte* data, int64_t bytes, MemoryUse use) override {
+    Wait();
+    const Pages pages = Pages::Of(data, bytes);
+    const std::scoped_lock lock(mutex_);
+    own_.erase(pages);
+    munmap(pages.begin, pages.bytes + kPageBytes);
+  }
+
+  void Upload(void* to, const void* from, int64_t bytes) override {
+    const auto* first = static_cast<const std::byte*>(from);
+    Push([to, copy = std::vector<std::byte>(first, first + bytes)](uint64_t) {
+      if (!copy.empty()) std::memcpy(to, copy.data(), copy.size());
+    });
+  }
+  void Copy(void* to, const void* from, int64_t bytes) override {
+    Push([=](uint64_t) { std::memcpy(to, from, bytes); });
+  }
+  void Zero(void* at, int64_t bytes) override {
+    Push([=](uint64_t) { std::memset(at, 0, bytes); });
+  }
+
+  void Push(std::function<void(uint64_t seed)> work) override {
+    const std::scoped_lock lock(mutex_);
+    queue_.push_back(std::move(work));
+  }
+
+  void Wait() override {
+    const std::scoped_lock lock(mutex_);
+    if (queue_.empty()) return;
+    const ScopedFlushDenormals flush;
+    for (const Pages& pages : own_) pages.Protect(true);
+    const std::vector<std::function<void(uint64_t)>> queue = std::exchange(queue_, {});
+    for (const auto& work : queue) work(seed_++);
+    for (const Pages& pages : own_) pages.Protect(false);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<Pages> own_;  // of kOperations
+  std::vector<std::function<void(uint64_t)>> queue_;
+  uint64_t seed_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceRuntime> DeviceRuntime::Open(int ordinal, std::string& error) {
+  if (ordinal != 0) {
+    error = "there is no card " + std::to_string(ordinal) + ", there is 1";
+    return nullptr;
+  }
+  return std::make_unique<EmulatedRuntime>();
+}
+
+}  // namespace epic::kernels::cuda

@@ -1,0 +1,57 @@
+// DeviceRuntime: what a backend asks of a device beside its kernels: memory, copies, order, and
+// waiting. All that it is given happens in order, on one stream. Two implementations:
+//
+//   sm90_runtime.cu       the CUDA runtime, on one card
+//   emulated_runtime.cc   the host: nothing happens before Wait, each launch has a seed of its own,
+//                         and memory of kOperations cannot be touched from outside (SIGSEGV)
+//
+// A fault of the device ends the process; of the emulated one it is a DeviceError from Wait.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/device/launch.h"
+
+namespace epic::kernels::cuda {
+
+// Launches come from one thread at a time; the rest is thread-safe.
+class DeviceRuntime {
+ public:
+  // Null, with the reason in `error`, where there is no such card. `ordinal`: which of those that
+  // this process sees.
+  static std::unique_ptr<DeviceRuntime> Open(int ordinal, std::string& error);
+
+  virtual ~DeviceRuntime() = default;
+
+  // In the numeric profile: it fixes bits.
+  virtual const char* family() const = 0;
+  // For people.
+  virtual std::string name() const = 0;
+  virtual int sm_count() const = 0;
+  virtual int64_t free_bytes() const = 0;
+  // The products by which tiles are tested: as large as time allows, K a multiple of 16.
+  struct ProblemSize {
+    int rows, n, k;
+  };
+  virtual ProblemSize tile_test() const = 0;
+
+  // Where kernels are launched.
+  virtual Stream stream() = 0;
+
+  // Zeroed, aligned to 256 bytes. Free first waits for what was given.
+  virtual std::byte* Allocate(int64_t bytes, MemoryUse use) = 0;
+  virtual void Free(std::byte* data, int64_t bytes, MemoryUse use) = 0;
+
+  // `from` is ordinary memory of the host and is read within the call.
+  virtual void Upload(void* to, const void* from, int64_t bytes) = 0;
+  // Both of any memory of this process.
+  virtual void Copy(void* to, const void* from, int64_t bytes) = 0;
+  virtual void Zero(void* at, int64_t bytes) = 0;
+  virtual void Wait() = 0;
+};
+
+}  // namespace epic::kernels::cuda

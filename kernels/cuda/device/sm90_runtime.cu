@@ -1,0 +1,128 @@
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#include "kernels/cuda/device/runtime.h"
+
+namespace epic::kernels::cuda {
+namespace {
+
+class CardRuntime : public DeviceRuntime {
+ public:
+  CardRuntime(int ordinal, const cudaDeviceProp& properties)
+      : ordinal_(ordinal), properties_(properties) {
+    Enter();
+    CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  }
+  ~CardRuntime() override {
+    Enter();
+    cudaStreamDestroy(stream_);
+  }
+
+  const char* family() const override { return "sm90"; }
+  std::string name() const override { return properties_.name; }
+  int sm_count() const override { return properties_.multiProcessorCount; }
+  int64_t free_bytes() const override {
+    Enter();
+    size_t free = 0, total = 0;
+    CheckCuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    return static_cast<int64_t>(free);
+  }
+  // Deep enough to go round every ring of stages.
+  ProblemSize tile_test() const override { return {.rows = 300, .n = 328, .k = 2064}; }
+
+  Stream stream() override {
+    Enter();
+    return stream_;
+  }
+
+  std::byte* Allocate(int64_t bytes, MemoryUse use) override {
+    Enter();
+    void* data = nullptr;
+    switch (use) {
+      case MemoryUse::kOperations:
+        CheckCuda(cudaMalloc(&data, bytes), "cudaMalloc");
+        break;
+      case MemoryUse::kTraffic: {
+        CheckCuda(cudaMallocManaged(&data, bytes), "cudaMallocManaged");
+        const cudaMemLocation here = {cudaMemLocationTypeDevice, ordinal_};
+        CheckCuda(cudaMemAdvise(data, bytes, cudaMemAdviseSetPreferredLocation, here),
+                  "cudaMemAdvise");
+        break;
+      }
+      case MemoryUse::kHost:
+        CheckCuda(cudaHostAlloc(&data, bytes, cudaHostAllocPortable), "cudaHostAlloc");
+        std::memset(data, 0, bytes);
+        return static_cast<std::byte*>(data);
+    }
+    CheckCuda(cudaMemsetAsync(data, 0, bytes, stream_), "cudaMemsetAsync");
+    // The host may write to managed memory next.
+    if (use == MemoryUse::kTraffic) Wait();
+    return static_cast<std::byte*>(data);
+  }
+
+  void Free(std::byte* data, int64_t bytes, MemoryUse use) override {
+    Wait();
+    CheckCuda(use == MemoryUse::kHost ? cudaFreeHost(data) : cudaFree(data), "cudaFree");
+  }
+
+  // Of memory that is not pinned, the call returns once it has been read.
+  void Upload(void* to, const void* from, int64_t bytes) override {
+    Enter();
+    CheckCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_),
+              "cudaMemcpyAsync to the card");
+  }
+  void Copy(void* to, const void* from, int64_t bytes) override {
+    Enter();
+    CheckCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
+  }
+  void Zero(void* at, int64_t bytes) override {
+    Enter();
+    CheckCuda(cudaMemsetAsync(at, 0, bytes, stream_), "cudaMemsetAsync");
+  }
+  void Wait() override {
+    Enter();
+    CheckCuda(cudaStreamSynchronize(stream_), "the card");
+  }
+
+ private:
+  // CUDA's current card is each thread's own.
+  void Enter() const { CheckCuda(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+
+  const int ordinal_;
+  const cudaDeviceProp properties_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceRuntime> DeviceRuntime::Open(int ordinal, std::string& error) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    error = std::string("there is no CUDA device") +
+            (status != cudaSuccess ? std::string(": ") + cudaGetErrorString(status) : "");
+    return nullptr;
+  }
+  if (ordinal < 0 || ordinal >= count) {
+    error = "there is no card " + std::to_string(ordinal) + ", there are " + std::to_string(count);
+    return nullptr;
+  }
+  cudaDeviceProp properties;
+  CheckCuda(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
+  if (properties.major != 9 || properties.minor != 0) {
+    error = std::string(properties.name) + " has compute capability " +
+            std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+            "; the kernels are made for 9.0 (H100, H200)";
+    return nullptr;
+  }
+  if (properties.concurrentManagedAccess == 0) {
+    error = std::string(properties.name) +
+            ": this system lets no host code read managed memory "
+            "while the card computes";
+    return nullptr;
+  }
+  return std::make_unique<CardRuntime>(ordinal, properties);
+}
+
+}  // namespace epic::kernels::cuda

@@ -1,0 +1,222 @@
+#include "kernels/cuda/experts.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/limits.h"
+#include "kernels/cuda/pairs.h"
+
+namespace epic::kernels::cuda {
+namespace {
+
+int RoundUp(int64_t value, int unit) { return static_cast<int>((value + unit - 1) / unit * unit); }
+
+const CudaMlp& Of(std::span<const Mlp* const> experts, const ExpertOrder::Group& group) {
+  return *static_cast<const CudaMlp*>(experts[group.expert]);
+}
+
+// Whether one launch can compute both.
+bool SameKind(const CudaMlp& a, const CudaMlp& b) {
+  const auto same = [](const DeviceMatrix& x, const DeviceMatrix& y) {
+    return x.type == y.type && x.n == y.n && x.k == y.k;
+  };
+  return same(a.gate_up, b.gate_up) && same(a.down, b.down);
+}
+
+// Host arrays that go to the device as one.
+class TableBuilder {
+ public:
+  // Offset in bytes.
+  template <typename T>
+  int64_t Add(std::span<const T> values) {
+    const int64_t at = RoundUp(static_cast<int64_t>(bytes_.size()), 128);  // as maps want it
+    bytes_.resize(at + values.size_bytes());
+    if (!values.empty()) std::memcpy(bytes_.data() + at, values.data(), values.size_bytes());
+    return at;
+  }
+  const std::vector<std::byte>& bytes() const { return bytes_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace
+
+void MlpRunner::Apply(const CudaMlp& mlp, Tensor rows, Tensor out) {
+  const auto count = static_cast<int>(rows.rows);
+  if (count == 0) return;
+  const Stream stream = runtime_.stream();
+  DeviceRows x = {.places = count, .columns = mlp.gate_up.k};
+  if (mlp.gate_up.type == GemmType::kE4M3) {
+    x = input_.Get({.quantised = true}, 1, count, mlp.gate_up.k);
+    QuantiseRows(stream, {.rows = {.places = count},
+                          .columns = x.columns,
+                          .x = rows.As<BF16>(),
+                          .out = x.outputs()});
+  }
+  x.rounded = rows.As<BF16>();
+  auto* gate_up = gate_up_.Get<float>(int64_t{count} * mlp.gate_up.n);
+  products_.Multiply(mlp.gate_up, x, GemmOutput::kF32, gate_up);
+  const DeviceRows product = product_.Get(RowForms::Of({&mlp.down}), 1, count, mlp.down.k);
+  SwiGlu(stream, {.rows = {.places = count},
+                  .columns = mlp.down.k,
+                  .up_offset = mlp.up_offset,
+                  .gate_up = gate_up,
+                  .out = product.outputs()});
+  products_.Multiply(mlp.down, product, GemmOutput::kBF16, out.data);
+}
+
+// Masked where groups are small or even, else contiguous: whichever pads less.
+MlpRunner::Batch MlpRunner::Place(std::span<const ExpertOrder::Group> groups) {
+  int64_t largest = 0, segments = 0;
+  for (const ExpertOrder::Group& group : groups) {
+    largest = std::max(largest, group.count);
+    segments += RoundUp(group.count, kSegmentRows);
+  }
+  if (largest * static_cast<int64_t>(groups.size()) <= segments) {
+    return {groups, GemmLayout::kMasked, static_cast<int>(largest)};
+  }
+  return {groups, GemmLayout::kContiguous, static_cast<int>(segments)};
+}
+
+void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
+                        std::span<const ExpertRow> pairs, Tensor out) {
+  if (pairs.empty()) return;
+  order_.Sort(pairs, static_cast<int>(experts.size()));
+  const std::span<const ExpertOrder::Group> groups = order_.groups();
+  const auto count = static_cast<int>(rows.rows);
+  const BF16* x = rows.As<BF16>();
+  if (!heap_.UseOf(x)) {
+    auto* here = here_.Get<BF16>(rows.rows * rows.cols);
+    runtime_.Upload(here, x, rows.bytes());
+    x = here;
+  }
+  RowForms forms;
+  for (const ExpertOrder::Group& group : groups) {
+    (Of(experts, group).gate_up.type == GemmType::kE4M3 ? forms.quantised : forms.rounded) = true;
+  }
+  DeviceRows input = {.places = count, .columns = static_cast<int>(rows.cols)};
+  if (forms.quantised) {
+    input = input_.Get({.quantised = true}, 1, count, input.columns);
+    QuantiseRows(
+        runtime_.stream(),
+        {.rows = {.places = count}, .columns = input.columns, .x = x, .out = input.outputs()});
+  }
+  input.rounded = const_cast<BF16*>(x);
+
+  const std::optional<MemoryUse> use = heap_.UseOf(out.data);
+  BF16* to = use ? out.As<BF16>() : out_.Get<BF16>(out.rows * out.cols);
+  for (size_t first = 0; first < groups.size();) {
+    size_t end = first + 1;
+    while (end < groups.size() && SameKind(Of(experts, groups[first]), Of(experts, groups[end])) &&
+           RoundUp(groups[end].first + groups[end].count - groups[first].first, kSegmentRows) <=
+               kBatchPlacesMax) {
+      ++end;
+    }
+    RunBatch(experts, pairs, Place(groups.subspan(first, end - first)), input, to);
+    first = end;
+  }
+  if (!use) runtime_.Copy(out.data, to, out.bytes());
+  if (!use || use == MemoryUse::kHost) runtime_.Wait();
+}
+
+MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
+                                    std::span<const ExpertRow> pairs, const Batch& batch) {
+  const bool masked = batch.layout == GemmLayout::kMasked;
+  std::vector<int32_t> row, pair, place, group_rows, segment_group;
+  std::vector<TensorMap> gate_up_maps, down_maps;
+  std::vector<const float*> gate_up_scales, down_scales;
+  const CudaMlp& first = Of(experts, batch.groups[0]);
+  const int gate_up_tile = products_.ColumnTileFor(first.gate_up.type, batch.layout, batch.places);
+  const int down_tile = products_.ColumnTileFor(first.down.type, batch.layout, batch.places);
+  for (const ExpertOrder::Group& group : batch.groups) {
+    const auto index = static_cast<int32_t>(group_rows.size());
+    const auto begin =
+        masked ? index * batch.places : static_cast<int32_t>(segment_group.size()) * kSegmentRows;
+    for (int64_t i = 0; i < group.count; ++i) {
+      const int32_t p = order_.pairs()[group.first + i];
+      row.push_back(pairs[p].row);
+      pair.push_back(p);
+      place.push_back(begin + static_cast<int32_t>(i));
+    }
+    group_rows.push_back(static_cast<int32_t>(group.count));
+    segment_group.resize(segment_group.size() + RoundUp(group.count, kSegmentRows) / kSegmentRows,
+                         index);
+    const CudaMlp& mlp = Of(experts, group);
+    gate_up_maps.push_back(mlp.gate_up_maps->of(gate_up_tile));
+    down_maps.push_back(mlp.down_maps->of(down_tile));
+    gate_up_scales.push_back(mlp.gate_up.scales);
+    down_scales.push_back(mlp.down.scales);
+  }
+  TableBuilder builder;
+  const auto add = [&]<typename T>(const std::vector<T>& values) {
+    return builder.Add(std::span<const T>(values));
+  };
+  const int64_t at[] = {add(row),        add(pair),           add(place),
+                        add(group_rows), add(segment_group),  add(gate_up_maps),
+                        add(down_maps),  add(gate_up_scales), add(down_scales)};
+  const auto bytes = static_cast<int64_t>(builder.bytes().size());
+  auto* data = tables_.Get<std::byte>(bytes);
+  runtime_.Upload(data, builder.bytes().data(), bytes);
+  const auto integers = [&](int i) { return reinterpret_cast<const int32_t*>(data + at[i]); };
+  return {.pairs = static_cast<int>(pair.size()),
+          .row = integers(0),
+          .pair = integers(1),
+          .place = integers(2),
+          .groups = {.layout = batch.layout,
+                     .count = static_cast<int>(batch.groups.size()),
+                     .segment_group = integers(4),
+                     .group_rows = integers(3)},
+          .gate_up_maps = reinterpret_cast<const TensorMap*>(data + at[5]),
+          .down_maps = reinterpret_cast<const TensorMap*>(data + at[6]),
+          .gate_up_scales = reinterpret_cast<const float* const*>(data + at[7]),
+          .down_scales = reinterpret_cast<const float* const*>(data + at[8])};
+}
+
+void MlpRunner::RunBatch(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
+                         const Batch& batch, const DeviceRows& x, BF16* out) {
+  const Stream stream = runtime_.stream();
+  const CudaMlp& mlp = Of(experts, batch.groups[0]);
+  const Tables tables = Upload(experts, pairs, batch);
+  const bool masked = batch.layout == GemmLayout::kMasked;
+  const int groups = masked ? tables.groups.count : 1;
+  const bool fp8 = mlp.gate_up.type == GemmType::kE4M3;
+  const DeviceRows packed =
+      packed_.Get(RowForms::Of({&mlp.gate_up}), groups, batch.places, mlp.gate_up.k);
+  PackRows(stream, {.pairs = tables.pairs,
+                    .columns = mlp.gate_up.k * (fp8 ? 1 : 2),
+                    .places = batch.places,
+                    .row = tables.row,
+                    .place = tables.place,
+                    .codes = fp8 ? x.codes : reinterpret_cast<const uint8_t*>(x.rounded),
+                    .scales = fp8 ? x.scales : nullptr,
+                    .scale_stride = x.scale_stride,
+                    .packed_codes = fp8 ? packed.codes : reinterpret_cast<uint8_t*>(packed.rounded),
+                    .packed_scales = packed.scales,
+                    .packed_scale_stride = packed.scale_stride});
+  const int64_t places = int64_t{groups} * batch.places;
+  auto* gate_up = gate_up_.Get<float>(places * mlp.gate_up.n);
+  products_.MultiplyGroups(mlp.gate_up, tables.groups, tables.gate_up_maps, tables.gate_up_scales,
+                           packed, GemmOutput::kF32, gate_up);
+  const DeviceRows product =
+      product_.Get(RowForms::Of({&mlp.down}), groups, batch.places, mlp.down.k);
+  SwiGlu(stream, {.rows = {.groups = groups,
+                           .places = batch.places,
+                           .group_rows = masked ? tables.groups.group_rows : nullptr},
+                  .columns = mlp.down.k,
+                  .up_offset = mlp.up_offset,
+                  .gate_up = gate_up,
+                  .out = product.outputs()});
+  auto* answers = answers_.Get<BF16>(places * mlp.down.n);
+  products_.MultiplyGroups(mlp.down, tables.groups, tables.down_maps, tables.down_scales, product,
+                           GemmOutput::kBF16, answers);
+  PackRows(stream, {.pairs = tables.pairs,
+                    .columns = mlp.down.n * 2,
+                    .places = 1,
+                    .row = tables.place,
+                    .place = tables.pair,
+                    .codes = reinterpret_cast<const uint8_t*>(answers),
+                    .packed_codes = reinterpret_cast<uint8_t*>(out)});
+}
+
+}  // namespace epic::kernels::cuda

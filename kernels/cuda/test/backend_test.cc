@@ -1,0 +1,123 @@
+// Whole steps of small random models on the CUDA backend, against kernels/reference.
+#include "kernels/cuda/backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/test/backend_shape.h"
+#include "kernels/cuda/test/harness.h"
+#include "kernels/reference/reference_backend.h"
+#include "kernels/testing/toy_model.h"
+
+namespace epic::kernels::cuda {
+namespace {
+
+using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
+using Schedule = std::vector<std::vector<ToyChunk>>;
+
+constexpr int kVariants = 4;
+constexpr uint32_t kNaN = 0x7fc00000u;  // as ToyRun reports every NaN
+
+std::unique_ptr<Backend> Device(KvType kv_type) {
+  CudaBackendResult made = MakeCudaBackend({.kv_type = kv_type});
+  Expect(made.error.empty(), made.error);
+  for (const std::string& note : made.notes) ReportFailure(note);
+  return std::move(made.backend);
+}
+
+Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule) {
+  ToyRun run(model, backend, 3, 100);
+  for (const auto& chunks : schedule) run.Step(chunks);
+  return run.logits();
+}
+
+// The median over positions of the relative error of logits: where an expert changes, a position
+// is another computation.
+double Distance(const ToyRun& a, const ToyRun& b) {
+  std::vector<double> errors;
+  for (const auto& [key, values] : a.values()) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      error += std::pow(values[i] - b.values().at(key)[i], 2);
+      size += std::pow(values[i], 2);
+    }
+    errors.push_back(std::sqrt(error / size));
+  }
+  std::sort(errors.begin(), errors.end());
+  return errors[errors.size() / 2];
+}
+
+EPIC_KERNEL_TEST(StepsAreCloseToTheReference) {
+  for (int variant = 0; variant < kVariants; ++variant) {
+    const ToyModel model(BackendShape(variant), 7 + variant);
+    const KvType kv_type = variant % 3 == 0 ? KvType::kBF16 : KvType::kFP8;
+    const auto device = Device(kv_type);
+    const auto reference = MakeReferenceBackend({.fp8_activations = true, .kv_type = kv_type});
+    ToyRun a(model, *device, 2, 100);
+    ToyRun b(model, *reference, 2, 100);
+    for (const auto& chunks : Schedule{{{0, 5}}, {{0, 1}, {1, 66}}, {{1, 2}, {0, 1}}}) {
+      a.Step(chunks);
+      b.Step(chunks);
+    }
+    const double distance = Distance(b, a);
+    Expect(distance < 0.03,
+           "variant " + std::to_string(variant) + " is " + std::to_string(distance) + " away");
+    for (const auto& [key, bits] : a.logits()) {
+      Expect(std::count(bits.begin(), bits.end(), kNaN) == 0, "a NaN");
+    }
+  }
+}
+
+EPIC_KERNEL_TEST(ARowDoesNotDependOnChunkingOrBatch) {
+  for (const int variant : {1, 2}) {
+    const ToyModel model(BackendShape(variant), 70 + variant);
+    const auto backend = Device(variant == 1 ? KvType::kFP8 : KvType::kBF16);
+    const Logits whole = RunAll(model, *backend, {{{1, 67}}});
+    const std::string name = "variant " + std::to_string(variant);
+    Expect(RunAll(model, *backend, {{{1, 1}}, {{1, 62}}, {{1, 2}}, {{1, 2}}}) == whole,
+           name + " in chunks");
+    const Logits mixed = RunAll(model, *backend, {{{0, 4}, {1, 33}}, {{2, 7}, {1, 34}, {0, 2}}});
+    for (const auto& [key, bits] : whole) Expect(mixed.at(key) == bits, name + " in a batch");
+  }
+}
+
+EPIC_KERNEL_TEST(SplitsOfALongSequenceAreMerged) {
+  ToyShape shape = BackendShape(0);
+  shape.gate.experts = 2;
+  shape.gate.top_k = 1;
+  shape.attention.hidden = 32;
+  shape.attention.heads = 1;
+  shape.intermediate = 16;
+  const ToyModel model(shape, 3);
+  const auto device = Device(KvType::kBF16);
+  const auto reference = MakeReferenceBackend({});
+  ToyRun a(model, *device, 1, 640);
+  ToyRun b(model, *reference, 1, 640);
+  for (const auto& chunks : Schedule{{{0, 510}}, {{0, 2}}, {{0, 3}}}) {
+    a.Step(chunks);
+    b.Step(chunks);
+  }
+  Expect(Distance(b, a) < 0.03, "far from the reference");
+}
+
+EPIC_KERNEL_TEST(ABrokenRowDoesNotReachOtherSequences) {
+  ToyModel model(BackendShape(0), 4);
+  const auto backend = Device(KvType::kBF16);
+  const Schedule schedule = {{{0, 3}, {1, 3}}, {{0, 1}, {1, 1}}};
+  const Logits sound = RunAll(model, *backend, schedule);
+  model.BreakToken(model.Token(0, 1));
+  const Logits broken = RunAll(model, *backend, schedule);
+  for (const int position : {1, 3}) {
+    const auto& bits = broken.at({0, position});
+    Expect(std::count(bits.begin(), bits.end(), kNaN) == std::ssize(bits), "it is not all NaN");
+  }
+  for (int i = 0; i < 4; ++i) Expect(broken.at({1, i}) == sound.at({1, i}), "another's row");
+}
+
+}  // namespace
+}  // namespace epic::kernels::cuda
