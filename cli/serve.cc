@@ -264,6 +264,7 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
   const std::pair<const char*, const char*> flags[] = {
+      {"--device", "What workers compute on: cpu, cuda (the first card) or cuda:N"},
       {"--threads", "Compute threads of each worker; default: the cores, shared evenly"},
       {"--tolerate-losses", "Keep room for the experts of so many lost expert ranks (1)"},
       {"--transport", "How rows travel between workers: auto, shm or tcp"},

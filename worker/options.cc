@@ -60,6 +60,10 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--coordinator", options.coordinator,
                  "Where the coordinator listens for workers: host:port or unix:/path");
   AddWorldOptions(app, options);
+  app.add_option("--device", options.device,
+                 "cpu; cuda: the first NVIDIA card, shared by --local-ranks; cuda:N: card N, this "
+                 "rank's own")
+      ->capture_default_str();
   app.add_option("--threads", options.threads,
                  "Compute threads; 0: the cores of this machine, shared with --local-ranks")
       ->check(CLI::Range(0, 4096))

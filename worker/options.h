@@ -24,12 +24,13 @@ struct WorkerOptions {
   std::string advertised_host;                   // told to other ranks; empty: the one listened on
   std::string run_dir;  // of the unix socket for shared memory; empty: none
   std::string join_token_file;
-  int threads = 0;  // 0: this rank's share of the cores that this process may use
+  std::string device = "cpu";  // cpu, cuda or cuda:N
+  int threads = 0;             // 0: this rank's share of the cores that this process may use
   std::string pin_threads = "off";
   std::string numerics = "auto";
   std::string quantization = "none";
   std::string kv_cache_dtype = "auto";  // auto: bf16
-  int max_model_len = 0;  // 0: what the model says
+  int max_model_len = 0;                // 0: what the model says
   int max_num_seqs = 256;
   int max_num_batched_tokens = 2048;
   std::optional<int64_t> kv_cache_bytes;

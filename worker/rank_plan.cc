@@ -6,9 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/thread_pool.h"
 #include "model/step.h"
+#include "worker/device.h"
 #include "worker/exchange/collective_exchange.h"
 #include "worker/kv/kv_pool.h"
 
@@ -17,32 +16,11 @@ namespace {
 
 int CeilDivide(int value, int by) { return (value + by - 1) / by; }
 
-int Threads(const WorkerOptions& options) {
-  if (options.threads > 0 || options.local_ranks == 1) return options.threads;
-  return std::max(1, kernels::ThreadPool::AvailableCores() / options.local_ranks);
-}
-
-kernels::CpuOptions CpuOptionsOf(const WorkerOptions& options) {
-  kernels::CpuOptions cpu = kernels::ParseCpuFlags({.numerics = options.numerics,
-                                                    .quantization = options.quantization,
-                                                    .kv_cache_dtype = options.kv_cache_dtype,
-                                                    .pin_threads = options.pin_threads,
-                                                    .threads = Threads(options)});
-  cpu.ranks = options.local_ranks;
-  return cpu;
-}
-
-absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options) {
-  kernels::CpuBackendResult made = kernels::MakeCpuBackend(CpuOptionsOf(options));
-  if (made.backend == nullptr) return absl::FailedPreconditionError("--numerics: " + made.error);
-  if (!made.note.empty()) LOG_INFO("{}", made.note);
-  LOG_INFO("{}, numeric profile {}", made.backend->description(), made.backend->profile());
-  return std::move(made.backend);
-}
-
 int RowsMax(const WorkerOptions& options) {
   return std::max(options.max_num_batched_tokens, options.max_num_seqs);
 }
+
+int LogitRowsMax(const WorkerOptions& options) { return std::max(512, options.max_num_seqs); }
 
 // Frames under way with each of the ranks that this one speaks to; or tiles of those that it steps
 // together with.
@@ -68,8 +46,8 @@ absl::Status CheckExpertLayers(const model::ModelConfig& config) {
 }
 
 absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
-  ASSIGN_OR_RETURN(plan.expert, model::PlanExperts(plan.config, *plan.checkpoint,
-                                                   CpuOptionsOf(options).quantization));
+  ASSIGN_OR_RETURN(plan.expert,
+                   model::PlanExperts(plan.config, *plan.checkpoint, QuantizationOf(options)));
   const SlotCount count = CountSlots(plan.config, options.expert_ranks, options.tolerate_losses);
   plan.expert_slots = options.expert_slots > 0 ? options.expert_slots : count.slots;
   needs.expert_slots = plan.expert_slots;
@@ -81,12 +59,12 @@ absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNee
 
 absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
   const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
-                                .quantization = CpuOptionsOf(options).quantization};
+                                .quantization = QuantizationOf(options)};
   ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, load));
   const int rows_max = RowsMax(options);
   plan.limits.scheduler = {.max_num_batched_tokens = rows_max,
                            .max_num_seqs = options.max_num_seqs,
-                           .max_logit_rows = std::max(512, options.max_num_seqs)};
+                           .max_logit_rows = LogitRowsMax(options)};
   plan.limits.max_model_len =
       options.max_model_len > 0 ? options.max_model_len : plan.config.max_position;
   const kernels::KvLayout layout{plan.config.kv_lora_rank, plan.config.qk_rope_head_dim,
@@ -94,7 +72,7 @@ absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryN
   needs.weights_bytes = plan.weights.packed_bytes;
   needs.embedding_bytes = plan.weights.embedding_bytes;
   needs.loading_bytes = plan.weights.largest_tensor_bytes;
-  needs.buffers_bytes =
+  needs.buffers_bytes +=
       model::StepBuffers::Bytes(plan.config, rows_max, plan.limits.scheduler.max_logit_rows);
   needs.page_bytes = KvPool::PageBytes(layout, plan.config.layer_count);
   return absl::OkStatus();
@@ -127,13 +105,15 @@ absl::StatusOr<RankPlan> MakeRankPlan(const WorkerOptions& options) {
   RETURN_IF_ERROR(CheckExpertLayers(plan.config));
   ASSIGN_OR_RETURN(plan.checkpoint, model::Checkpoint::Open(options.model));
   for (const std::string& warning : plan.checkpoint->warnings()) LOG_WARNING("{}", warning);
-  ASSIGN_OR_RETURN(plan.backend, MakeBackend(options));
-  MemoryNeeds needs{.exchange_bytes = ExchangeBytes(options, plan)};
+  ASSIGN_OR_RETURN(Device device, OpenDevice(options, plan.config));
+  plan.backend = std::move(device.backend);
+  MemoryNeeds needs{
+      .buffers_bytes = ScratchBytes(options, plan.config, RowsMax(options), LogitRowsMax(options)),
+      .exchange_bytes = ExchangeBytes(options, plan)};
   if (options.attention()) RETURN_IF_ERROR(PlanAttention(options, plan, needs));
   if (options.experts()) RETURN_IF_ERROR(PlanExperts(options, plan, needs));
-  ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
   ASSIGN_OR_RETURN(plan.memory,
-                   PlanMemory(needs, {.available_bytes = available_bytes / options.local_ranks,
+                   PlanMemory(needs, {.available_bytes = device.available_bytes,
                                       .utilization = options.memory_utilization,
                                       .kv_cache_bytes = options.kv_cache_bytes,
                                       .max_model_len = std::max(1, plan.limits.max_model_len),

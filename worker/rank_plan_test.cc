@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "model/testing/tiny_checkpoint.h"
+#include "worker/device.h"
 
 namespace epic::worker {
 namespace {
@@ -79,6 +80,36 @@ TEST(RankPlanTest, RefusesDenseLayersBehindLayersWithExperts) {
   options.model = model::WriteCheckpoint(config, model::TinyTensors(config, 1));
   EXPECT_THAT(std::string(MakeRankPlan(options).status().message()),
               HasSubstr("layer 1 has no experts and layer 0 has"));
+}
+
+TEST(RankPlanTest, ParsesTheDevice) {
+  EXPECT_EQ(*ParseCard("cpu"), std::nullopt);
+  EXPECT_EQ(*ParseCard("cuda"), 0);
+  EXPECT_EQ(*ParseCard("cuda:3"), 3);
+  for (const char* wrong : {"", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0"}) {
+    EXPECT_THAT(ParseCard(wrong).status().message(), HasSubstr("cpu, cuda or cuda:N")) << wrong;
+  }
+}
+
+TEST(RankPlanTest, ACardRefusesWhatItDoesNotTakeByName) {
+  WorkerOptions options = Options();
+  options.device = "cuda";
+  const auto message = [&] { return std::string(MakeRankPlan(options).status().message()); };
+  EXPECT_THAT(message(), HasSubstr("kv_lora_rank"));  // of TinyConfig
+  options.quantization = "int8";
+  EXPECT_THAT(message(), HasSubstr("--quantization is int8"));
+  options.quantization = "none";
+  options.numerics = "fma";
+  EXPECT_THAT(message(), HasSubstr("--numerics is fma"));
+}
+
+TEST(RankPlanTest, SaysThatThereIsNoCard) {
+  WorkerOptions options = Options();
+  options.model = "models/tiny-r1";
+  options.device = "cuda:4095";
+  const auto plan = MakeRankPlan(options);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(plan.status().message(), HasSubstr("--device cuda:4095"));
 }
 
 }  // namespace

@@ -186,6 +186,22 @@ json TinyConfig() {
           {"eos_token_id", 2}};
 }
 
+json TinyCudaConfig() {
+  json config = TinyConfig();
+  config.update({{"hidden_size", 144},
+                 {"intermediate_size", 96},
+                 {"moe_intermediate_size", 48},
+                 {"num_hidden_layers", 2},
+                 {"num_attention_heads", 2},
+                 {"num_key_value_heads", 2},
+                 {"q_lora_rank", 48},
+                 {"kv_lora_rank", 128},
+                 {"qk_nope_head_dim", 32},
+                 {"qk_rope_head_dim", 64},
+                 {"v_head_dim", 16}});
+  return config;
+}
+
 TestTensors TinyTensors(const json& config, uint64_t seed) {
   return MakeTensors(config, seed, false);
 }

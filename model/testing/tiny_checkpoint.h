@@ -26,6 +26,8 @@ std::string SafetensorsFile(std::string_view header, int64_t data_bytes);
 // The published spelling of a deepseek_v3 of three layers (dense, sparse, sparse) with q_lora,
 // groups, YaRN and a shared expert, whose sizes no tile divides.
 nlohmann::json TinyConfig();
+// The same in sizes that the CUDA kernels take, and two layers.
+nlohmann::json TinyCudaConfig();
 // BF16 tensors for it (router bias F32), random from `seed`.
 TestTensors TinyTensors(const nlohmann::json& config, uint64_t seed);
 // The same with linear weights in FP8 and block scales; `config` then needs quantization_config.

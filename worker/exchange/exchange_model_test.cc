@@ -1,5 +1,6 @@
 // The exchange under the real graph and the real CPU backend: whatever the world's shape, and
-// whatever happens to it in the middle, the logits have the bits of one rank alone.
+// whatever happens to it in the middle, the logits have the bits of one rank alone. So have those
+// of the CUDA backend over the emulated device, whose memory is not the host's.
 #include <algorithm>
 #include <memory>
 #include <set>
@@ -10,6 +11,7 @@
 #include "cluster/transport/loopback_transport.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/testing/random.h"
 #include "model/local_exchange.h"
 #include "model/step.h"
@@ -23,9 +25,9 @@ using cluster::ExpertMap;
 using kernels::Random;
 using Logits = std::vector<std::vector<float>>;
 
-constexpr int kLayers = 3, kExperts = 12, kPages = 4;
+constexpr int kExperts = 12, kPages = 4;
 
-std::unique_ptr<kernels::Backend> NewBackend() {
+std::shared_ptr<kernels::Backend> NewBackend() {
   return kernels::MakeCpuBackend({.family = kernels::CpuFamily::kFma, .threads = 1}).backend;
 }
 
@@ -54,7 +56,7 @@ class SomeExperts : public ExpertSet {
 };
 
 struct Rank {
-  std::unique_ptr<kernels::Backend> backend = NewBackend();
+  std::shared_ptr<kernels::Backend> backend;
   std::unique_ptr<SomeExperts> experts;
   std::unique_ptr<cluster::LoopbackTransport> transport;
   std::unique_ptr<MessageExchange> exchange;
@@ -76,7 +78,7 @@ class OneStep {
     }
     plan_.sequences = {{.row_count = rows}};
     for (int page = 0; page < kPages; ++page) plan_.pages.push_back(page);
-    for (int layer = 0; layer < kLayers; ++layer) {
+    for (int layer = 0; layer < model.config().layer_count; ++layer) {
       slabs_.push_back(
           backend.Allocate(kPages * model.kv_layout().page_bytes(), kernels::MemoryUse::kTraffic));
       pointers_.push_back(slabs_.back()->data());
@@ -112,9 +114,12 @@ class OneStep {
 
 class ExchangeModelTest : public testing::Test {
  protected:
-  ExchangeModelTest() {
-    const auto tensors = model::TinyTensors(model::TinyConfig(), 7);
-    const std::string folder = model::WriteCheckpoint(model::TinyConfig(), tensors);
+  // All ranks compute on `shared`; null: each on a backend of its own.
+  explicit ExchangeModelTest(const nlohmann::json& config = model::TinyConfig(),
+                             std::shared_ptr<kernels::Backend> shared = nullptr)
+      : shared_(std::move(shared)) {
+    if (shared_ != nullptr) backend_ = shared_;
+    const std::string folder = model::WriteCheckpoint(config, model::TinyTensors(config, 7));
     const auto checkpoint = model::Checkpoint::Open(folder);
     model_ = *model::Model::Load(*model::ReadModelConfig(folder), **checkpoint, *backend_, {});
   }
@@ -122,12 +127,12 @@ class ExchangeModelTest : public testing::Test {
   // `attention` ranks, then `experts` ranks that hold every expert `replicas` times.
   void MakeWorld(int attention, int experts, int replicas) {
     map_ = {.version = {1, 1}};
-    map_.replicas.assign(kLayers, std::vector<std::vector<int>>(kExperts));
+    map_.replicas.assign(layers(), std::vector<std::vector<int>>(kExperts));
     map_.replicas[0].clear();
     for (int rank = 0; rank < attention + experts; ++rank) {
       AddRank(rank, rank < attention, rank >= attention);
     }
-    for (int layer = 1; layer < kLayers; ++layer) {
+    for (int layer = 1; layer < layers(); ++layer) {
       for (int expert = 0; expert < kExperts; ++expert) {
         for (int i = 0; i < replicas; ++i) {
           Hold(layer, expert, attention + (layer + expert + i) % experts);
@@ -143,10 +148,11 @@ class ExchangeModelTest : public testing::Test {
                           .attention = attention,
                           .experts = experts});
     Rank& made = ranks_[rank];
+    made.backend = shared_ != nullptr ? shared_ : NewBackend();
     made.experts = std::make_unique<SomeExperts>(*model_, *made.backend);
     made.transport = std::make_unique<cluster::LoopbackTransport>(network_, rank, 100 + rank);
     made.exchange = std::make_unique<MessageExchange>(
-        ExchangeShape{kLayers, kExperts, 3, model_->config().hidden_size},
+        ExchangeShape{layers(), kExperts, 3, model_->config().hidden_size},
         ExchangeLimits{.tile_rows_max = 16, .answer_bytes_max = 4096}, loop_, *made.transport,
         *made.experts);
     made.exchange->Join(rank);
@@ -210,8 +216,11 @@ class ExchangeModelTest : public testing::Test {
     return prompts;
   }
 
+  int layers() const { return model_->config().layer_count; }
+
   SimLoop loop_;
-  std::unique_ptr<kernels::Backend> backend_ = NewBackend();
+  const std::shared_ptr<kernels::Backend> shared_;
+  std::shared_ptr<kernels::Backend> backend_ = NewBackend();
   std::unique_ptr<model::Model> model_;
   cluster::LoopbackNetwork network_;
   ExpertMap map_;
@@ -252,7 +261,7 @@ TEST_P(ExchangeShapesTest, HasTheSameBitsWhileTheWorldChanges) {
     bool killed = false;
     const auto nemesis = [&](int turn) {
       const int victim = attention + random.Integer(0, experts - 1);
-      const int layer = random.Integer(1, kLayers - 1), expert = random.Integer(0, kExperts - 1);
+      const int layer = random.Integer(1, layers() - 1), expert = random.Integer(0, kExperts - 1);
       switch (random.Integer(0, 12)) {
         case 0:
           return network_.Break(random.Integer(0, attention - 1), victim);
@@ -273,7 +282,7 @@ TEST_P(ExchangeShapesTest, HasTheSameBitsWhileTheWorldChanges) {
           killed = true;
           ranks_.erase(victim);
           std::erase_if(map_.ranks, [&](const auto& entry) { return entry.rank == victim; });
-          for (int l = 1; l < kLayers; ++l) {
+          for (int l = 1; l < layers(); ++l) {
             for (int e = 0; e < kExperts; ++e) {
               std::erase(map_.replicas[l][e], victim);
               if (map_.replicas[l][e].empty()) Hold(l, e, ranks_.rbegin()->first);
@@ -305,7 +314,7 @@ INSTANTIATE_TEST_SUITE_P(Worlds, ExchangeShapesTest,
 
 TEST_F(ExchangeModelTest, ARankWithBothRolesServesItselfAndOthers) {
   map_ = {.version = {1, 1}};
-  map_.replicas.assign(kLayers, std::vector<std::vector<int>>(kExperts));
+  map_.replicas.assign(layers(), std::vector<std::vector<int>>(kExperts));
   map_.replicas[0].clear();
   for (int rank = 0; rank < 3; ++rank) AddRank(rank, true, true);
   for (int expert = 0; expert < kExperts; ++expert) {
@@ -321,15 +330,37 @@ TEST_F(ExchangeModelTest, ARankWithBothRolesServesItselfAndOthers) {
 
 TEST_F(ExchangeModelTest, AloneItComputesInPlace) {
   map_ = {.version = {1, 1}};
-  map_.replicas.assign(kLayers, std::vector<std::vector<int>>(kExperts));
+  map_.replicas.assign(layers(), std::vector<std::vector<int>>(kExperts));
   AddRank(0, true, true);
-  for (int layer = 1; layer < kLayers; ++layer) {
+  for (int layer = 1; layer < layers(); ++layer) {
     for (int expert = 0; expert < kExperts; ++expert) Hold(layer, expert, 0);
   }
   Publish();
   const auto prompts = Prompts(1, 5);
   EXPECT_TRUE(Compute(prompts) == Alone(prompts));
   EXPECT_EQ(ranks_.at(0).exchange->counters().dispatches_sent, 0);
+}
+
+class DeviceExchangeTest : public ExchangeModelTest {
+ protected:
+  DeviceExchangeTest()
+      : ExchangeModelTest(model::TinyCudaConfig(), kernels::MakeCudaBackend({}).backend) {}
+};
+
+// Only one rank steps: a backend has one step at a time.
+TEST_F(DeviceExchangeTest, RowsReachADeviceFromEveryMemory) {
+  map_ = {.version = {1, 1}};
+  map_.replicas.assign(layers(), std::vector<std::vector<int>>(kExperts));
+  map_.replicas[0].clear();
+  AddRank(0, true, true);
+  AddRank(1, false, true);
+  for (int expert = 0; expert < kExperts; ++expert) Hold(1, expert, expert % 2);
+  Publish();
+  auto prompts = Prompts(1, 11);
+  prompts[0].resize(20);
+  EXPECT_TRUE(Compute(prompts) == Alone(prompts));
+  EXPECT_GT(ranks_.at(0).exchange->served().local_rows, 0);
+  EXPECT_GT(ranks_.at(1).exchange->served().rows_served, 0);
 }
 
 }  // namespace
