@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -11,15 +10,14 @@
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/reference/reference_backend.h"
-#include "nlohmann/json.hpp"
 #include "tests/golden/golden_backends.h"
 #include "tests/golden/golden_run.h"
+#include "tests/golden/tiny_r1.h"
 
 namespace epic::golden {
 namespace {
 
 constexpr char kData[] = "tests/golden/data";
-constexpr char kTinyR1[] = "models/tiny-r1";
 constexpr kernels::CpuFamily kFamilies[] = {
     kernels::CpuFamily::kFma, kernels::CpuFamily::kAvx512Bf16, kernels::CpuFamily::kAmxBf16};
 
@@ -163,42 +161,21 @@ TEST_P(GoldenTest, NoChunkingOrMixChangesABit) {
   }
 }
 
-nlohmann::json ReadJson(const std::string& path) {
-  std::ifstream file(path);
-  return nlohmann::json::parse(file, nullptr, false);
-}
-
 constexpr int kPrompts = 12;
 
-// tiny_r1_answers.json: prompts and what float32 transformers answers, greedily. How many of
-// kPrompts are answered as there.
-int EqualAnswers(kernels::Quantization quantization) {
-  constexpr int32_t kEndOfSentence = 1008;
-  const nlohmann::json answers = ReadJson(absl::StrCat(kData, "/tiny_r1_answers.json"));
-  if (!answers.is_array() || answers.size() < kPrompts) return -1;
+int AnswersOfCpu(kernels::Quantization quantization) {
   const auto backend =
       Cpu({.family = kernels::CpuFamily::kFma, .quantization = quantization, .threads = 2});
-  const auto model = Loaded(kTinyR1, *backend);
-  if (model == nullptr) return -1;
-  int equal = 0;
-  for (int i = 0; i < kPrompts; ++i) {
-    const nlohmann::json& answer = answers[i * answers.size() / kPrompts];
-    const auto expected = answer["output_ids"].get<std::vector<int32_t>>();
-    const std::vector<int32_t> given =
-        model->Greedy(answer["prompt_ids"].get<std::vector<int32_t>>(), kEndOfSentence,
-                      static_cast<int>(expected.size()));
-    if (given == expected) ++equal;
-  }
-  return equal;
+  return EqualAnswers(*backend, kPrompts);
 }
 
 TEST(TinyR1Test, AnswersAsTheOracle) {
   // BF16 activations may choose another word where two are nearly as likely.
-  EXPECT_GE(EqualAnswers(kernels::Quantization::kNone), kPrompts - 3);
+  EXPECT_GE(AnswersOfCpu(kernels::Quantization::kNone), kPrompts - 3);
 }
 
 TEST(TinyR1Test, AnswersMostlyAsTheOracleInInt8) {
-  EXPECT_GE(EqualAnswers(kernels::Quantization::kInt8), kPrompts - 5);
+  EXPECT_GE(AnswersOfCpu(kernels::Quantization::kInt8), kPrompts - 5);
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, testing::ValuesIn(Checkpoints()),
