@@ -54,25 +54,32 @@ cluster::BalanceRequest ExpertHosts::Request(bool homes_only) const {
   return request;
 }
 
-ExpertHosts::Experts ExpertHosts::Wanted(const Host& host, const cluster::Replicas& desired) const {
-  const int rank = host.host.rank;
-  Experts wanted;
+std::map<int, ExpertHosts::Experts> ExpertHosts::Wanted(const cluster::Replicas& desired) const {
+  std::map<int, Experts> wanted;
+  for (const auto& [rank, host] : hosts_) wanted[rank];
   for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
     for (int expert = 0; expert < shape_.expert_count; ++expert) {
-      const int id = Id(layer, expert);
-      const std::vector<int>& ranks = desired[layer][expert];
-      // Given to others, it stays until one of them holds it.
-      const bool kept = host.held.count(id) > 0 && std::ranges::none_of(ranks, [&](int other) {
-                          return hosts_.at(other).held.count(id) > 0;
-                        });
-      if (kept || std::ranges::binary_search(ranks, rank)) wanted.insert(id);
+      for (const int rank : desired[layer][expert]) {
+        Experts& of_rank = wanted.at(rank);
+        of_rank.insert(of_rank.end(), Id(layer, expert));
+      }
     }
   }
-  // What has no slot yet waits for those that are kept to go.
-  auto last = wanted.end();
-  while (static_cast<int64_t>(wanted.size()) > host.host.slots && last != wanted.begin()) {
-    --last;
-    if (host.held.count(*last) == 0) last = wanted.erase(last);
+  for (const auto& [rank, host] : hosts_) {
+    Experts& of_rank = wanted.at(rank);
+    for (const int id : host.held) {
+      // Given to others, it stays until one of them holds it.
+      const std::vector<int>& ranks = desired[id / shape_.expert_count][id % shape_.expert_count];
+      const bool held_there = std::ranges::any_of(
+          ranks, [&](int other) { return hosts_.at(other).held.count(id) > 0; });
+      if (!held_there) of_rank.insert(id);
+    }
+    // What has no slot yet waits for those that are kept to go.
+    auto last = of_rank.end();
+    while (static_cast<int64_t>(of_rank.size()) > host.host.slots && last != of_rank.begin()) {
+      --last;
+      if (host.held.count(*last) == 0) last = of_rank.erase(last);
+    }
   }
   return wanted;
 }
@@ -109,8 +116,7 @@ std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan(bool frozen) {
   const cluster::Replicas desired = cluster::Balance(Request(homes_only)).replicas;
   if (!homes_only) may_move_ = false;
   // All are decided upon what is held now: an order that drops changes it.
-  std::map<int, Experts> wanted;
-  for (const auto& [rank, host] : hosts_) wanted[rank] = Wanted(host, desired);
+  std::map<int, Experts> wanted = Wanted(desired);
   for (auto& [rank, host] : hosts_) {
     Experts& experts = wanted.at(rank);
     if (experts != host.ordered) orders.emplace_back(rank, Order(host, std::move(experts)));

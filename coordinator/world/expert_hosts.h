@@ -88,7 +88,8 @@ class ExpertHosts {
   // After each change of what is held.
   void Count();
   cluster::BalanceRequest Request(bool homes_only) const;
-  Experts Wanted(const Host& host, const cluster::Replicas& desired) const;
+  // By rank.
+  std::map<int, Experts> Wanted(const cluster::Replicas& desired) const;
   v1::PlaceExperts Order(Host& host, Experts wanted);
   absl::Status CheckHashes(int rank, const v1::ExpertsReady& ready);
 

@@ -1,6 +1,7 @@
 #include "coordinator/world/link_court.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -9,59 +10,62 @@ namespace epic::coordinator {
 
 void LinkCourt::Accuse(int accuser, int accused, std::string evidence, absl::Time now) {
   accusations_.try_emplace({accuser, accused}, Accusation{std::move(evidence), now});
+  accusers_[accused].insert(accuser);
+}
+
+void LinkCourt::Withdraw(int accuser, int accused) {
+  if (accusations_.erase({accuser, accused}) == 0) return;
+  accusers_.at(accused).erase(accuser);
 }
 
 void LinkCourt::Forget(int rank) {
   std::erase_if(accusations_, [rank](const auto& entry) {
     return entry.first.first == rank || entry.first.second == rank;
   });
+  accusers_.erase(rank);
+  for (auto& [accused, accusers] : accusers_) accusers.erase(rank);
+  std::erase_if(accusers_, [](const auto& entry) { return entry.second.empty(); });
 }
 
 bool LinkCourt::Accused(int rank, int apart_from) const {
-  return std::ranges::any_of(accusations_, [&](const auto& entry) {
-    return entry.first.second == rank && entry.first.first != apart_from;
-  });
-}
-
-std::set<int> LinkCourt::Ranks() const {
-  std::set<int> ranks;
-  for (const auto& [pair, accusation] : accusations_) ranks.insert({pair.first, pair.second});
-  return ranks;
+  const auto at = accusers_.find(rank);
+  return at != accusers_.end() && at->second.size() > at->second.count(apart_from);
 }
 
 std::optional<LinkVerdict> LinkCourt::Judge(absl::Time now) {
   if (!MayRevoke(now)) return std::nullopt;
-  for (const int rank : Ranks()) {
+  std::optional<LinkVerdict> verdict = JudgeAccused();
+  if (!verdict) verdict = JudgeAccusers(now);
+  if (verdict) CountRevocation(now);
+  return verdict;
+}
+
+std::optional<LinkVerdict> LinkCourt::JudgeAccused() const {
+  for (const auto& [rank, accusers] : accusers_) {
     std::vector<int> witnesses;
-    std::string evidence;
-    for (const auto& [pair, accusation] : accusations_) {
-      if (pair.second != rank || Accused(pair.first, rank)) continue;
-      witnesses.push_back(pair.first);
-      evidence = accusation.evidence;
-    }
+    std::ranges::copy_if(accusers, std::back_inserter(witnesses),
+                         [&, of = rank](int accuser) { return !Accused(accuser, of); });
     if (witnesses.size() < 2) continue;
-    CountRevocation(now);
-    return LinkVerdict{
-        rank,
-        absl::StrCat("ranks ", absl::StrJoin(witnesses, ", "), " cannot reach it: ", evidence),
-        /*witnessed=*/true};
+    return LinkVerdict{rank,
+                       absl::StrCat("ranks ", absl::StrJoin(witnesses, ", "), " cannot reach it: ",
+                                    accusations_.at({witnesses.back(), rank}).evidence),
+                       /*witnessed=*/true};
   }
-  // The rank that accuses most; among equals the youngest.
-  std::optional<std::pair<size_t, int>> worst;
-  std::vector<int> accused;
-  for (const int rank : Ranks()) {
-    std::vector<int> peers;
-    for (const auto& [pair, accusation] : accusations_) {
-      if (pair.first == rank && now - accusation.since >= settle_) peers.push_back(pair.second);
-    }
-    if (peers.size() < 2 || (worst && std::pair{peers.size(), rank} < *worst)) continue;
-    worst = {peers.size(), rank};
-    accused = peers;
+  return std::nullopt;
+}
+
+// The rank that accuses most; among equals the youngest.
+std::optional<LinkVerdict> LinkCourt::JudgeAccusers(absl::Time now) const {
+  std::map<int, std::vector<int>> accused_by;
+  for (const auto& [pair, accusation] : accusations_) {
+    if (now - accusation.since >= settle_) accused_by[pair.first].push_back(pair.second);
   }
-  if (!worst) return std::nullopt;
-  CountRevocation(now);
-  return LinkVerdict{worst->second,
-                     absl::StrCat("it alone cannot reach ranks ", absl::StrJoin(accused, ", "))};
+  const auto worst = std::ranges::max_element(accused_by, {}, [](const auto& entry) {
+    return std::pair{entry.second.size(), entry.first};
+  });
+  if (worst == accused_by.end() || worst->second.size() < 2) return std::nullopt;
+  return LinkVerdict{worst->first, absl::StrCat("it alone cannot reach ranks ",
+                                                absl::StrJoin(worst->second, ", "))};
 }
 
 std::vector<BrokenPair> LinkCourt::Pairs(absl::Time now) const {

@@ -31,7 +31,7 @@ class LinkCourt {
   explicit LinkCourt(absl::Duration settle) : settle_(settle) {}
 
   void Accuse(int accuser, int accused, std::string evidence, absl::Time now);
-  void Withdraw(int accuser, int accused) { accusations_.erase({accuser, accused}); }
+  void Withdraw(int accuser, int accused);
   void Forget(int rank);
 
   // A rank accused by two or more that nobody else accuses, at once; else one that has accused two
@@ -50,10 +50,12 @@ class LinkCourt {
   };
   // Whether anyone but `apart_from` accuses the rank.
   bool Accused(int rank, int apart_from) const;
-  std::set<int> Ranks() const;
+  std::optional<LinkVerdict> JudgeAccused() const;
+  std::optional<LinkVerdict> JudgeAccusers(absl::Time now) const;
 
   const absl::Duration settle_;
   std::map<std::pair<int, int>, Accusation> accusations_;  // (accuser, accused)
+  std::map<int, std::set<int>> accusers_;                  // by accused
   absl::Time next_revocation_at_ = absl::InfinitePast();
 };
 
