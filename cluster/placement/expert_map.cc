@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "base/status.h"
 
 namespace epic::cluster {
 namespace {
@@ -17,6 +18,25 @@ absl::Status CheckRanks(const ExpertMap& map) {
     last = entry.rank;
   }
   return absl::OkStatus();
+}
+
+absl::Status ReadLayer(const v1::MapLayer& layer, int number, ExpertMap& map) {
+  auto& of_layer = map.replicas.emplace_back();
+  of_layer.reserve(layer.counts_size());
+  auto next = layer.ranks().begin();
+  for (const int count : layer.counts()) {
+    if (count < 0 || count > layer.ranks().end() - next) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("map.layers[", number, "].counts[", of_layer.size(), "] is ", count,
+                       ", and ", layer.ranks().end() - next, " ranks are left"));
+    }
+    of_layer.emplace_back(next, next + count);
+    next += count;
+  }
+  if (next == layer.ranks().end()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("map.layers[", number, "].ranks has ",
+                                                 layer.ranks_size(), ", its counts add up to ",
+                                                 next - layer.ranks().begin()));
 }
 
 absl::Status CheckReplicas(const ExpertMap& map) {
@@ -75,21 +95,19 @@ absl::StatusOr<ExpertMap> ExpertMapFrom(const v1::PublishMap& message) {
                          .pair_key = from.pair_key()});
   }
   for (const v1::MapLayer& layer : message.layers()) {
-    auto& of_layer = map.replicas.emplace_back();
-    for (const v1::MapExpert& expert : layer.experts()) {
-      of_layer.emplace_back(expert.ranks().begin(), expert.ranks().end());
-    }
+    RETURN_IF_ERROR(ReadLayer(layer, static_cast<int>(map.replicas.size()), map));
   }
-  if (absl::Status status = CheckRanks(map); !status.ok()) return status;
-  if (absl::Status status = CheckReplicas(map); !status.ok()) return status;
+  RETURN_IF_ERROR(CheckRanks(map));
+  RETURN_IF_ERROR(CheckReplicas(map));
   return map;
 }
 
-v1::PublishMap ToMessage(const ExpertMap& map) {
+v1::PublishMap ToMessage(const ExpertMap& map, const RankEntry& told) {
   v1::PublishMap message;
   message.set_term(map.version.term);
   message.set_number(map.version.number);
   for (const RankEntry& entry : map.ranks) {
+    if (entry.rank != told.rank && !entry.ExchangesWith(told)) continue;
     v1::MapRank& to = *message.add_ranks();
     to.set_rank(entry.rank);
     to.set_generation(entry.generation);
@@ -100,11 +118,12 @@ v1::PublishMap ToMessage(const ExpertMap& map) {
     to.set_address(entry.address);
     to.set_pair_key(entry.pair_key);
   }
+  if (!told.attention) return message;
   for (const auto& of_layer : map.replicas) {
     v1::MapLayer& layer = *message.add_layers();
     for (const auto& of_expert : of_layer) {
-      v1::MapExpert& expert = *layer.add_experts();
-      expert.mutable_ranks()->Add(of_expert.begin(), of_expert.end());
+      layer.add_counts(static_cast<int32_t>(of_expert.size()));
+      layer.mutable_ranks()->Add(of_expert.begin(), of_expert.end());
     }
   }
   return message;

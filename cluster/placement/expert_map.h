@@ -1,7 +1,7 @@
 // ExpertMap: which rank holds which expert (protocol.md §1, §6). The coordinator is its only
 // author; every exchange uses the newest map its rank holds. Placement never changes a result, so
-// nobody waits for anybody to take a newer map. A value; equal on all ranks that hold the same
-// version.
+// nobody waits for anybody to take a newer map. A value. Each rank is told its part alone, so what
+// a change costs grows with the links that it may touch, not with the square of the ranks.
 #pragma once
 
 #include <compare>
@@ -34,6 +34,11 @@ struct RankEntry {
   std::string address;  // host:port of its tcp listener; empty: none
   // Of a hello between this rank and the one that is told; 32 bytes, or empty without a token.
   std::string pair_key;
+
+  // Whether one of the two has rows for experts of the other.
+  bool ExchangesWith(const RankEntry& other) const {
+    return rank != other.rank && ((attention && other.experts) || (experts && other.attention));
+  }
 };
 
 struct ExpertMap {
@@ -52,6 +57,8 @@ struct ExpertMap {
 // an unknown rank, ranks out of order, an expert count that is not the same in all layers with
 // experts).
 absl::StatusOr<ExpertMap> ExpertMapFrom(const v1::PublishMap& message);
-v1::PublishMap ToMessage(const ExpertMap& map);
+// The part of the map that `told` needs: itself, the ranks that it exchanges rows with, and, if it
+// has attention, which of them holds what.
+v1::PublishMap ToMessage(const ExpertMap& map, const RankEntry& told);
 
 }  // namespace epic::cluster

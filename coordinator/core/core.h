@@ -178,10 +178,10 @@ class Core : public Inference, public Operators {
 template <class Change>
 void Core::ChangeWorld(Change change) {
   change();
-  const WorldActions actions = world_.Take();
-  for (const auto& [rank, message] : actions.messages) {
+  WorldActions actions = world_.Take();
+  for (auto& [rank, message] : actions.messages) {
     const auto worker = workers_.find(rank);
-    if (worker != workers_.end()) worker->second.link->Send(message);
+    if (worker != workers_.end()) worker->second.link->Send(std::move(message));
   }
   for (const int rank : actions.move) MoveAway(rank);
   for (const LostRanks& lost : actions.lost) OnLost(lost);

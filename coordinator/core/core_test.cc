@@ -481,7 +481,7 @@ TEST_F(ManyRanksTest, SequencesGoToAttentionRanksAloneAndAnyRankMayDie) {
   EXPECT_EQ(a->held_count(), 1u);
   EXPECT_EQ(b->held_count(), 1u);
   a->Step();
-  loop_.RunPosted();
+  loop_.Advance(absl::Milliseconds(50));
   c.reset();
   loop_.RunPosted();
   EXPECT_EQ(a->map_number, 3u);  // without it, then with what the other one has loaded
@@ -525,6 +525,7 @@ TEST_F(ManyRanksTest, ADrainMovesRequestsAndAFenceDropsARank) {
   // Nothing was left on it, so it was told to end already.
   EXPECT_EQ(said.at(4).code(), absl::StatusCode::kFailedPrecondition);
   auto e = NewRank(many_, true);
+  loop_.Advance(absl::Milliseconds(50));
   while (e->Step()) loop_.RunPosted();
   EXPECT_EQ(Tokens(x->Read(0, 0)), Expected(first, 0));
   std::set<std::string> kinds;

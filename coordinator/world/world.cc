@@ -84,7 +84,7 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
     hosts_->AllowMoves();
   }
   TryStart(now);
-  Replan();
+  PlanSoon();
   return rank;
 }
 
@@ -148,7 +148,7 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
     case v1::ControlMessage::kExpertsFailed:
       Say("experts failed", rank, message.experts_failed().message());
       if (hosts_) hosts_->OnFailed(rank, message.experts_failed().order());
-      return Replan();
+      return PlanSoon();
     case v1::ControlMessage::kLinkDown:
     case v1::ControlMessage::kLinkUp:
       return OnLink(rank, message, now);
@@ -183,15 +183,17 @@ void World::OnReady(int rank, const v1::WorkerReady& ready) {
 
 void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
   if (!hosts_) return;
+  const int64_t unhosted_before = hosts_->unhosted_count();
   if (absl::Status status = hosts_->OnReady(rank, ready); !status.ok()) {
     return Refuse(rank, std::string(status.message()));
   }
   Say("experts ready", rank,
       absl::StrFormat("%d held, %d MiB loaded in %.2f s", hosts_->held_count(rank),
                       ready.loaded_bytes() >> 20, ready.load_seconds()));
-  // While others load what is urgent, maps come with OnTime: one for all that answer meanwhile.
-  publish_due_ = hosts_->unhosted_count() > 0 && !hosts_->loading_ranks().empty();
-  if (!publish_due_) Replan();
+  const int64_t unhosted = hosts_->unhosted_count();
+  if (unhosted == 0 && unhosted_before > 0) return Replan();  // requests wait for it
+  // While others load what is urgent, nothing else is planned.
+  (unhosted > 0 && !hosts_->loading_ranks().empty() ? publish_due_ : plan_due_) = true;
 }
 
 void World::OnLink(int rank, const v1::ControlMessage& message, absl::Time now) {
@@ -202,7 +204,7 @@ void World::OnLink(int rank, const v1::ControlMessage& message, absl::Time now) 
   if (peer == members_.end() || peer->second.generation != down.generation()) return;
   if (down.rank() == rank) return;
   links_.Accuse(rank, down.rank(), down.evidence(), now);
-  JudgeLinks(now);
+  Convict(now);
 }
 
 void World::Refuse(int rank, const std::string& why) {
@@ -214,7 +216,7 @@ void World::Refuse(int rank, const std::string& why) {
   links_.Forget(rank);
   if (hosts_) hosts_->Leave(rank);
   actions_.move.push_back(rank);
-  Replan();
+  PlanUrgently();
 }
 
 void World::OnClosed(int rank, const absl::Status& why, absl::Time now) {
@@ -235,7 +237,7 @@ void World::Lose(int rank, const std::string& kind, const std::string& why, bool
     Remove(other, "revoke", absl::StrCat("its epoch has ended with rank ", rank, ": ", why));
   }
   actions_.lost.push_back({ranks, why, unexplained});
-  Replan();
+  PlanUrgently();
 }
 
 void World::Remove(int rank, const std::string& kind, const std::string& why) {
@@ -250,6 +252,9 @@ void World::Remove(int rank, const std::string& kind, const std::string& why) {
   links_.Forget(rank);
   std::erase_if(broken_links_,
                 [rank](const auto& pair) { return pair.first == rank || pair.second == rank; });
+  std::erase_if(pair_keys_, [rank](const auto& entry) {
+    return entry.first.first == rank || entry.first.second == rank;
+  });
   if (hosts_) hosts_->Leave(rank);
 }
 
@@ -266,7 +271,7 @@ void World::Freeze(bool frozen) {
   frozen_ = frozen;
   events_.Append("freeze", -1, 0, frozen ? "on" : "off");
   for (auto& [rank, member] : members_) member.suspected = false;
-  Replan();
+  PlanSoon();
 }
 
 WorldActions World::Take() { return std::exchange(actions_, {}); }
@@ -325,7 +330,10 @@ absl::Status World::ReadySoon() const {
     if (member.whole && Routable(rank)) return absl::OkStatus();
   }
   if (hosts_ && started_ && CountRoutable(-1) > 0) {
-    if (hosts_->unhosted_count() == 0 || !hosts_->loading_ranks().empty()) return absl::OkStatus();
+    const bool planned = plan_due_ && hosts_->Shortfall() <= 0;
+    if (hosts_->unhosted_count() == 0 || !hosts_->loading_ranks().empty() || planned) {
+      return absl::OkStatus();
+    }
     return absl::UnavailableError(absl::StrFormat(
         "%d of %d experts unhosted, and %d slots are missing", hosts_->unhosted_count(),
         hosts_->shape().expert_total(), std::max<int64_t>(0, hosts_->Shortfall())));

@@ -135,11 +135,19 @@ class World {
   void Remove(int rank, const std::string& kind, const std::string& why);
 
   void TryStart(absl::Time now);
-  // Orders and the map, as members and holdings now are.
+  // Orders and the map, as members and holdings now are: a plan costs by the number of ranks, and
+  // so does what it tells to each of them. What is won waits for OnTime, in one plan for all of it.
+  // What is lost is planned for at once, unless that was done since OnTime already.
+  void PlanSoon() { plan_due_ = true; }
+  void PlanUrgently();
   void Replan();
   void PublishMap();
+  // Of a hello between two ranks; empty without a secret.
+  const std::string& PairKey(int a, int b);
   cluster::ExpertMap NextMap() const;
   void JudgeLiveness(absl::Time now);
+  // Revokes whom the link court finds guilty.
+  void Convict(absl::Time now);
   void JudgeLinks(absl::Time now);
   void JudgePair(const BrokenPair& pair, absl::Time now);
   void AdvanceDrains(absl::Time now, const std::map<int, int>& sequences);
@@ -160,10 +168,13 @@ class World {
   LinkCourt links_;
   std::set<std::pair<int, int>> broken_links_;  // said and marked
   bool started_ = false;
-  bool publish_due_ = false;
+  bool plan_due_ = false;
+  bool publish_due_ = false;       // the map alone
+  bool planned_urgently_ = false;  // since OnTime
   bool frozen_ = false;
   absl::Time last_join_at_;
   cluster::ExpertMap map_;  // as published
+  std::map<std::pair<int, int>, std::string> pair_keys_;
   WorldActions actions_;
 };
 

@@ -23,11 +23,18 @@ void World::TryStart(absl::Time now) {
   started_ = true;
   events_.Append("start", -1, 0,
                  absl::StrFormat("%d ranks, %d experts", joined, hosts_->shape().expert_total()));
+  PlanUrgently();
+}
+
+void World::PlanUrgently() {
+  if (planned_urgently_) return PlanSoon();
+  planned_urgently_ = true;
+  Replan();
 }
 
 void World::Replan() {
   if (!started_) return;
-  publish_due_ = false;
+  plan_due_ = publish_due_ = false;
   const auto orders = hosts_->Plan(frozen_);
   // First the map without what an order drops.
   PublishMap();
@@ -73,16 +80,13 @@ void World::PublishMap() {
   }
   next.version = {options_.term, map_.version.number + 1};
   map_ = std::move(next);
-  v1::ControlMessage message;
-  *message.mutable_publish_map() = cluster::ToMessage(map_);
   for (const cluster::RankEntry& told : map_.ranks) {
-    if (!options_.pair_secret.empty()) {
-      for (v1::MapRank& entry : *message.mutable_publish_map()->mutable_ranks()) {
-        entry.set_pair_key(
-            cluster::PairKey(options_.pair_secret, options_.term, entry.rank(), told.rank));
-      }
+    v1::ControlMessage message;
+    *message.mutable_publish_map() = cluster::ToMessage(map_, told);
+    for (v1::MapRank& entry : *message.mutable_publish_map()->mutable_ranks()) {
+      if (entry.rank() != told.rank) entry.set_pair_key(PairKey(entry.rank(), told.rank));
     }
-    Send(told.rank, message);
+    Send(told.rank, std::move(message));
   }
   events_.Append("map", -1, 0,
                  absl::StrFormat("number %d: %d ranks, %d experts unhosted, %d on one rank alone",
@@ -90,12 +94,20 @@ void World::PublishMap() {
                                  hosts_->unreplicated_count()));
 }
 
-void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
-  if (!started_) {
-    TryStart(now);
-    Replan();
+const std::string& World::PairKey(int a, int b) {
+  std::string& key = pair_keys_[std::minmax(a, b)];
+  if (key.empty() && !options_.pair_secret.empty()) {
+    key = cluster::PairKey(options_.pair_secret, options_.term, a, b);
   }
-  if (publish_due_) {
+  return key;
+}
+
+void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
+  planned_urgently_ = false;
+  if (!started_) TryStart(now);
+  if (plan_due_) {
+    Replan();
+  } else if (publish_due_) {
     publish_due_ = false;
     PublishMap();
   }
@@ -116,14 +128,17 @@ void World::JudgeLiveness(absl::Time now) {
       absl::StrCat("not revoked, all is frozen: ", suspicion->evidence));
 }
 
+void World::Convict(absl::Time now) {
+  if (frozen_) return;
+  const auto verdict = links_.Judge(now);
+  if (verdict) Lose(verdict->rank, "revoke", verdict->evidence, /*unexplained=*/verdict->witnessed);
+}
+
 void World::JudgeLinks(absl::Time now) {
-  if (!frozen_) {
-    if (const auto verdict = links_.Judge(now); verdict) {
-      Lose(verdict->rank, "revoke", verdict->evidence, /*unexplained=*/verdict->witnessed);
-    }
-  }
+  Convict(now);
+  const std::vector<BrokenPair> pairs = links_.Pairs(now);
   std::set<std::pair<int, int>> broken;
-  for (const BrokenPair& pair : links_.Pairs(now)) broken.insert({pair.low, pair.high});
+  for (const BrokenPair& pair : pairs) broken.insert({pair.low, pair.high});
   for (auto& [rank, member] : members_) {
     const bool still = std::ranges::any_of(
         broken, [&, of = rank](const auto& pair) { return pair.first == of || pair.second == of; });
@@ -133,7 +148,7 @@ void World::JudgeLinks(absl::Time now) {
     if (broken.count({low, high}) == 0) Say("link", low, absl::StrCat("to rank ", high, " is up"));
   }
   std::erase_if(broken_links_, [&](const auto& pair) { return broken.count(pair) == 0; });
-  for (const BrokenPair& pair : links_.Pairs(now)) JudgePair(pair, now);
+  for (const BrokenPair& pair : pairs) JudgePair(pair, now);
 }
 
 void World::JudgePair(const BrokenPair& pair, absl::Time now) {
@@ -179,7 +194,7 @@ absl::Status World::Drain(int rank, absl::Time now) {
   Say("drain", rank, "its experts and requests go elsewhere");
   NoteDraining(rank, now);
   if (hosts_) hosts_->SetLeaving(rank, true);
-  Replan();
+  PlanSoon();
   return absl::OkStatus();
 }
 
@@ -196,7 +211,7 @@ absl::Status World::CancelDrain(int rank) {
   member.draining = false;
   Say("drain", rank, "cancelled");
   if (hosts_) hosts_->SetLeaving(rank, false);
-  Replan();
+  PlanSoon();
   return absl::OkStatus();
 }
 

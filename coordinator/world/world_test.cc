@@ -110,6 +110,14 @@ class WorldTest : public testing::Test {
     to.orders.push_back(message.place_experts());
     if (to.answers) Answer(rank);
   }
+  // What does not hurry is planned for together.
+  void Settle() {
+    for (int turn = 0; turn < 2; ++turn) {
+      clock_.Advance(absl::Milliseconds(1));
+      world_->OnTime(clock_.Now(), {});
+      Deliver();
+    }
+  }
   void Advance(absl::Duration duration, const std::map<int, int>& sequences = {}) {
     const absl::Time end = clock_.Now() + duration;
     while (clock_.Now() < end) {
@@ -154,10 +162,11 @@ TEST_F(WorldTest, StartsWhenAllExpectedRanksAreThereAndPublishesWhenAllExpertsAr
   for (const int rank : {0, 1, 2}) {
     const cluster::ExpertMap map = MapOf(rank);
     EXPECT_EQ(map.version, (cluster::MapVersion{5, 1}));
-    EXPECT_EQ(map.unhosted_count(), 0);
-    EXPECT_EQ(map.ranks.size(), 3u);
-    EXPECT_EQ(map.Find(2)->generation, ranks_.at(2).generation);
+    EXPECT_EQ(map.Find(0)->generation, ranks_.at(0).generation);
   }
+  EXPECT_EQ(MapOf(0).unhosted_count(), 0);
+  EXPECT_EQ(MapOf(0).ranks.size(), 3u);
+  EXPECT_EQ(MapOf(0).Find(2)->generation, ranks_.at(2).generation);
 }
 
 TEST_F(WorldTest, WithoutANumberItStartsWhenAllFitsAndNobodyComes) {
@@ -266,6 +275,7 @@ class RunningWorldTest : public WorldTest {
     Join(Hello(true, false));
     Join(Hello(true, false));
     for (int i = 0; i < 3; ++i) Join(Hello(false, true, 15));
+    Settle();
     ASSERT_TRUE(world_->Ready().ok());
     number_ = world_->map().version.number;
   }
@@ -299,6 +309,7 @@ TEST_F(RunningWorldTest, ALostExpertRankLeavesTheMapAtOnceAndSurvivorsLoadItsExp
   Answer(3);
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
   EXPECT_TRUE(world_->Ready().ok());
+  Settle();
   // No slot is left for another one's.
   Close(3);
   EXPECT_EQ(Why(), "15 of 30 experts unhosted, and 15 slots are missing");
@@ -306,8 +317,11 @@ TEST_F(RunningWorldTest, ALostExpertRankLeavesTheMapAtOnceAndSurvivorsLoadItsExp
   // Until a new rank joins.
   const int rank = Join(Hello(false, true, 15));
   EXPECT_EQ(rank, 5);
+  EXPECT_TRUE(world_->ReadySoon().ok());
+  Settle();
   EXPECT_TRUE(world_->Ready().ok());
-  EXPECT_EQ(MapOf(5).unhosted_count(), 0);
+  EXPECT_EQ(MapOf(5).Find(0)->generation, ranks_.at(0).generation);
+  EXPECT_EQ(MapOf(0).unhosted_count(), 0);
 }
 
 TEST_F(RunningWorldTest, PairsShareAKeyThatNobodyElseHas) {
@@ -319,12 +333,14 @@ TEST_F(RunningWorldTest, PairsShareAKeyThatNobodyElseHas) {
 TEST_F(RunningWorldTest, AJoinTakesItsShareUnlessAllIsFrozen) {
   world_->Freeze(true);
   Join(Hello(false, true, 15));
+  Settle();
   EXPECT_EQ(world_->hosts()->held_count(5), 0);
   EXPECT_NE(MapOf(0).Find(5), nullptr);
   world_->Freeze(false);
-  Deliver();
+  Settle();
   EXPECT_GT(world_->hosts()->held_count(5), 5);
   Join(Hello(false, true, 15));
+  Settle();
   EXPECT_GT(world_->hosts()->held_count(6), 3);
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
 }
@@ -341,6 +357,7 @@ TEST_F(RunningWorldTest, AHungRankIsNamedAndRevoked) {
   ASSERT_EQ(lost_.size(), 1u);
   EXPECT_THAT(lost_[0].ranks, ElementsAre(3));
   EXPECT_FALSE(lost_[0].unexplained);
+  Settle();
   EXPECT_THAT(ranks_.at(3).revoked, HasSubstr("while rank 0 is waiting for rank 3"));
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
   EXPECT_THAT(Kinds(), Contains("revoke"));
@@ -417,6 +434,7 @@ TEST_F(RunningWorldTest, OtherBytesOfAnExpertAreNamedAndNotUsed) {
   ready(2, 7);
   ready(3, 8);
   EXPECT_EQ(world_->State(3), "refused");
+  Settle();
   EXPECT_EQ(MapOf(0).Find(3), nullptr);
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
   EXPECT_THAT(log_.Read(0), Contains(Field(&Event::text, HasSubstr("rank 2, its first loader"))));
@@ -424,7 +442,7 @@ TEST_F(RunningWorldTest, OtherBytesOfAnExpertAreNamedAndNotUsed) {
 
 TEST_F(RunningWorldTest, ADrainMovesExpertsThenRequestsThenLetsTheRankEnd) {
   EXPECT_TRUE(world_->Drain(4, clock_.Now()).ok());
-  Deliver();
+  Settle();
   EXPECT_EQ(world_->hosts()->held_count(4), 0);
   EXPECT_EQ(MapOf(0).unhosted_count(), 0);
   Advance(absl::Milliseconds(50));
@@ -463,6 +481,24 @@ TEST_F(RunningWorldTest, ARankThatMustEndIsLetGoWhateverTheOthersCanHold) {
   world_->OnMessage(3, wish, clock_.Now());
   Advance(absl::Milliseconds(50));
   EXPECT_TRUE(ranks_.at(3).told_to_drain);
+}
+
+TEST_F(RunningWorldTest, ManyLossesAtOnceArePlannedForTwice) {
+  for (int i = 0; i < 6; ++i) Join(Hello(false, true, 15));
+  Settle();
+  for (auto& [rank, each] : ranks_) each.answers = false;
+  const uint64_t number = MapOf(0).version.number;
+  for (const int rank : {2, 3, 4, 5, 6}) Close(rank);
+  EXPECT_EQ(MapOf(0).version.number, number + 1);
+  EXPECT_TRUE(world_->ReadySoon().ok());
+  world_->OnTime(clock_.Now(), {});
+  Deliver();
+  EXPECT_EQ(MapOf(0).version.number, number + 2);
+  EXPECT_EQ(MapOf(0).ranks.size(), 5u);
+  EXPECT_GT(MapOf(0).unhosted_count(), 0);
+  for (const int rank : {7, 8, 9, 10}) Answer(rank);
+  EXPECT_EQ(MapOf(0).version.number, number + 3);
+  EXPECT_EQ(MapOf(0).unhosted_count(), 0);
 }
 
 TEST_F(RunningWorldTest, AFencedRankIsOut) {

@@ -125,7 +125,9 @@ TEST_F(RankServiceTest, TakesNewerMapsAndNoImpossibleOnes) {
     rank.set_rank(3);
     rank.set_experts(true);
     map.add_layers();
-    map.add_layers()->add_experts()->add_ranks(host);
+    v1::MapLayer& layer = *map.add_layers();
+    layer.add_counts(1);
+    layer.add_ranks(host);
     EXPECT_TRUE(service_.OnMessage(message));
     return Report().map_number();
   };
