@@ -243,7 +243,7 @@ TEST_P(ExchangeShapesTest, HasTheBitsOfOneRank) {
   for (auto& [rank, each] : ranks_) {
     served += each.exchange->served().rows_served;
     EXPECT_EQ(each.exchange->counters().stale_frames, 0);
-    EXPECT_EQ(each.exchange->counters().outstanding_dispatches, 0);
+    EXPECT_EQ(each.exchange->gauges().outstanding_dispatches, 0);
   }
   int64_t rows = 0;
   for (const auto& prompt : prompts) rows += static_cast<int64_t>(prompt.size());

@@ -142,7 +142,7 @@ TEST_F(HostileFramesTest, WhateverIsSentNobodyElseIsHarmed) {
   EXPECT_GT(owner_.exchange.counters().stale_frames, 100);
   EXPECT_GT(owner_.exchange.counters().bad_frames, 100);
   EXPECT_GT(served.refused_no_credit, 5);
-  EXPECT_LE(owner_.exchange.counters().credits, 4);
+  EXPECT_LE(owner_.exchange.gauges().credits, 4);
 }
 
 // Replies to a try that is outstanding at the hostile rank.
@@ -177,7 +177,7 @@ class HostileReplyTest : public HostileFramesTest {
 
 TEST_F(HostileReplyTest, AnswersThatDoNotFitEndTheConnectionAndTheRowsAreSentAgain) {
   ASSERT_EQ(asked_.size(), 1);
-  EXPECT_EQ(owner_.exchange.counters().outstanding_dispatches, 1);
+  EXPECT_EQ(owner_.exchange.gauges().outstanding_dispatches, 1);
   const size_t right = 4 * static_cast<size_t>(kShape.row_bytes());
   for (const size_t size : {size_t{0}, right - 1, right + 1, right * 2}) {
     Send(kOwner, Reply(FrameKind::kCombine), std::vector<std::byte>(size));
@@ -238,7 +238,7 @@ TEST_F(HostileReplyTest, ARefusalIsNotAnsweredByTheSameRowsWhateverItNames) {
 TEST_F(HostileReplyTest, GrantsAreBounded) {
   for (int i = 0; i < 100; ++i) Send(kOwner, {.kind = FrameKind::kCredit, .detail = 65535});
   Turn(3);
-  EXPECT_EQ(owner_.exchange.counters().credits, 2 + 1);
+  EXPECT_EQ(owner_.exchange.gauges().credits, 2 + 1);
 }
 
 }  // namespace

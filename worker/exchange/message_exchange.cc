@@ -69,19 +69,15 @@ void MessageExchange::UpdatePeers() {
   const cluster::RankEntry* self = map_.Find(rank_);
   std::vector<cluster::RankEntry> wanted;
   for (const cluster::RankEntry& entry : map_.ranks) {
-    if (self == nullptr || entry.rank == rank_) continue;
-    if ((self->attention && entry.experts) || (self->experts && entry.attention)) {
-      wanted.push_back(entry);
-    }
+    if (self != nullptr && entry.ExchangesWith(*self)) wanted.push_back(entry);
   }
   std::vector<std::unique_ptr<Peer>> kept;
+  auto next = peers_.begin();  // both ascend by rank
   for (const cluster::RankEntry& entry : wanted) {
-    const auto found = std::ranges::find_if(peers_, [&](const auto& peer) {
-      return peer != nullptr && peer->entry.rank == entry.rank &&
-             peer->entry.generation == entry.generation;
-    });
-    if (found != peers_.end()) {
-      kept.push_back(std::move(*found));
+    while (next != peers_.end() && (*next)->entry.rank < entry.rank) ++next;
+    if (next != peers_.end() && (*next)->entry.rank == entry.rank &&
+        (*next)->entry.generation == entry.generation) {
+      kept.push_back(std::move(*next++));
     } else {
       kept.push_back(std::make_unique<Peer>());
       kept.back()->tries.resize(limits_.tiles_in_flight_max);
@@ -178,6 +174,7 @@ void MessageExchange::Route(Ticket ticket, int32_t pair) {
 }
 
 void MessageExchange::RouteAll() {
+  if (!open_[0].used && !open_[1].used) return;  // each of many links that come up
   std::vector<int32_t> pairs;
   for (const auto& peer : peers_) TakeQueued(*peer);
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
@@ -334,13 +331,13 @@ std::optional<ExchangeWait> MessageExchange::waiting() const {
   return wait;
 }
 
-ExchangeCounters MessageExchange::counters() const {
-  ExchangeCounters counters = counters_;
+ExchangeGauges MessageExchange::gauges() const {
+  ExchangeGauges gauges;
   for (const auto& peer : peers_) {
-    counters.outstanding_dispatches += peer->outstanding();
-    counters.credits += peer->credits;
+    gauges.outstanding_dispatches += peer->outstanding();
+    gauges.credits += peer->credits;
   }
-  return counters;
+  return gauges;
 }
 
 }  // namespace epic::worker

@@ -40,10 +40,14 @@ struct ExchangeWait {
   absl::Time since;
 };
 
-// Since the object was made, but for the gauges.
+// As things are now.
+struct ExchangeGauges {
+  int outstanding_dispatches = 0;
+  int64_t credits = 0;  // granted to this rank and not used
+};
+
+// Since the object was made.
 struct ExchangeCounters {
-  int outstanding_dispatches = 0;  // gauge
-  int64_t credits = 0;             // gauge: granted to this rank and not used
   int64_t dispatches_sent = 0;
   int64_t dispatches_lost = 0;  // peer down, revoked or said no: their rows were sent again
   int64_t stale_frames = 0;     // dropped: of a try that is not outstanding
@@ -92,7 +96,8 @@ class MessageExchange : public model::ExpertExchange {
 
   // What the oldest open ticket waits for; none if all is here or is to be computed here.
   std::optional<ExchangeWait> waiting() const;
-  ExchangeCounters counters() const;
+  ExchangeGauges gauges() const;
+  const ExchangeCounters& counters() const { return counters_; }
   const ServerCounters& served() const { return server_.counters(); }
 
  private:

@@ -98,8 +98,8 @@ TEST_F(MessageExchangeTest, RowsGoOutAndComeBack) {
   EXPECT_FALSE(owner().Ready(ticket));
   Turn(2);
   FinishAndCheck(ticket, rows);
-  EXPECT_EQ(owner().counters().outstanding_dispatches, 0);
-  EXPECT_EQ(owner().counters().credits, 6);
+  EXPECT_EQ(owner().gauges().outstanding_dispatches, 0);
+  EXPECT_EQ(owner().gauges().credits, 6);
 }
 
 TEST_F(MessageExchangeTest, TwoTicketsAreOpenAtOnce) {
@@ -117,8 +117,8 @@ TEST_F(MessageExchangeTest, NeverSendsBeyondTheCredits) {
   const auto ticket = owner().Begin(rows.dispatch());
   int most = 0;
   for (int turn = 0; turn < 200 && !owner().Ready(ticket); ++turn) {
-    most = std::max(most, owner().counters().outstanding_dispatches);
-    EXPECT_EQ(owner().counters().outstanding_dispatches + owner().counters().credits, 3 * 2);
+    most = std::max(most, owner().gauges().outstanding_dispatches);
+    EXPECT_EQ(owner().gauges().outstanding_dispatches + owner().gauges().credits, 3 * 2);
     Turn();
   }
   FinishAndCheck(ticket, rows);
@@ -282,7 +282,7 @@ TEST_F(MessageExchangeTest, ANewLifeEndsWhatWasUnderWay) {
   EXPECT_EQ(owner().Finish(ticket, rows.dispatch().out).code(), absl::StatusCode::kAborted);
   EXPECT_THAT(owner().map().ranks, IsEmpty());
   Turn(3);
-  EXPECT_EQ(owner().counters().outstanding_dispatches, 0);
+  EXPECT_EQ(owner().gauges().outstanding_dispatches, 0);
 }
 
 }  // namespace

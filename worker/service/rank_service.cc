@@ -162,10 +162,10 @@ void RankService::Report(const Gauges& gauges) {
   }
   report.set_ticks(ticks_.count());
   report.set_tick_gap_p99_seconds(absl::ToDoubleSeconds(ticks_.GapP99()));
-  const ExchangeCounters counters = exchange_.counters();
-  report.set_outstanding_dispatches(counters.outstanding_dispatches);
-  report.set_credits(counters.credits);
-  report.set_stale_frames(counters.stale_frames);
+  const ExchangeGauges exchange = exchange_.gauges();
+  report.set_outstanding_dispatches(exchange.outstanding_dispatches);
+  report.set_credits(exchange.credits);
+  report.set_stale_frames(exchange_.counters().stale_frames);
   report.set_expert_rows_served(exchange_.served().rows_served);
   report.set_map_term(exchange_.map().version.term);
   report.set_map_number(exchange_.map().version.number);
