@@ -34,10 +34,13 @@ class Server:
                         "--grpc-port", str(self.grpc_port), "--operators", self.operators, *flags]
 
     def __enter__(self) -> "Server":
-        self.process = subprocess.Popen(self.command, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
-                                        stdin=subprocess.DEVNULL, env=self.environment)
+        self.start()
         self.wait_ready()
         return self
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
+                                        stdin=subprocess.DEVNULL, env=self.environment)
 
     def __exit__(self, *_):
         if self.process.poll() is None:
