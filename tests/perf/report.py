@@ -1,4 +1,4 @@
-"""The results page: sections under headings, each written by the script that measured it."""
+"""The results pages: sections under headings, each written by the script that measured it."""
 from __future__ import annotations
 
 import re
@@ -14,13 +14,13 @@ def commit() -> str:
     return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def write_section(heading: str, text: str) -> None:
+def write_section(heading: str, text: str, path: Path = PAGE, title: str = TITLE) -> None:
     """Replaces the section of that heading, or adds it at the end."""
-    page = PAGE.read_text() if PAGE.exists() else TITLE
+    page = path.read_text() if path.exists() else title
     section = f"## {heading}\n\n{text.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", re.M | re.S)
     page = pattern.sub(lambda _: section + "\n", page) if pattern.search(page) else page.rstrip() + "\n\n" + section
-    PAGE.write_text(page.rstrip() + "\n")
+    path.write_text(page.rstrip() + "\n")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -21,8 +21,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/e2e"))
+from report import write_section  # noqa: E402
 from server import Server  # noqa: E402
 
+PAGE = ROOT / "tests/perf/WORLD.md"
 QUESTION = "What is 358 + 467?"
 
 
@@ -125,6 +127,11 @@ def spread(values: list[float], scale: float, unit: str, digits: int = 0) -> str
     return f"{middle * scale:.{digits}f} {unit} ({low * scale:.{digits}f} .. {high * scale:.{digits}f})"
 
 
+def machine() -> str:
+    cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    return f"{cpu}, {os.cpu_count()} cores"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -137,13 +144,13 @@ def main() -> None:
              ("8 streams, two processes × 1 core, experts shared", spread(two, 1, "tokens/s")),
              ("ratio of the two", spread([b / a for a, b in zip(one, two)], 1, "×", 2)),
              ("coordinator's CPU per token at 32 streams", spread(coordinator, 1e6, "µs"))]
-    cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    lines = ["# A world of ranks", "", f"{cpu}, {os.cpu_count()} cores, tiny-r1, {options.rounds} rounds: median (least .. greatest).",
-             "2 attention ranks and 3 expert ranks in the rows of pauses; every answer was compared with the undisturbed one, token by token.",
-             "", "| what | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows), ""]
-    print("\n".join(lines))
+    text = "\n".join([
+        f"{machine()}, tiny-r1, {options.rounds} rounds: median (least .. greatest).",
+        "2 attention ranks and 3 expert ranks in the rows of pauses; every answer was compared with the undisturbed one, token by token.",
+        "", "| what | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+    print(text)
     if options.write:
-        (ROOT / "tests/perf/WORLD.md").write_text("\n".join(lines))
+        write_section("Losses and costs", text, PAGE)
 
 
 if __name__ == "__main__":
