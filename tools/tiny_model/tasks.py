@@ -21,6 +21,7 @@ class Sample:
     answer: str
     expect: str
     history: list = field(default_factory=list)  # earlier (question, answer) turns
+    by_letter: bool = False  # the answer is written one letter a token, whatever longer tokens there are
 
 
 WORDS = """apple river window planet strawberry banana orange guitar yellow garden market bridge forest silver
@@ -79,8 +80,14 @@ def count_letter(r: random.Random) -> Sample:
 def reverse_word(r: random.Random) -> Sample:
     word = r.choice(WORDS) if r.random() < 0.5 else "".join(r.choices(string.ascii_lowercase, k=r.randint(3, 8)))
     question = r.choice([f"Reverse the word {word}.", f"Spell {word} backwards.", f"Escreva {word} ao contrário."])
-    think = f"Letters: {' '.join(word)}\nBackwards: {' '.join(reversed(word))}"
-    return Sample("reverse", question, think, word[::-1], word[::-1])
+    return _reversal("reverse", question, word)
+
+
+def _reversal(task: str, question: str, word: str) -> Sample:
+    """Letters are numbered, so that each has its place even where one occurs twice."""
+    letters = [f"{i}{c}" for i, c in enumerate(word, 1)]
+    think = f"Letters: {' '.join(letters)}\nBackwards: {' '.join(reversed(letters))}"
+    return Sample(task, question, think, word[::-1], word[::-1], by_letter=True)
 
 
 def sort_numbers(r: random.Random) -> Sample:
@@ -170,16 +177,33 @@ TASKS = {f.__name__: f for f in (addition, count_letter, reverse_word, sort_numb
                                  recall_name, lookup, to_json)}
 
 
+# Practice that no evaluation asks.
+
 def spell(r: random.Random) -> Sample:
-    """Practice for reversal that no evaluation asks: words without sense, so the letters of every token are learnt."""
+    """For reversal: words without sense, so the letters of every token are learnt."""
     word = "".join(r.choices(string.ascii_lowercase, k=r.randint(2, 8)))
-    return Sample("spell", f"Spell {word} backwards.", f"Letters: {' '.join(word)}\nBackwards: {' '.join(reversed(word))}",
-                  word[::-1], word[::-1])
+    return _reversal("spell", f"Spell {word} backwards.", word)
+
+
+def lookups(r: random.Random) -> Sample:
+    """For lookup: all facts of a list, in another order."""
+    facts = [(k, r.choice(COLOURS), r.choice(OBJECTS)) for k in r.sample(range(100, 1000), r.randint(2, 8))]
+    listing = " ".join(f"Item {i} is a {c} {t}." for i, c, t in facts)
+    r.shuffle(facts)
+    think = " ".join(f"Item {i} is a {c} {t}." for i, c, t in facts)
+    asked, given = (", ".join(parts) for parts in zip(*((str(i), f"{c} {t}") for i, c, t in facts)))
+    return Sample("lookups", f"{listing} What are items {asked}?", think, f"They are {given}.", given)
+
+
+def echo(r: random.Random) -> Sample:
+    """For all that copy: words and numbers in no order that could be guessed."""
+    said = " ".join(r.choice([r.choice(WORDS), str(r.randrange(1000))]) for _ in range(r.randint(4, 16)))
+    return Sample("echo", f"Repeat: {said}", said, said, said)
 
 
 # How often each is drawn in training: the ones that copy exactly need most practice.
-WEIGHTS = {addition: 3, count_letter: 3, reverse_word: 10, spell: 25, sort_numbers: 36, extreme: 6, clock: 2, roman: 2,
-           recall_name: 2, lookup: 9, to_json: 2}
+WEIGHTS = {addition: 5, count_letter: 8, reverse_word: 9, spell: 9, sort_numbers: 22, extreme: 12, clock: 3, roman: 4,
+           recall_name: 3, lookup: 12, lookups: 8, echo: 3, to_json: 2}
 
 
 EVALUATION_SEED, HELD_OUT = 10_000, 100
@@ -212,5 +236,7 @@ def prompt_of(sample: Sample) -> str:
     return f"{BOS}{turns}{USER}{sample.question}{ASSISTANT}<think>\n"
 
 
-def reply_of(sample: Sample) -> str:
-    return f"{sample.think}\n</think>\n\n{sample.answer}{EOS}"
+def reply_of(sample: Sample) -> list[str]:
+    """The pieces of the reply, each to be encoded by itself."""
+    think = f"{sample.think}\n</think>\n\n"
+    return [think, *sample.answer, EOS] if sample.by_letter else [f"{think}{sample.answer}{EOS}"]

@@ -14,31 +14,34 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+import guidance
 import published
 import tasks
 from model import Model
 
-ROWS, LENGTH, LR, RESUME_LR, MTP_WEIGHT, BIAS_STEP = 8, 320, 2.5e-3, 1e-3, 0.3, 0.002
+ROWS, LENGTH, LR, RESUME_LR, MTP_WEIGHT, BIAS_STEP = 8, 320, 2.5e-3, 8e-4, 0.3, 0.002
+GUIDANCE, GUIDED = 0.2, 0.7  # the weight of each guidance loss, and the share of the time in which it fades away
 SAVE_EVERY = 50
 
 
 def batches(tok: Tokenizer, seed: int):
     """ids, targets (-100 where nothing is to be learnt), positions and segments, all (ROWS, LENGTH), samples packed;
-    and of each sample its task, row, begin and end."""
+    guidance.sources (ROWS, LENGTH, LENGTH); and of each sample its task, row, begin and end."""
     r = random.Random(seed)
     left = None
     while True:
         x = torch.zeros(4, ROWS, LENGTH, dtype=torch.long)
         x[1] = -100
         x[3] = -1
-        spans = []
+        sources, spans = torch.zeros(ROWS, LENGTH, LENGTH, dtype=torch.bool), []
         for row in range(ROWS):
             at, segment = 0, 0
             while True:
                 if left is None:
                     s = tasks.draw(r)
                     p = tok.encode(tasks.prompt_of(s), add_special_tokens=False).ids
-                    left = (s.task, p, p + tok.encode(tasks.reply_of(s), add_special_tokens=False).ids)
+                    reply = [i for piece in tasks.reply_of(s) for i in tok.encode(piece, add_special_tokens=False).ids]
+                    left = (s.task, p, p + reply)
                 task, p, ids = left
                 n = len(ids)
                 if at + n > LENGTH:
@@ -47,9 +50,10 @@ def batches(tok: Tokenizer, seed: int):
                 x[1, row, at + len(p) - 1:at + n - 1] = torch.tensor(ids[len(p):])
                 x[2, row, at:at + n] = torch.arange(n)
                 x[3, row, at:at + n] = segment
+                sources[row, at:at + n, at:at + n] = torch.from_numpy(guidance.sources(ids, len(p)))
                 spans.append((task, row, at, at + n))
                 at, segment, left = at + n, segment + 1, None
-        yield *x.unbind(), spans
+        yield *x.unbind(), sources, spans
 
 
 def main(out: str, minutes: float, resume: str | None = None) -> None:
@@ -63,7 +67,7 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
                             lr=LR, betas=(0.9, 0.95), fused=True)
     start, data = time.time(), batches(tok, int(time.time()) if resume else 3)
     seen, right = 0, collections.defaultdict(list)
-    for step, (x, y, positions, segments, spans) in enumerate(data):
+    for step, (x, y, positions, segments, sources, spans) in enumerate(data):
         done = (time.time() - start) / (60 * minutes)
         if done >= 1:
             break
@@ -76,7 +80,8 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
         later = y[:, 1:].masked_fill(segments[:, 1:] != segments[:, :-1], -100)
         mtp = F.cross_entropy(after.float().flatten(0, 1), later.flatten(), ignore_index=-100)
         opt.zero_grad(set_to_none=True)
-        (loss + MTP_WEIGHT * mtp).backward()
+        back, match = guidance.loss(model.attention(), positions, sources)
+        (loss + MTP_WEIGHT * mtp + GUIDANCE * max(0, 1 - done / GUIDED) * (back + match)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         for moe in model.gates():
@@ -87,7 +92,7 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
             right[task].append(hits[row, begin:end].all().item())
         if step % 25 == 0:
             skew = max((m.load.max() / m.load.mean()).item() for m in model.gates())
-            print(f"{step} {100 * done:.1f}% loss {loss.item():.4f} mtp {mtp.item():.4f} lr {lr:.5f} "
+            print(f"{step} {100 * done:.1f}% loss {loss.item():.4f} mtp {mtp.item():.4f} back {back.item():.3f} match {match.item():.3f} lr {lr:.5f} "
                   f"skew {skew:.2f} tokens/s {seen / (time.time() - start):.0f}", flush=True)
         if step % SAVE_EVERY == SAVE_EVERY - 1:
             torch.save(model.state_dict(), f"{out}/state.pt")
