@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -101,8 +102,8 @@ def losses(folder: Path, rounds: int) -> list[tuple[str, list[float]]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def costs(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float]]:
@@ -120,6 +121,50 @@ def costs(folder: Path, rounds: int) -> tuple[list[float], list[float], list[flo
             streams(a, 32, 200)
             coordinator.append((cpu_seconds(pid) - before) / (32 * 200))
     return one, two, coordinator
+
+
+def prompts(server: Server, seed: int, count: int, tokens: int) -> float:
+    """Prompt tokens a second over so many prompts at once that nothing has cached."""
+    draw = random.Random(seed)
+
+    def ask(ids: list[int]) -> None:
+        body = {"model": "tiny-r1", "prompt": ids, "max_tokens": 1}
+        request = urllib.request.Request(server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=120).read()
+
+    asked = [[draw.randrange(900) for _ in range(tokens)] for _ in range(count)]
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        list(pool.map(ask, asked))
+    return count * tokens / (time.monotonic() - start)
+
+
+def prefills(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float]]:
+    """Prompt tokens a second of one process with two threads and of two processes with a core each, and the longest pause of a
+    stream of the latter while the other rank reads long prompts."""
+    one, two, pauses = [], [], []
+    with Server(folder / "one", "--threads", "2") as a, Server(folder / "two", "--attention-ranks", "2", "--threads", "1") as b:
+        whole(b, 2)
+        for i in range(-1, rounds):
+            of_one, of_two = (prompts(server, i, 4, 2000) for server in (a, b))
+            _, pause, _ = streams(b, 1, 300, lambda: prompts(b, 1000 + i, 1, 4000))
+            if i >= 0:
+                one.append(of_one)
+                two.append(of_two)
+                pauses.append(pause)
+    return one, two, pauses
+
+
+def round_trips(rounds: int) -> list[tuple[str, list[float]]]:
+    """Of a batch of one at V2-Lite's widths, between two processes; median microseconds of each run."""
+    rows = {}
+    for _ in range(rounds):
+        out = subprocess.run([ROOT / "build/bin/transport_benchmark", "--rounds", "5000"], stdout=subprocess.PIPE, check=True, text=True).stdout
+        for wires in json.loads(out):
+            looks = f" that look {wires['spin_us']} µs before they sleep" if wires["spin_us"] else ""
+            trip = next(trip for trip in wires["round_trips"] if trip["name"] == "V2-Lite batch 1")
+            rows.setdefault(f"round trip of a row for 6 experts of V2-Lite, {wires['wires']}{looks}", []).append(trip["median_us"])
+    return list(rows.items())
 
 
 def spread(values: list[float], scale: float, unit: str, digits: int = 0) -> str:
@@ -140,10 +185,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rows = [(what, spread(gaps, 1000, "ms")) for what, gaps in losses(Path(name), options.rounds)]
         one, two, coordinator = costs(Path(name), options.rounds)
+        one_prompts, two_prompts, pauses = prefills(Path(name) / "prefills", options.rounds)
     rows += [("8 streams, one process × 2 threads", spread(one, 1, "tokens/s")),
              ("8 streams, two processes × 1 core, experts shared", spread(two, 1, "tokens/s")),
              ("ratio of the two", spread([b / a for a, b in zip(one, two)], 1, "×", 2)),
-             ("coordinator's CPU per token at 32 streams", spread(coordinator, 1e6, "µs"))]
+             ("4 prompts of 2,000 tokens, one process × 2 threads", spread(one_prompts, 1, "tokens/s")),
+             ("4 prompts of 2,000 tokens, two processes × 1 core, experts shared", spread(two_prompts, 1, "tokens/s")),
+             ("ratio of the two", spread([b / a for a, b in zip(one_prompts, two_prompts)], 1, "×", 2)),
+             ("longest pause of a stream of these two while a prompt of 4,000 tokens is read", spread(pauses, 1000, "ms")),
+             ("coordinator's CPU per token at 32 streams", spread(coordinator, 1e6, "µs")),
+             *((what, spread(times, 1, "µs", 1)) for what, times in round_trips(options.rounds))]
     text = "\n".join([
         f"{machine()}, tiny-r1, {options.rounds} rounds: median (least .. greatest).",
         "2 attention ranks and 3 expert ranks in the rows of pauses; every answer was compared with the undisturbed one, token by token.",
