@@ -14,6 +14,7 @@ namespace {
 // Beyond any real model or machine.
 constexpr int kLayersMax = 10'000;
 constexpr int kExpertsMax = 100'000;
+constexpr int kEpochRanksMax = 4096;
 
 ModelShape ShapeOf(const v1::WorkerIdentity& identity) {
   return {.layer_count = identity.layer_count(),
@@ -77,6 +78,7 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
     // A whole rank waits for nobody that the coordinator knows, and reports nothing.
     if (!member.whole) liveness_.Expect(rank, now);
   }
+  if (identity.epoch_ranks() > 0) JoinEpoch(rank);
   if (member.whole) return rank;
   if (!hosts_) hosts_.emplace(ShapeOf(identity), options_.replicas_max);
   if (identity.experts()) {
@@ -91,6 +93,10 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
 absl::Status World::CheckIdentity(const v1::WorkerIdentity& identity) const {
   if (!identity.attention() && !identity.experts()) {
     return absl::InvalidArgumentError("roles: a worker has neither attention nor experts");
+  }
+  if (identity.epoch_ranks() < 0 || identity.epoch_ranks() > kEpochRanksMax) {
+    return absl::InvalidArgumentError(absl::StrCat("epoch_ranks: ", identity.epoch_ranks(),
+                                                   ", 0 to ", kEpochRanksMax, " are possible"));
   }
   if (identity.attention() && identity.experts() && identity.address().empty()) {
     return absl::OkStatus();
@@ -160,6 +166,11 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
         member.ends = true;
       }
       return;
+    case v1::ControlMessage::kEpochId:
+      return OnEpochId(rank, message.epoch_id());
+    case v1::ControlMessage::kEndEpoch:
+      if (member.identity.epoch() == 0) return;
+      return Lose(rank, "revoke", message.end_epoch().reason(), !member.draining);
     case v1::ControlMessage::kGoodbye:
       return Lose(rank, "goodbye", "it has drained", /*unexplained=*/false);
     default:
@@ -194,6 +205,28 @@ void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
   if (unhosted == 0 && unhosted_before > 0) return Replan();  // requests wait for it
   // While others load what is urgent, nothing else is planned.
   (unhosted > 0 && !hosts_->loading_ranks().empty() ? publish_due_ : plan_due_) = true;
+}
+
+void World::JoinEpoch(int rank) {
+  const v1::WorkerIdentity& identity = members_.at(rank).identity;
+  const std::optional<Epochs::Formed> formed =
+      epochs_.Join(rank, identity.epoch_ranks(), identity.epoch_place() - 1);
+  if (!formed) return;
+  for (const int member : formed->ranks) members_.at(member).identity.set_epoch(formed->epoch);
+  Say("epoch", rank,
+      absl::StrCat("number ", formed->epoch, ": ranks ", absl::StrJoin(formed->ranks, ", ")));
+  v1::ControlMessage message;
+  *message.mutable_join_epoch() = epochs_.Invitation(formed->ranks[0], "");
+  Send(formed->ranks[0], std::move(message));
+}
+
+void World::OnEpochId(int rank, const v1::EpochId& id) {
+  const std::vector<int> ranks = epochs_.TakeId(rank, id);
+  for (const int member : ranks) {
+    v1::ControlMessage message;
+    *message.mutable_join_epoch() = epochs_.Invitation(member, id.unique_id());
+    Send(member, std::move(message));
+  }
 }
 
 void World::OnLink(int rank, const v1::ControlMessage& message, absl::Time now) {
@@ -248,6 +281,7 @@ void World::Remove(int rank, const std::string& kind, const std::string& why) {
     Send(rank, std::move(message));
   }
   members_.erase(rank);
+  epochs_.Leave(rank);
   liveness_.Forget(rank);
   links_.Forget(rank);
   std::erase_if(broken_links_,
@@ -372,6 +406,9 @@ std::string World::WaitingFor() const {
   for (const auto& [rank, member] : members_) {
     if (!member.identity.attention()) continue;
     std::string why = !member.avoided.empty() ? member.avoided : State(rank);
+    if (member.identity.epoch_ranks() > 0 && member.identity.epoch() == 0) {
+      why = absl::StrCat("waits for an epoch of ", member.identity.epoch_ranks(), " ranks");
+    }
     if (why == "loading" && member.load.total_bytes() > 0) {
       const double part = static_cast<double>(member.load.loaded_bytes()) /
                           static_cast<double>(member.load.total_bytes());

@@ -10,6 +10,8 @@
 //
 // A worker that has both roles and no address for the exchange is *whole*: it holds all experts
 // itself and needs no map. Any number of such ranks, and ranks of the exchange, can be in a world.
+// Whole ranks may share an *epoch*, one life of a communicator, theirs (MPI) or one that is formed
+// here (coordinator/world/epochs.h): it is lost as one.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "cluster/placement/expert_map.h"
+#include "coordinator/world/epochs.h"
 #include "coordinator/world/event_log.h"
 #include "coordinator/world/expert_hosts.h"
 #include "coordinator/world/link_court.h"
@@ -128,6 +131,8 @@ class World {
   absl::Status CheckClass(const std::string& profile, const std::string& checkpoint);
   void OnReady(int rank, const v1::WorkerReady& ready);
   void OnExpertsReady(int rank, const v1::ExpertsReady& ready);
+  void JoinEpoch(int rank);
+  void OnEpochId(int rank, const v1::EpochId& id);
   void OnLink(int rank, const v1::ControlMessage& message, absl::Time now);
   void Refuse(int rank, const std::string& why);
   // Goodbyes apart, with all that share its epoch.
@@ -164,6 +169,7 @@ class World {
   int next_rank_ = 0;
   std::string profile_, checkpoint_;  // of the world, from its first rank on
   std::optional<ExpertHosts> hosts_;
+  Epochs epochs_;
   Liveness liveness_;
   LinkCourt links_;
   std::set<std::pair<int, int>> broken_links_;  // said and marked

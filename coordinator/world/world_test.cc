@@ -22,6 +22,7 @@ class WorldTest : public testing::Test {
     uint64_t generation = 0;
     v1::PublishMap map;
     std::vector<v1::PlaceExperts> orders;
+    std::vector<v1::JoinEpoch> invitations;
     bool answers = true;
     bool told_to_drain = false;
     std::string revoked;
@@ -104,6 +105,7 @@ class WorldTest : public testing::Test {
       EXPECT_TRUE(cluster::ExpertMapFrom(message.publish_map()).ok());
       to.map = message.publish_map();
     }
+    if (message.has_join_epoch()) to.invitations.push_back(message.join_epoch());
     if (message.has_drain()) to.told_to_drain = true;
     if (message.has_revoked()) to.revoked = message.revoked().reason();
     if (!message.has_place_experts()) return;
@@ -239,6 +241,51 @@ TEST_F(WorldTest, AnEpochIsLostAsOneButItsRanksLeaveOneByOne) {
   world_->OnClosed(0, absl::UnavailableError("gone"), clock_.Now());
   Deliver();
   EXPECT_EQ(lost_.size(), 2u);
+}
+
+TEST_F(WorldTest, AnEpochIsFormedAndEndsWithOneOfItsRanks) {
+  NewWorld({.term = 5});
+  v1::ControlHello hello = Hello(true, true);
+  hello.mutable_worker()->clear_address();
+  hello.mutable_worker()->set_epoch_ranks(2);
+  const auto join = [&] {
+    const int rank = *world_->Join(hello, clock_.Now());
+    Deliver();
+    return rank;
+  };
+  EXPECT_EQ(join(), 0);
+  EXPECT_THAT(Why(), HasSubstr("waits for an epoch of 2 ranks"));
+  EXPECT_EQ(join(), 1);
+  ASSERT_EQ(ranks_[0].invitations.size(), 1u);
+  EXPECT_EQ(ranks_[0].invitations[0].unique_id(), "");
+  EXPECT_TRUE(ranks_[1].invitations.empty());
+
+  v1::ControlMessage message;
+  message.mutable_epoch_id()->set_epoch(ranks_[0].invitations[0].epoch());
+  message.mutable_epoch_id()->set_unique_id("id");
+  world_->OnMessage(0, message, clock_.Now());
+  Deliver();
+  EXPECT_EQ(ranks_[0].invitations.at(1).unique_id(), "id");
+  EXPECT_EQ(ranks_[1].invitations.at(0).unique_id(), "id");
+  EXPECT_EQ(ranks_[1].invitations.at(0).rank(), 1);
+
+  message.mutable_end_epoch()->set_reason("rank 1: its card is lost");
+  world_->OnMessage(1, message, clock_.Now());
+  Deliver();
+  ASSERT_EQ(lost_.size(), 1u);
+  EXPECT_THAT(lost_[0].ranks, ElementsAre(0, 1));
+  EXPECT_TRUE(lost_[0].unexplained);
+  EXPECT_EQ(ranks_[1].revoked, "rank 1: its card is lost");
+  EXPECT_THAT(ranks_[0].revoked, HasSubstr("rank 1: its card is lost"));
+  // They come again, and one is gone before the id is there.
+  EXPECT_EQ(join(), 2);
+  EXPECT_EQ(join(), 3);
+  world_->OnClosed(3, absl::UnavailableError("gone"), clock_.Now());
+  Deliver();
+  EXPECT_THAT(ranks_[2].revoked, HasSubstr("gone"));
+  EXPECT_EQ(world_->members().size(), 0u);
+  hello.mutable_worker()->set_epoch_ranks(1 << 20);
+  EXPECT_FALSE(world_->Join(hello, clock_.Now()).ok());
 }
 
 TEST_F(WorldTest, OthersAreRefusedByName) {
