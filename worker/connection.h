@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "base/env.h"
@@ -30,6 +31,8 @@ class Connection {
   // Leaves the present link, once the caller's handler has returned, and dials as a new generation.
   void Renew();
 
+  // What is said from the next dial on.
+  void SetIdentity(v1::WorkerIdentity identity) { identity_ = std::move(identity); }
   // Of the present link.
   uint64_t generation() const { return generation_; }
   // Why the coordinator will never take this worker.
@@ -41,7 +44,7 @@ class Connection {
 
   Env env_;
   const std::string address_;
-  const v1::WorkerIdentity identity_;
+  v1::WorkerIdentity identity_;
   const std::optional<cluster::JoinToken> token_;
   const Handlers handlers_;
   uint64_t generation_ = 0;

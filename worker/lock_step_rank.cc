@@ -23,24 +23,20 @@ WorkerOptions LockStepOptions(WorkerOptions options, int rank_count) {
 }
 
 LockStepRank::LockStepRank(const WorkerOptions& options, const RankPlan& plan,
-                           std::optional<cluster::JoinToken> token, cluster::Collective& collective,
+                           std::optional<cluster::JoinToken> token, EpochSource& epochs,
                            EpollLoop& loop, Env env)
     : plan_(plan),
-      collective_(collective),
+      epochs_(epochs),
       loop_(loop),
       env_(env),
-      map_(std::make_shared<const cluster::ExpertMap>(StaticMap(plan.config, collective.size()))),
+      map_(std::make_shared<const cluster::ExpertMap>(StaticMap(plan.config, epochs.size()))),
       experts_(env.clock, plan.config, *plan.checkpoint, *plan.backend, plan.expert_slots,
                plan.expert.source_bytes),
-      exchange_(plan.exchange_shape(), plan.limits.scheduler.max_num_batched_tokens, *plan.backend,
-                experts_, collective),
       sequences_(env.clock),
       connection_(
           std::in_place, env, options.coordinator, Identity(), std::move(token),
           Connection::Handlers{.on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
-                               .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {
-  exchange_.SetMap(map_);
-}
+                               .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {}
 
 v1::WorkerIdentity LockStepRank::Identity() const {
   v1::WorkerIdentity identity;
@@ -50,12 +46,61 @@ v1::WorkerIdentity LockStepRank::Identity() const {
   identity.set_checkpoint(plan_.checkpoint->fingerprint());
   identity.set_description(plan_.backend->description());
   identity.set_process_id(getpid());
+  epochs_.Introduce(identity);
   return identity;
 }
 
 absl::Status LockStepRank::Run() {
+  while (true) {
+    const absl::Status status = RunEpoch();
+    if (status.ok()) return status;
+    // Where processes end with their epoch, this one does here.
+    epochs_.Abort(std::string(status.message()));
+    LeaveEpoch();
+    if (ends_ || !absl::IsAborted(status)) return ends_ ? absl::OkStatus() : status;
+    LOG_WARNING("the epoch has ended: {}", std::string(status.message()));
+  }
+}
+
+absl::Status LockStepRank::RunEpoch() {
+  RETURN_IF_ERROR(AwaitEpoch());
+  if (collective_ == nullptr) return absl::OkStatus();  // it leaves before there is one
   RETURN_IF_ERROR(Load());
-  RETURN_IF_ERROR(FormWorld());
+  RETURN_IF_ERROR(AwaitOthers());
+  Serve();
+  while (connection_->refusal().ok() && !wave_->stopped()) {
+    loop_.RunOnce(wave_->wait());
+    sequences_.Advance();
+    if (ends_ && sequences_.drained()) wave_->End();
+    RETURN_IF_ERROR(wave_->Join());
+  }
+  return connection_->refusal();
+}
+
+absl::Status LockStepRank::AwaitEpoch() {
+  while (connection_->refusal().ok() && !ends_) {
+    ASSIGN_OR_RETURN(collective_, epochs_.collective());
+    if (collective_ != nullptr) {
+      // The place in the epoch is a part of it.
+      connection_->SetIdentity(Identity());
+      return absl::OkStatus();
+    }
+    loop_.RunOnce(absl::Milliseconds(50));
+  }
+  return connection_->refusal();
+}
+
+void LockStepRank::LeaveEpoch() {
+  while (!epochs_.Left()) loop_.RunOnce(absl::Milliseconds(1));
+  collective_ = nullptr;
+  sequences_.StopServing();
+  engine_.reset();
+  wave_.reset();
+  transformer_.reset();
+  exchange_.reset();
+}
+
+void LockStepRank::Serve() {
   v1::WorkerReady ready;
   ready.set_profile(plan_.backend->profile());
   ready.set_checkpoint(plan_.checkpoint->fingerprint());
@@ -65,13 +110,6 @@ absl::Status LockStepRank::Run() {
   ready.set_max_num_seqs(plan_.limits.scheduler.max_num_seqs);
   ready.set_description(plan_.backend->description());
   sequences_.Serve(*engine_, std::move(ready));
-  while (connection_->refusal().ok() && !wave_->stopped()) {
-    loop_.RunOnce(wave_->wait());
-    sequences_.Advance();
-    if (ends_ && sequences_.drained()) wave_->End();
-    RETURN_IF_ERROR(wave_->Join());
-  }
-  return connection_->refusal();
 }
 
 void LockStepRank::Drain() {
@@ -82,6 +120,7 @@ void LockStepRank::Drain() {
 
 void LockStepRank::OnLink(cluster::ControlLink* link) {
   link_ = link;
+  epochs_.OnLink(link);
   sequences_.Connect(link);
   if (ends_) TellDrain();
 }
@@ -95,22 +134,27 @@ void LockStepRank::TellDrain() {
 
 absl::Status LockStepRank::Load() {
   const absl::Time began = env_.clock.Now();
-  experts_.Order(OrderOf(*map_, collective_.rank()));
-  const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
-                                .progress = [this](int64_t bytes) { ReportLoading(bytes); }};
-  ASSIGN_OR_RETURN(model_,
-                   model::Model::Load(plan_.config, *plan_.checkpoint, *plan_.backend, load));
-  RETURN_IF_ERROR(LoadExperts());
-  LOG_INFO("rank {} of {} that step together: {} experts, loaded in {:.1f} s", collective_.rank(),
-           collective_.size(), experts_.held_count(),
-           absl::ToDoubleSeconds(env_.clock.Now() - began));
+  experts_.Order(OrderOf(*map_, collective_->rank()));
   const SchedulerLimits& limits = plan_.limits.scheduler;
-  pool_.emplace(*plan_.backend, model_->kv_layout(), plan_.config.layer_count,
-                plan_.memory.page_count);
-  pages_.emplace(plan_.memory.page_count, [this](int32_t page) { pool_->ZeroPage(page); });
-  transformer_.emplace(*model_, *plan_.backend, exchange_, *pool_, limits.max_num_batched_tokens,
+  if (!model_) {
+    const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
+                                  .progress = [this](int64_t bytes) { ReportLoading(bytes); }};
+    ASSIGN_OR_RETURN(model_,
+                     model::Model::Load(plan_.config, *plan_.checkpoint, *plan_.backend, load));
+    pool_.emplace(*plan_.backend, model_->kv_layout(), plan_.config.layer_count,
+                  plan_.memory.page_count);
+    pages_.emplace(plan_.memory.page_count, [this](int32_t page) { pool_->ZeroPage(page); });
+  }
+  RETURN_IF_ERROR(LoadExperts());
+  LOG_INFO("rank {} of {} that step together: {} experts, loaded in {:.1f} s", collective_->rank(),
+           collective_->size(), experts_.held_count(),
+           absl::ToDoubleSeconds(env_.clock.Now() - began));
+  exchange_.emplace(plan_.exchange_shape(), limits.max_num_batched_tokens, *plan_.backend, experts_,
+                    *collective_);
+  exchange_->SetMap(map_);
+  transformer_.emplace(*model_, *plan_.backend, *exchange_, *pool_, limits.max_num_batched_tokens,
                        limits.max_logit_rows);
-  wave_.emplace(plan_.config, *transformer_, exchange_, env_.clock);
+  wave_.emplace(plan_.config, *transformer_, *exchange_, env_.clock);
   engine_.emplace(plan_.limits, *wave_, *pages_);
   return absl::OkStatus();
 }
@@ -124,9 +168,9 @@ absl::Status LockStepRank::LoadExperts() {
   return absl::OkStatus();
 }
 
-absl::Status LockStepRank::FormWorld() {
-  RankClass ranks(collective_, absl::StrCat(plan_.backend->profile(), " of checkpoint ",
-                                            plan_.checkpoint->fingerprint()));
+absl::Status LockStepRank::AwaitOthers() {
+  RankClass ranks(*collective_, absl::StrCat(plan_.backend->profile(), " of checkpoint ",
+                                             plan_.checkpoint->fingerprint()));
   while (true) {
     ASSIGN_OR_RETURN(const bool agreed, ranks.Agreed());
     if (agreed) return absl::OkStatus();
@@ -141,12 +185,13 @@ void LockStepRank::ReportLoading(int64_t bytes) {
 }
 
 void LockStepRank::OnMessage(const v1::ControlMessage& message) {
+  epochs_.OnMessage(message);
   if (message.has_welcome()) {
     LOG_INFO("the coordinator calls this process rank {}", message.welcome().rank());
   } else if (message.has_revoked()) {
     LOG_WARNING("the coordinator has revoked this rank: {}", message.revoked().reason());
     connection_->Renew();
-  } else {
+  } else if (!message.has_join_epoch()) {
     sequences_.OnMessage(message);
   }
 }

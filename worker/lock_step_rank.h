@@ -1,7 +1,8 @@
-// LockStepRank: a worker as one of the ranks that a launcher started together (--exchange mpi). It
-// has both roles and holds its share of the experts of a static map (worker/exchange/static_map.h).
-// To the coordinator it is a *whole* rank: where its experts are is the world's own affair, and
-// such a world is lost and started as one.
+// LockStepRank: a worker as one of the ranks of an epoch (--exchange mpi or nccl). It has both
+// roles and holds its share of the experts of a static map (worker/exchange/static_map.h). To the
+// coordinator it is a *whole* rank: where its experts are is the epoch's own affair, and an epoch
+// is lost as one. Where a process outlives its epoch (NCCL) the rank keeps what it has loaded and
+// goes on in the next, with nothing of its sequences but cached pages.
 #pragma once
 
 #include <memory>
@@ -11,10 +12,10 @@
 #include "base/epoll_loop.h"
 #include "cluster/control_link.h"
 #include "cluster/join_token.h"
-#include "cluster/transport/collective.h"
 #include "worker/connection.h"
 #include "worker/engine/transformer.h"
 #include "worker/exchange/collective_exchange.h"
+#include "worker/exchange/epoch_source.h"
 #include "worker/exchange/wave_model.h"
 #include "worker/experts/loaded_experts.h"
 #include "worker/options.h"
@@ -31,11 +32,12 @@ class LockStepRank {
  public:
   // All outlive this. `plan` is of LockStepOptions.
   LockStepRank(const WorkerOptions& options, const RankPlan& plan,
-               std::optional<cluster::JoinToken> token, cluster::Collective& collective,
-               EpollLoop& loop, Env env);
+               std::optional<cluster::JoinToken> token, EpochSource& epochs, EpollLoop& loop,
+               Env env);
 
-  // Loads, waits for the other ranks, and serves until all ranks want to leave. FailedPrecondition
-  // if the ranks are not alike or the coordinator refuses this one; the caller ends the world.
+  // Loads, waits for the other ranks, and serves until all ranks want to leave, over as many epochs
+  // as it takes. FailedPrecondition if the ranks are not alike or the coordinator refuses this one;
+  // the epoch is over then.
   absl::Status Run();
   // Takes no new sequences; wants to leave with the last, and tells the coordinator. A launcher
   // whose world breaks asks so too before it kills: the coordinator then moves the sequences, and
@@ -44,21 +46,24 @@ class LockStepRank {
 
  private:
   v1::WorkerIdentity Identity() const;
+  absl::Status RunEpoch();
+  absl::Status AwaitEpoch();
   absl::Status Load();
   absl::Status LoadExperts();
-  absl::Status FormWorld();
+  absl::Status AwaitOthers();
+  void Serve();
+  void LeaveEpoch();
   void ReportLoading(int64_t bytes);
   void OnLink(cluster::ControlLink* link);
   void OnMessage(const v1::ControlMessage& message);
   void TellDrain();
 
   const RankPlan& plan_;
-  cluster::Collective& collective_;
+  EpochSource& epochs_;
   EpollLoop& loop_;
   const Env env_;
   const std::shared_ptr<const cluster::ExpertMap> map_;
   LoadedExperts experts_;
-  CollectiveExchange exchange_;
   WorkerService sequences_;
   // Before the connection, whose handlers use them.
   cluster::ControlLink* link_ = nullptr;
@@ -68,6 +73,9 @@ class LockStepRank {
   std::unique_ptr<model::Model> model_;
   std::optional<KvPool> pool_;
   std::optional<PageLedger> pages_;
+  // Of an epoch.
+  cluster::Collective* collective_ = nullptr;
+  std::optional<CollectiveExchange> exchange_;
   std::optional<Transformer> transformer_;
   std::optional<WaveModel> wave_;
   std::optional<Engine> engine_;

@@ -21,7 +21,7 @@
 #include "worker/connection.h"
 #include "worker/engine/transformer.h"
 #include "worker/exchange/message_exchange.h"
-#include "worker/exchange/start_collective.h"
+#include "worker/exchange/start_epochs.h"
 #include "worker/experts/loaded_experts.h"
 #include "worker/lock_step_rank.h"
 #include "worker/options.h"
@@ -280,8 +280,8 @@ absl::Status Serve(const WorkerOptions& options, RankPlan& plan,
   return RunUntilDrained(rank, options, loop, signals);
 }
 
-// `collective`: to the ranks that it steps together with; null: it exchanges messages.
-absl::Status Run(const WorkerOptions& options, int signals, cluster::Collective* collective) {
+// `epochs`: of the ranks that it steps together with; null: it exchanges messages.
+absl::Status Run(const WorkerOptions& options, int signals, EpochSource* epochs) {
   ASSIGN_OR_RETURN(RankPlan plan, MakeRankPlan(options));
   if (options.dry_run) {
     std::cout << plan.memory.ToString() << std::endl;
@@ -293,21 +293,24 @@ absl::Status Run(const WorkerOptions& options, int signals, cluster::Collective*
   if (!options.join_token_file.empty()) {
     ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
   }
-  if (collective == nullptr) return Serve(options, plan, std::move(token), signals);
+  if (epochs == nullptr) return Serve(options, plan, std::move(token), signals);
   EpollLoop loop(RealClock());
-  LockStepRank rank(options, plan, std::move(token), *collective, loop,
+  LockStepRank rank(options, plan, std::move(token), *epochs, loop,
                     {RealClock(), loop, RealRandom(), RealThreads()});
   return RunUntilDrained(rank, options, loop, signals);
 }
 
-// As one of the ranks that a launcher started together: what ends this one ends all.
+// As one of the ranks of an epoch: what ends this one ends all.
 absl::Status RunInLockStep(const WorkerOptions& options, int signals) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<cluster::Collective> collective,
-                   StartCollective(options.exchange));
-  InitLog("worker " + std::to_string(collective->rank()), options.log_level);
-  const absl::Status status =
-      Run(LockStepOptions(options, collective->size()), signals, collective.get());
-  if (!status.ok()) collective->Abort(std::string(status.message()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<EpochSource> epochs,
+                   StartEpochs(options.exchange, options.expert_ranks, RealClock(), RealRandom(),
+                               RealThreads()));
+  ASSIGN_OR_RETURN(const cluster::Collective* collective, epochs->collective());
+  if (collective != nullptr) {
+    InitLog("worker " + std::to_string(collective->rank()), options.log_level);
+  }
+  const absl::Status status = Run(LockStepOptions(options, epochs->size()), signals, epochs.get());
+  if (!status.ok()) epochs->Abort(std::string(status.message()));
   return status;
 }
 

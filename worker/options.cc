@@ -31,9 +31,9 @@ void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
       ->capture_default_str();
   app.add_option(
          "--exchange", options.exchange,
-         "How ranks exchange rows: messages, or mpi (in lock-step with the other ranks that "
-         "mpirun started, each with both roles)")
-      ->check(CLI::IsMember({"messages", "mpi"}))
+         "How ranks exchange rows: messages; or in lock-step, each with both roles: mpi (the ranks "
+         "that mpirun started) or nccl (--expert-ranks of them, each with a card)")
+      ->check(CLI::IsMember({"messages", "mpi", "nccl"}))
       ->capture_default_str();
   app.add_option("--transport", options.transport,
                  "How rows travel between ranks; auto: shm on one machine, else tcp")

@@ -19,7 +19,8 @@
 // Where the wires cannot outlive a failure (MPI) the process ends instead.
 //
 // Implementations: threads (ranks of one process), mpi (a static world under mpirun or Slurm), nccl
-// (a card each; an epoch that the coordinator forms). One thread at a time; each rank's end has a thread of its own.
+// (a card each; an epoch that the coordinator forms). One thread at a time; each rank's end has a
+// thread of its own.
 #pragma once
 
 #include <cstddef>

@@ -126,6 +126,8 @@ def test_a_killed_rank_ends_the_world_and_the_next_goes_on_with_the_same_tokens(
     assert len(killed) == 1 and ended[0] != 0
     assert world.metric("epic_replay_mismatch_total") == 0
     assert world.metric("epic_resubmissions_total") >= 1
+    # The world's end is one loss, however long its processes took.
+    assert "its epoch has ended with rank" in world.log.read_text()
 
 
 def test_sigterm_to_all_ranks_ends_the_world_in_order(world):

@@ -15,9 +15,11 @@ void WaveModel::Begin(const kernels::StepPlan& plan) {
 
 absl::StatusOr<TokenModel::Progress> WaveModel::Advance() {
   CHECK(plan_ != nullptr);
-  absl::StatusOr<Progress> progress = status_.ok() ? Turn() : status_;
-  if (!progress.ok()) status_ = progress.status();
-  if (!progress.ok() || *progress == Progress::kDone) plan_ = nullptr;
+  if (!status_.ok()) return Progress::kWaiting;
+  const absl::StatusOr<Progress> progress = Turn();
+  status_ = progress.status();
+  if (!progress.ok()) return Progress::kWaiting;
+  if (*progress == Progress::kDone) plan_ = nullptr;
   return progress;
 }
 

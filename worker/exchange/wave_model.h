@@ -25,7 +25,8 @@
 
 namespace epic::worker {
 
-// One thread, the rank's loop. An error is the end of the epoch: all calls return it from then on.
+// One thread, the rank's loop. An error is the end of the epoch: Join returns it from then on, and
+// a step under way has no end, so that nobody takes the epoch's failure for that of its sequences.
 class WaveModel : public TokenModel {
  public:
   static constexpr absl::Duration kPauseMax = absl::Milliseconds(16);

@@ -59,6 +59,13 @@ void WorkerService::Serve(Engine& engine, v1::WorkerReady ready) {
   Send(std::move(message));
 }
 
+void WorkerService::StopServing() {
+  DropAll();
+  engine_ = nullptr;
+  waiting_ = false;
+  step_began_.reset();
+}
+
 void WorkerService::Start(const v1::StartSequence& start) {
   const Name name{start.sequence(), start.attempt()};
   const auto held = held_.find(name.sequence);

@@ -38,6 +38,9 @@ class WorkerService {
   void ReportLoading(int64_t loaded_bytes, int64_t total_bytes);
   // From now on requests are served. `engine` outlives the service.
   void Serve(Engine& engine, v1::WorkerReady ready);
+  // The engine is given up, with its sequences, until Serve is called again. The coordinator knows
+  // or is about to: the link is not used for it.
+  void StopServing();
   // Takes no new sequences; those here are finished. As a Drain message does.
   void StartDraining() { draining_ = true; }
 

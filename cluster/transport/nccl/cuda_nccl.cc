@@ -1,0 +1,218 @@
+#include "cluster/transport/nccl/cuda_nccl.h"
+
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace epic::cluster {
+namespace {
+
+static_assert(static_cast<int>(NcclResult::kUnhandledCudaError) == ncclUnhandledCudaError);
+static_assert(static_cast<int>(NcclResult::kSystemError) == ncclSystemError);
+static_assert(static_cast<int>(NcclResult::kInternalError) == ncclInternalError);
+static_assert(static_cast<int>(NcclResult::kInvalidArgument) == ncclInvalidArgument);
+static_assert(static_cast<int>(NcclResult::kInvalidUsage) == ncclInvalidUsage);
+static_assert(static_cast<int>(NcclResult::kRemoteError) == ncclRemoteError);
+static_assert(static_cast<int>(NcclResult::kInProgress) == ncclInProgress);
+static_assert(sizeof(NcclUniqueId) == sizeof(ncclUniqueId));
+
+// libnccl is no part of a machine without cards, so it is opened when it is wanted.
+struct Library {
+  decltype(&ncclGetVersion) get_version = nullptr;
+  decltype(&ncclGetUniqueId) get_unique_id = nullptr;
+  decltype(&ncclCommInitRankConfig) init_rank = nullptr;
+  decltype(&ncclCommGetAsyncError) async_error = nullptr;
+  decltype(&ncclGroupStart) group_start = nullptr;
+  decltype(&ncclGroupEnd) group_end = nullptr;
+  decltype(&ncclSend) send = nullptr;
+  decltype(&ncclRecv) receive = nullptr;
+  decltype(&ncclAllReduce) all_reduce = nullptr;
+  decltype(&ncclCommFinalize) finalize = nullptr;
+  decltype(&ncclCommDestroy) destroy = nullptr;
+  decltype(&ncclCommAbort) abort = nullptr;
+  decltype(&ncclGetErrorString) error_string = nullptr;
+  decltype(&ncclGetLastError) last_error = nullptr;
+};
+
+template <class Function>
+absl::Status Find(void* handle, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(handle, name));
+  if (function != nullptr) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("libnccl.so.2 has no ", name));
+}
+
+absl::StatusOr<Library> OpenLibrary() {
+  void* handle = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  const std::string why = handle == nullptr ? dlerror() : "";
+  if (handle == nullptr) handle = dlopen(EPIC_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) return absl::UnavailableError(why);
+  Library library;
+  RETURN_IF_ERROR(Find(handle, "ncclGetVersion", library.get_version));
+  RETURN_IF_ERROR(Find(handle, "ncclGetUniqueId", library.get_unique_id));
+  RETURN_IF_ERROR(Find(handle, "ncclCommInitRankConfig", library.init_rank));
+  RETURN_IF_ERROR(Find(handle, "ncclCommGetAsyncError", library.async_error));
+  RETURN_IF_ERROR(Find(handle, "ncclGroupStart", library.group_start));
+  RETURN_IF_ERROR(Find(handle, "ncclGroupEnd", library.group_end));
+  RETURN_IF_ERROR(Find(handle, "ncclSend", library.send));
+  RETURN_IF_ERROR(Find(handle, "ncclRecv", library.receive));
+  RETURN_IF_ERROR(Find(handle, "ncclAllReduce", library.all_reduce));
+  RETURN_IF_ERROR(Find(handle, "ncclCommFinalize", library.finalize));
+  RETURN_IF_ERROR(Find(handle, "ncclCommDestroy", library.destroy));
+  RETURN_IF_ERROR(Find(handle, "ncclCommAbort", library.abort));
+  RETURN_IF_ERROR(Find(handle, "ncclGetErrorString", library.error_string));
+  RETURN_IF_ERROR(Find(handle, "ncclGetLastError", library.last_error));
+  int version = 0;
+  library.get_version(&version);
+  if (version < NCCL_VERSION_CODE) {
+    return absl::UnavailableError(absl::StrCat("libnccl.so.2 is version ", version, ", at least ",
+                                               NCCL_VERSION_CODE, " is needed"));
+  }
+  return library;
+}
+
+ncclRedOp_t OpOf(Reduction reduction) {
+  switch (reduction) {
+    case Reduction::kMin:
+      return ncclMin;
+    case Reduction::kMax:
+      return ncclMax;
+    case Reduction::kSum:
+      break;
+  }
+  return ncclSum;
+}
+
+ncclComm_t CommOf(NcclComm comm) { return static_cast<ncclComm_t>(comm); }
+cudaEvent_t EventOf(NcclEvent event) { return static_cast<cudaEvent_t>(event); }
+NcclResult ResultOf(ncclResult_t result) { return static_cast<NcclResult>(result); }
+
+class CudaNccl : public NcclApi {
+ public:
+  CudaNccl(const Library& library, cudaStream_t stream) : nccl_(library), stream_(stream) {}
+  ~CudaNccl() override { cudaStreamDestroy(stream_); }
+
+  NcclResult GetUniqueId(NcclUniqueId& id) override {
+    return ResultOf(nccl_.get_unique_id(reinterpret_cast<ncclUniqueId*>(id.data())));
+  }
+
+  NcclResult InitRank(NcclComm& comm, int size, const NcclUniqueId& id, int rank) override {
+    ncclUniqueId unique;
+    std::ranges::copy(id, unique.internal);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    ncclComm_t made = nullptr;
+    const ncclResult_t result = nccl_.init_rank(&made, size, unique, rank, &config);
+    comm = made;
+    // Formed at once or in a while: AsyncError tells.
+    return result == ncclSuccess ? NcclResult::kInProgress : ResultOf(result);
+  }
+
+  NcclResult AsyncError(NcclComm comm) override {
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t result = nccl_.async_error(CommOf(comm), &state);
+    return ResultOf(result == ncclSuccess ? state : result);
+  }
+
+  NcclResult GroupStart() override { return ResultOf(nccl_.group_start()); }
+  NcclResult GroupEnd() override { return ResultOf(nccl_.group_end()); }
+
+  NcclResult Send(NcclComm comm, const std::byte* from, size_t bytes, int peer) override {
+    return ResultOf(nccl_.send(from, bytes, ncclInt8, peer, CommOf(comm), stream_));
+  }
+
+  NcclResult Receive(NcclComm comm, std::byte* into, size_t bytes, int peer) override {
+    return ResultOf(nccl_.receive(into, bytes, ncclInt8, peer, CommOf(comm), stream_));
+  }
+
+  NcclResult AllReduce(NcclComm comm, Reduction reduction, int64_t* values, size_t count) override {
+    return ResultOf(
+        nccl_.all_reduce(values, values, count, ncclInt64, OpOf(reduction), CommOf(comm), stream_));
+  }
+
+  NcclResult Finalize(NcclComm comm) override { return ResultOf(nccl_.finalize(CommOf(comm))); }
+  NcclResult Destroy(NcclComm comm) override { return ResultOf(nccl_.destroy(CommOf(comm))); }
+
+  NcclResult Abort(NcclComm comm) override {
+    const ncclResult_t result = nccl_.abort(CommOf(comm));
+    // Its kernels have been told; they are gone when the stream is empty.
+    const NcclResult drained = Cuda(cudaStreamSynchronize(stream_));
+    return result == ncclSuccess || result == ncclInProgress ? drained : ResultOf(result);
+  }
+
+  NcclResult Mark(NcclEvent& event) override {
+    cudaEvent_t made = nullptr;
+    if (const NcclResult result = Cuda(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
+        result != NcclResult::kSuccess) {
+      return result;
+    }
+    event = made;
+    return Cuda(cudaEventRecord(made, stream_));
+  }
+
+  NcclResult Reached(NcclEvent event) override {
+    const cudaError_t error = cudaEventQuery(EventOf(event));
+    return error == cudaErrorNotReady ? NcclResult::kInProgress : Cuda(error);
+  }
+
+  void FreeMark(NcclEvent event) override { cudaEventDestroy(EventOf(event)); }
+
+  bool Reaches(const void* memory) override {
+    cudaPointerAttributes attributes;
+    if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+      cudaGetLastError();
+      return false;
+    }
+    return attributes.devicePointer == memory;
+  }
+
+  std::byte* AllocatePinned(size_t bytes) override {
+    void* memory = nullptr;
+    const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
+    return Cuda(error) == NcclResult::kSuccess ? static_cast<std::byte*>(memory) : nullptr;
+  }
+
+  void FreePinned(std::byte* memory) override { cudaFreeHost(memory); }
+
+  std::string ErrorText(NcclResult result) override {
+    const std::string text = nccl_.error_string(static_cast<ncclResult_t>(result));
+    if (result == NcclResult::kUnhandledCudaError) {
+      return absl::StrCat(text, " (", cudaGetErrorString(cudaPeekAtLastError()), ")");
+    }
+    const char* const more = nccl_.last_error(nullptr);
+    return more == nullptr || *more == '\0' ? text : absl::StrCat(text, " (", more, ")");
+  }
+
+ private:
+  static NcclResult Cuda(cudaError_t error) {
+    return error == cudaSuccess ? NcclResult::kSuccess : NcclResult::kUnhandledCudaError;
+  }
+
+  const Library nccl_;
+  const cudaStream_t stream_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl() {
+  int cards = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&cards);
+  if (counted != cudaSuccess || cards == 0) {
+    return absl::UnavailableError(absl::StrCat(
+        "there is no card: ", counted == cudaSuccess ? "none" : cudaGetErrorString(counted)));
+  }
+  ASSIGN_OR_RETURN(const Library library, OpenLibrary());
+  cudaStream_t stream = nullptr;
+  const cudaError_t made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (made != cudaSuccess) {
+    return absl::UnavailableError(absl::StrCat("cudaStreamCreate: ", cudaGetErrorString(made)));
+  }
+  return std::make_unique<CudaNccl>(library, stream);
+}
+
+}  // namespace epic::cluster

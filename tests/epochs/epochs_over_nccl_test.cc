@@ -1,0 +1,166 @@
+// Ranks that step together over NCCL, and the coordinator, as in their processes but for threads
+// and a fake of NCCL: an epoch ends in the middle of an answer, and the next one goes on with it.
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "base/check.h"
+#include "base/epoll_loop.h"
+#include "cluster/grpc/control_server.h"
+#include "cluster/transport/testing/fake_nccl.h"
+#include "cluster/version.h"
+#include "coordinator/core/core.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "model/testing/tiny_checkpoint.h"
+#include "worker/exchange/nccl_epochs.h"
+#include "worker/lock_step_rank.h"
+
+namespace epic {
+namespace {
+
+constexpr int kRanks = 2;
+constexpr int kTokens = 300;
+
+class EpochsOverNcclTest : public testing::Test {
+ protected:
+  EpochsOverNcclTest() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address_, grpc::InsecureServerCredentials());
+    builder.RegisterService(control_.service());
+    server_ = builder.BuildAndStart();
+    CHECK(server_ != nullptr);
+    coordinator_ = RealThreads().Start("coordinator", [this] { loop_.Run(); });
+    for (int i = 0; i < kRanks; ++i) {
+      ranks_.push_back(RealThreads().Start("rank", [this, i] { RunRank(i); }));
+    }
+    Await([this] { return core_.status().ready && core_.status().ranks.size() == kRanks; });
+  }
+
+  ~EpochsOverNcclTest() override {
+    for (int i = 0; i < kRanks; ++i) {
+      const std::lock_guard lock(mutex_);
+      if (drains_[i]) drains_[i]();
+    }
+    ranks_.clear();
+    for (const absl::Status& ended : ended_) EXPECT_EQ(ended, absl::OkStatus());
+    EXPECT_EQ(nccl_.held_count(), 0);
+    loop_.Post([this] { control_.Close(); });
+    loop_.Stop();
+    coordinator_.reset();
+    server_->Shutdown(std::chrono::system_clock::now());
+    std::filesystem::remove(path_);
+  }
+
+  void RunRank(int index) {
+    worker::WorkerOptions options;
+    options.model = model_;
+    options.coordinator = address_;
+    options.threads = 1;
+    options.max_model_len = 512;
+    options.max_num_batched_tokens = 16;
+    options.max_num_seqs = 4;
+    options.kv_cache_bytes = 4 << 20;
+    options = worker::LockStepOptions(options, kRanks);
+    const auto plan = worker::MakeRankPlan(options);
+    CHECK_OK(plan.status());
+    EpollLoop loop(RealClock());
+    const std::shared_ptr<cluster::NcclApi> card(&nccl_.card(index), [](auto*) {});
+    worker::NcclEpochs epochs(card, RealClock(), RealThreads(), kRanks,
+                              [](const std::string& why) { CHECK(false) << why; });
+    worker::LockStepRank rank(options, *plan, std::nullopt, epochs, loop,
+                              {RealClock(), loop, RealRandom(), RealThreads()});
+    {
+      const std::lock_guard lock(mutex_);
+      drains_[index] = [&] { loop.Post([&rank] { rank.Drain(); }); };
+    }
+    ended_[index] = rank.Run();
+    const std::lock_guard lock(mutex_);
+    drains_[index] = nullptr;
+  }
+
+  static void Await(const std::function<bool()>& done) {
+    for (int turn = 0; !done(); ++turn) {
+      CHECK(turn < 60'000) << "nothing happens";
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
+
+  // The tokens of an answer; `midway` is called once when there are some.
+  std::vector<int32_t> Ask(const std::function<void()>& midway) {
+    coordinator::Request request;
+    request.id = "r" + std::to_string(next_++);
+    request.prompt = {1, 2, 3, 4, 5, 6, 7};
+    request.max_tokens = kTokens;
+    request.sampling.seed = 7;
+    const auto stream = core_.Submit(request);
+    CHECK_OK(stream.status());
+    Await([&] { return (*stream)->Read(0, 0).tokens.size() >= 20; });
+    midway();
+    Await([&] { return (*stream)->Read(0, 0).finish != coordinator::FinishReason::kNone; });
+    std::vector<int32_t> tokens;
+    const coordinator::Slice slice = (*stream)->Read(0, 0);
+    EXPECT_EQ(slice.finish, coordinator::FinishReason::kLength) << slice.error;
+    for (const coordinator::JournalToken& token : slice.tokens) tokens.push_back(token.token);
+    return tokens;
+  }
+
+  const std::string model_ =
+      model::WriteCheckpoint(model::TinyConfig(), model::TinyTensors(model::TinyConfig(), 1));
+  const std::string path_ =
+      (std::filesystem::temp_directory_path() / ("epic-epochs-" + std::to_string(getpid())))
+          .string();
+  const std::string address_ = "unix:" + path_;
+  cluster::FakeNccl nccl_{kRanks};
+  EpollLoop loop_{RealClock()};
+  const Env env_{RealClock(), loop_, RealRandom(), RealThreads()};
+  coordinator::Core core_{env_,
+                          {.names = {"tiny"},
+                           .vocab_size = model::TinyConfig().at("vocab_size").get<int>(),
+                           .world = {.term = 1}},
+                          nullptr};
+  cluster::ControlServer control_{
+      env_,
+      {.term = 1, .build_id = cluster::kBuildId},
+      [this](const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
+        return core_.AddWorker(hello, std::move(link));
+      }};
+  std::unique_ptr<grpc::Server> server_;
+  int next_ = 0;
+  std::mutex mutex_;  // guards drains_
+  std::function<void()> drains_[kRanks];
+  absl::Status ended_[kRanks];
+  std::unique_ptr<Threads::Handle> coordinator_;
+  std::vector<std::unique_ptr<Threads::Handle>> ranks_;
+};
+
+TEST_F(EpochsOverNcclTest, TheNextEpochGoesOnWithTheSameTokens) {
+  const std::vector<int32_t> expected = Ask([] {});
+  ASSERT_EQ(static_cast<int>(expected.size()), kTokens);
+  EXPECT_EQ(core_.metrics().resubmissions, 0);
+
+  // NCCL notices a failure on one rank; the other one would wait for ever.
+  EXPECT_EQ(Ask([this] { nccl_.FailNext(1, "AsyncError", cluster::NcclResult::kRemoteError); }),
+            expected);
+  EXPECT_EQ(core_.metrics().resubmissions, 1);
+  EXPECT_EQ(core_.metrics().workers_lost, kRanks);
+
+  // The coordinator ends an epoch.
+  Await([this] { return core_.status().ready; });
+  EXPECT_EQ(Ask([this] { core_.Fence(core_.status().ranks[0].rank, [](const auto&) {}); }),
+            expected);
+  EXPECT_EQ(core_.metrics().resubmissions, 2);
+  EXPECT_EQ(core_.metrics().replay_mismatches, 0);
+  EXPECT_EQ(core_.metrics().quarantined, 0);
+}
+
+}  // namespace
+}  // namespace epic
