@@ -37,7 +37,7 @@ absl::Time ControlPair::Arrival(Side to) {
 
 void ControlPair::Carry(Side from, v1::ControlMessage message) {
   const Side to = from == kWorker ? kCoordinator : kWorker;
-  loop_.At(Arrival(to), [self = shared_from_this(), to, message = std::move(message)] {
+  LoopOf(to).At(Arrival(to), [self = shared_from_this(), to, message = std::move(message)] {
     if (!self->alive_[to] || !self->handlers_[to].on_message) return;
     self->trace_.Add(message.body_case() * 2 + to);
     self->trace_.Add(message.ByteSizeLong());
@@ -49,7 +49,7 @@ void ControlPair::Close(Side side) {
   alive_[side] = false;
   const Side other = side == kWorker ? kCoordinator : kWorker;
   const absl::Duration unnoticed = side == kWorker ? kRedial : absl::ZeroDuration();
-  loop_.At(Arrival(other) + unnoticed, [self = shared_from_this(), side, other] {
+  LoopOf(other).At(Arrival(other) + unnoticed, [self = shared_from_this(), side, other] {
     self->handlers_[side] = {};
     if (!std::exchange(self->alive_[other], false)) return;
     const cluster::ControlLinkHandlers handlers = std::exchange(self->handlers_[other], {});

@@ -16,8 +16,9 @@ class ControlPair : public std::enable_shared_from_this<ControlPair> {
  public:
   enum Side { kCoordinator = 0, kWorker = 1 };
 
-  ControlPair(SimLoop& loop, uint64_t seed, Trace& trace)
-      : loop_(loop), dice_(seed), trace_(trace) {}
+  // `coordinator` runs what arrives there.
+  ControlPair(SimLoop& loop, Loop& coordinator, uint64_t seed, Trace& trace)
+      : loop_(loop), coordinator_(coordinator), dice_(seed), trace_(trace) {}
 
   void SetHandlers(Side side, cluster::ControlLinkHandlers handlers) {
     handlers_[side] = std::move(handlers);
@@ -33,8 +34,10 @@ class ControlPair : public std::enable_shared_from_this<ControlPair> {
   void Carry(Side from, v1::ControlMessage message);
   void Close(Side side);
   absl::Time Arrival(Side to);
+  Loop& LoopOf(Side side) { return side == kCoordinator ? coordinator_ : loop_; }
 
   SimLoop& loop_;
+  Loop& coordinator_;
   Dice dice_;
   Trace& trace_;
   cluster::ControlLinkHandlers handlers_[2];

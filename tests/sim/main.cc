@@ -71,7 +71,8 @@ int main(int argc, char** argv) {
   CLI::App app("Simulated worlds of EPIC");
   app.add_option("--from", options.from, "the first seed");
   app.add_option("--seeds", options.seeds, "how many");
-  app.add_option("--scenario", options.scenario, "one scenario for all seeds");
+  app.add_option("--scenario", options.scenario, "one scenario for all seeds")
+      ->check(CLI::IsMember(epic::sim::ScenarioNames()));
   app.add_flag("--verbose", options.verbose, "tell the scenario and the event log");
   CLI11_PARSE(app, argc, argv);
   return epic::sim::Main(options);

@@ -168,23 +168,17 @@ void SimTransport::SetSelf(int rank, uint64_t generation) {
 }
 
 void SimTransport::SetPeers(const std::vector<cluster::RankEntry>& peers) {
-  std::map<int, Peer> next;
-  for (const cluster::RankEntry& entry : peers) next[entry.rank].generation = entry.generation;
-  const auto kept = [&](int rank, const Peer& peer, const std::map<int, Peer>& among) {
-    const auto found = among.find(rank);
-    return found != among.end() && found->second.generation == peer.generation;
-  };
-  const std::map<int, Peer> before = peers_;
-  for (auto& [rank, peer] : next) {
-    if (kept(rank, peer, before)) peer = before.at(rank);
+  std::map<int, Peer> before = std::exchange(peers_, {});
+  ranks_.clear();
+  for (const cluster::RankEntry& entry : peers) {
+    ranks_[entry.generation] = entry.rank;
+    auto known = before.extract(entry.rank);
+    const bool kept = !known.empty() && known.mapped().generation == entry.generation;
+    peers_[entry.rank] = kept ? known.mapped() : Peer{.generation = entry.generation};
+    if (!known.empty() && !kept) network_.Want(generation_, known.mapped().generation, false);
+    if (!kept) network_.Want(generation_, entry.generation, true);
   }
-  peers_ = next;
-  for (const auto& [rank, peer] : before) {
-    if (!kept(rank, peer, next)) network_.Want(generation_, peer.generation, false);
-  }
-  for (const auto& [rank, peer] : next) {
-    if (!kept(rank, peer, before)) network_.Want(generation_, peer.generation, true);
-  }
+  for (const auto& [rank, peer] : before) network_.Want(generation_, peer.generation, false);
 }
 
 bool SimTransport::up(int peer) const {
@@ -217,18 +211,12 @@ void SimTransport::Arrive(Event event) {
   wake_();
 }
 
-int SimTransport::RankOf(uint64_t generation) const {
-  for (const auto& [rank, peer] : peers_) {
-    if (peer.generation == generation) return rank;
-  }
-  return -1;
-}
-
 void SimTransport::Poll() {
   const std::vector<Event> events = std::exchange(arrived_, {});
   for (const Event& event : events) {
-    const int rank = RankOf(event.generation);
-    if (rank < 0) continue;
+    const auto known = ranks_.find(event.generation);
+    if (known == ranks_.end()) continue;
+    const int rank = known->second;
     Peer& peer = peers_.at(rank);
     switch (event.kind) {
       case Kind::kUp:

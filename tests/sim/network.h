@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -109,7 +110,6 @@ class SimTransport : public cluster::Transport {
   };
 
   void Arrive(Event event);
-  int RankOf(uint64_t generation) const;
 
   SimNetwork& network_;
   const int seat_;
@@ -118,6 +118,7 @@ class SimTransport : public cluster::Transport {
   int rank_ = -1;
   cluster::TransportHandlers handlers_;
   std::map<int, Peer> peers_;
+  std::unordered_map<uint64_t, int> ranks_;  // by generation
   std::vector<Event> arrived_;
 };
 

@@ -30,11 +30,11 @@ Process::Process(SimLoop& loop, SimNetwork& network, const ProcessOptions& optio
       transport_(network, options.seat, generation_, [this] { Wake(); }),
       slots_(loop, options.slots, options.load_time),
       exchange_(
-          kToyShape, kExchange, loop, transport_, slots_,
+          ToyShape(options.expert_count), kExchange, loop, transport_, slots_,
           {.on_link_up = [this](const cluster::RankEntry& peer) { service_.OnLinkUp(peer); },
            .on_link_down = [this](const cluster::RankEntry& peer,
                                   const absl::Status& why) { service_.OnLinkDown(peer, why); }}),
-      model_(exchange_, std::max(1, options.pages), handlers_.violation),
+      model_(exchange_, options.expert_count, std::max(1, options.pages), handlers_.violation),
       pages_(std::max(1, options.pages), [this](int32_t page) { model_.ErasePage(page); }),
       engine_(kEngine, model_, pages_),
       sequences_(loop),
@@ -53,13 +53,13 @@ v1::ControlHello Process::Hello() const {
   identity.set_experts(options_.experts);
   identity.set_profile("toy");
   identity.set_checkpoint("toy");
-  identity.set_host(absl::StrCat("host", options_.seat));
+  identity.set_host(absl::StrCat("host", options_.machine));
   identity.set_address(absl::StrCat("seat:", options_.seat));
   identity.set_expert_slots(options_.slots);
   identity.set_expert_bytes(1);
-  identity.set_layer_count(kToyShape.layer_count);
+  identity.set_layer_count(kToyLayers);
   identity.set_first_expert_layer(kFirstExpertLayer);
-  identity.set_expert_count(kToyShape.expert_count);
+  identity.set_expert_count(options_.expert_count);
   return hello;
 }
 
@@ -169,7 +169,7 @@ void Process::Serve() {
 }
 
 void Process::Judge() {
-  const worker::ExchangeCounters counters = exchange_.counters();
+  const worker::ExchangeCounters& counters = exchange_.counters();
   const worker::ServerCounters& served = exchange_.served();
   const int64_t refused = counters.bad_frames + served.refused_bad_frame +
                           served.refused_no_credit + served.refused_revoked;

@@ -22,6 +22,8 @@ struct ProcessOptions {
   uint64_t seed = 0;
   bool attention = false;
   bool experts = false;
+  int machine = 0;
+  int expert_count = 0;  // of each layer
   int slots = 0;
   int pages = 0;
   absl::Duration start_time;  // until it can take sequences

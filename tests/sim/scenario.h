@@ -18,7 +18,11 @@ struct SeatPlan {
   int pages = 0;
   double slowness = 1;
   absl::Duration starts;  // at the beginning, or later: a join
+  int machine = 0;        // replicas are kept on several
 };
+
+// Whether its client waits for the end.
+enum class Patience { kWaits, kLeaves, kCancels };
 
 struct RequestPlan {
   absl::Duration at;
@@ -26,17 +30,33 @@ struct RequestPlan {
   model::SamplingParams sampling;
   int max_tokens = 0;
   int32_t stop_token = 0;
-  bool cancelled = false;  // its client goes away after a while
+  Patience patience = Patience::kWaits;
+  absl::Duration waits;  // of those who do not
+  absl::Duration deadline = absl::InfiniteDuration();
 };
 
-enum class FaultKind { kCrash, kHang, kCut, kBreak, kSlow, kHoldControl, kDrain };
+enum class FaultKind {
+  kCrash,
+  kHang,
+  kCut,
+  kBreak,
+  kSlow,
+  kHoldControl,
+  // What operators do.
+  kDrain,
+  kFence,
+  kFreeze,
+  // The coordinator's own loop stands still.
+  kStall,
+};
 
 struct FaultPlan {
   absl::Duration at;
   FaultKind kind = FaultKind::kCrash;
-  int seat = 0;
+  int seat = 0;          // of all but kFreeze and kStall
   int other = 0;         // of kCut (to) and kBreak
-  absl::Duration lasts;  // of kHang, kCut, kSlow, kHoldControl
+  absl::Duration lasts;  // of kHang, kCut, kSlow, kHoldControl, kFreeze, kStall
+  int times = 1;         // of kSlow: as slow as before
 };
 
 struct Scenario {
@@ -44,6 +64,7 @@ struct Scenario {
   uint64_t seed = 0;
   std::vector<SeatPlan> seats;
   int expect_ranks = 0;
+  int expert_count = 0;  // of each layer
   int replicas_max = 1;
   absl::Duration network_delay_max, load_time;
   std::vector<RequestPlan> requests;
@@ -51,10 +72,14 @@ struct Scenario {
   // Liveness: faults stop, and then every request must end. Else safety alone is judged: faults go
   // on to the end.
   bool liveness = true;
+  // Nothing happens that a rank could be lost for: none may be.
+  bool blameless = false;
 };
 
-// Names in the order in which seeds take them.
-const std::vector<std::string>& ScenarioNames();
+// Names in the order in which seeds take them; the last one, of hundreds of ranks, by one seed in
+// kLargeEvery.
+inline constexpr uint64_t kLargeEvery = 400;
+std::vector<std::string> ScenarioNames();
 // `name` empty: by seed. Fails for no seed.
 Scenario MakeScenario(uint64_t seed, const std::string& name);
 

@@ -15,8 +15,8 @@ using worker::Mix;
 namespace {
 
 constexpr uint64_t kEmpty = 0;
-constexpr int kHidden = kToyShape.hidden;
-constexpr int kChosen = kToyShape.experts_per_token;
+constexpr int kHidden = ToyShape(1).hidden;
+constexpr int kChosen = ToyShape(1).experts_per_token;
 
 }  // namespace
 
@@ -35,11 +35,11 @@ void ToyRow(uint64_t state, std::span<uint16_t> row) {
   }
 }
 
-void ToyGate(uint64_t state, std::span<int32_t> experts) {
+void ToyGate(uint64_t state, int expert_count, std::span<int32_t> experts) {
   static_assert(kChosen == 2);
-  const int first = static_cast<int>(state >> 8 & 0xffff) % kToyShape.expert_count;
-  const int step = 1 + static_cast<int>(state >> 24 & 0xffff) % (kToyShape.expert_count - 1);
-  const int second = (first + step) % kToyShape.expert_count;
+  const int first = static_cast<int>(state >> 8 & 0xffff) % expert_count;
+  const int step = 1 + static_cast<int>(state >> 24 & 0xffff) % (expert_count - 1);
+  const int second = (first + step) % expert_count;
   experts[0] = std::min(first, second);
   experts[1] = std::max(first, second);
 }
@@ -55,11 +55,11 @@ void ToyLogits(uint64_t state, std::span<float> logits) {
   }
 }
 
-std::vector<int32_t> OracleTokens(const std::vector<int32_t>& prompt,
+std::vector<int32_t> OracleTokens(int expert_count, const std::vector<int32_t>& prompt,
                                   const model::SamplingParams& sampling, int max_tokens,
                                   int32_t stop_token) {
   std::vector<int32_t> generated;
-  std::vector<uint64_t> records(kToyShape.layer_count, kEmpty);
+  std::vector<uint64_t> records(kToyLayers, kEmpty);
   uint16_t row[kHidden], answers[kChosen * kHidden];
   int32_t experts[kChosen];
   float logits[kVocab];
@@ -67,11 +67,11 @@ std::vector<int32_t> OracleTokens(const std::vector<int32_t>& prompt,
     const auto at = static_cast<size_t>(position);
     const int32_t token = at < prompt.size() ? prompt[at] : generated[at - prompt.size()];
     uint64_t state = ToyEmbed(token, position);
-    for (int layer = 0; layer < kToyShape.layer_count; ++layer) {
+    for (int layer = 0; layer < kToyLayers; ++layer) {
       state = records[layer] = ToyAttend(layer, records[layer], state);
       if (layer < kFirstExpertLayer) continue;
       ToyRow(state, row);
-      ToyGate(state, experts);
+      ToyGate(state, expert_count, experts);
       for (int j = 0; j < kChosen; ++j) {
         worker::ToyExperts::Answer(layer, experts[j], row,
                                    std::span(answers).subspan(j * kHidden, kHidden));
@@ -87,15 +87,16 @@ std::vector<int32_t> OracleTokens(const std::vector<int32_t>& prompt,
   }
 }
 
-SimModel::SimModel(model::ExpertExchange& exchange, int page_count,
+SimModel::SimModel(model::ExpertExchange& exchange, int expert_count, int page_count,
                    std::function<void(std::string)> fault)
     : exchange_(exchange),
       fault_(std::move(fault)),
+      expert_count_(expert_count),
       page_count_(page_count),
-      records_(static_cast<size_t>(kToyShape.layer_count) * page_count * kPageTokens, kEmpty) {}
+      records_(static_cast<size_t>(kToyLayers) * page_count * kPageTokens, kEmpty) {}
 
 void SimModel::ErasePage(int32_t page) {
-  for (int layer = 0; layer < kToyShape.layer_count; ++layer) {
+  for (int layer = 0; layer < kToyLayers; ++layer) {
     std::fill_n(records_.begin() + (layer * page_count_ + page) * kPageTokens, kPageTokens, kEmpty);
   }
 }
@@ -177,7 +178,7 @@ void SimModel::BeginExchange() {
   answers_.assign(rows * kChosen * kHidden, 0);
   for (size_t row = 0; row < rows; ++row) {
     ToyRow(states_[row], std::span(rows_).subspan(row * kHidden, kHidden));
-    ToyGate(states_[row], std::span(experts_).subspan(row * kChosen, kChosen));
+    ToyGate(states_[row], expert_count_, std::span(experts_).subspan(row * kChosen, kChosen));
   }
   const auto count = static_cast<int64_t>(rows);
   ticket_ = exchange_.Begin({.layer = layer_,
@@ -198,7 +199,7 @@ absl::Status SimModel::FinishExchange() {
 
 void SimModel::NextLayer() {
   ++layer_;
-  stage_ = layer_ < kToyShape.layer_count ? Stage::kAttention : Stage::kHead;
+  stage_ = layer_ < kToyLayers ? Stage::kAttention : Stage::kHead;
 }
 
 void SimExperts::Order(worker::ExpertOrder order) {

@@ -21,27 +21,31 @@
 namespace epic::sim {
 
 inline constexpr int kVocab = 13;
-inline constexpr worker::ExchangeShape kToyShape{
-    .layer_count = 3, .expert_count = 6, .experts_per_token = 2, .hidden = 4};
+inline constexpr int kToyLayers = 3;
 inline constexpr int kFirstExpertLayer = 1;
+constexpr worker::ExchangeShape ToyShape(int expert_count) {
+  return {
+      .layer_count = kToyLayers, .expert_count = expert_count, .experts_per_token = 2, .hidden = 4};
+}
 
 // One row's way through the layers; both the model and its oracle are made of these.
 uint64_t ToyEmbed(int32_t token, int position);
 uint64_t ToyAttend(int layer, uint64_t record_before, uint64_t state);
 void ToyRow(uint64_t state, std::span<uint16_t> row);
-void ToyGate(uint64_t state, std::span<int32_t> experts);
+void ToyGate(uint64_t state, int expert_count, std::span<int32_t> experts);
 uint64_t ToyCombine(uint64_t state, std::span<const uint16_t> answers);
 void ToyLogits(uint64_t state, std::span<float> logits);
 
 // What one rank alone makes of a request.
-std::vector<int32_t> OracleTokens(const std::vector<int32_t>& prompt,
+std::vector<int32_t> OracleTokens(int expert_count, const std::vector<int32_t>& prompt,
                                   const model::SamplingParams& sampling, int max_tokens,
                                   int32_t stop_token);
 
 class SimModel : public worker::TokenModel {
  public:
   // `fault`: a page that was never written has been read.
-  SimModel(model::ExpertExchange& exchange, int page_count, std::function<void(std::string)> fault);
+  SimModel(model::ExpertExchange& exchange, int expert_count, int page_count,
+           std::function<void(std::string)> fault);
 
   void ErasePage(int32_t page);
   // Whether the last Advance had to wait, and in which layer it is.
@@ -67,6 +71,7 @@ class SimModel : public worker::TokenModel {
 
   model::ExpertExchange& exchange_;
   const std::function<void(std::string)> fault_;
+  const int expert_count_;
   const int page_count_;
   std::vector<uint64_t> records_;  // [layer][page][kPageTokens]
   const kernels::StepPlan* plan_ = nullptr;

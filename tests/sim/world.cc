@@ -3,19 +3,22 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/core.h"
+#include "tests/sim/client.h"
 #include "tests/sim/control.h"
 #include "tests/sim/network.h"
 #include "tests/sim/process.h"
+#include "tests/sim/stalling_loop.h"
 
 namespace epic::sim {
 namespace {
 
 using coordinator::Core;
-using coordinator::FinishReason;
 
 // After the last fault everything must have ended within so long: revocations, replacements and
 // drains take seconds; the rest is work.
@@ -39,15 +42,6 @@ struct Seat {
   int deaths = 0;
 };
 
-struct Client {
-  RequestPlan plan;
-  std::vector<int32_t> expected;
-  std::shared_ptr<coordinator::RequestStream> stream;
-  std::vector<int32_t> tokens;
-  bool ended = false;
-  bool gone = false;
-};
-
 class SimWorld {
  public:
   explicit SimWorld(const Scenario& scenario);
@@ -61,12 +55,12 @@ class SimWorld {
   // The process at the seat is gone; another is started after a while.
   void End(int seat, bool again);
   void Inflict(const FaultPlan& fault);
-  void Submit(size_t client);
-  void OnGrown(size_t client);
-  void CheckEnd(Client& client, const coordinator::Slice& slice);
-
+  void Freeze(absl::Duration lasts);
+  // Whether an attention rank has died by itself.
+  bool DeathsOfAttention() const;
   void RunUntilQuiet();
   void JudgeQuiet();
+  void JudgeLosses();
   void Count(const Process& process);
   bool AllEnded() const;
   void Violation(const std::string& what);
@@ -78,9 +72,14 @@ class SimWorld {
   Trace trace_;
   SeededRandom random_;
   SimNetwork network_;
+  StallingLoop coordinator_;
   Core core_;
   std::map<int, Seat> seats_;
-  std::vector<Client> clients_;
+  std::vector<std::unique_ptr<Client>> clients_;
+  int freezes_ = 0;  // that hold
+  std::optional<absl::Time> frozen_at_;
+  std::vector<std::pair<absl::Time, absl::Time>> frozen_;  // when nobody was to be revoked
+  std::set<int> fenced_;                                   // ranks that operators put out
   Verdict verdict_;
 };
 
@@ -92,6 +91,7 @@ coordinator::CoreOptions OptionsOf(const Scenario& scenario) {
   options.world.expect_ranks = scenario.expect_ranks;
   options.world.replicas_max = scenario.replicas_max;
   options.world.drain_move_after = absl::Milliseconds(500);
+  options.world.pair_secret = std::string(32, 's');
   return options;
 }
 
@@ -100,19 +100,25 @@ SimWorld::SimWorld(const Scenario& scenario)
       dice_(scenario.seed ^ 0x5eed),
       random_(scenario.seed),
       network_(loop_, dice_.Next(), trace_),
-      core_(Env{loop_, loop_, random_, RealThreads()}, OptionsOf(scenario), nullptr) {
+      coordinator_(loop_),
+      core_(Env{loop_, coordinator_, random_, RealThreads()}, OptionsOf(scenario), nullptr) {
   network_.set_delay_max(scenario.network_delay_max);
   for (size_t i = 0; i < scenario.seats.size(); ++i) {
     const int seat = static_cast<int>(i);
     seats_[seat].plan = scenario.seats[i];
     loop_.At(began_ + scenario.seats[i].starts, [this, seat] { Start(seat); });
   }
+  absl::Duration stalled;
+  for (const FaultPlan& fault : scenario.faults) {
+    if (fault.kind == FaultKind::kStall) stalled += fault.lasts;
+  }
   for (const RequestPlan& plan : scenario.requests) {
-    const size_t index = clients_.size();
-    clients_.push_back({.plan = plan});
-    clients_.back().expected =
-        OracleTokens(plan.prompt, plan.sampling, plan.max_tokens, plan.stop_token);
-    loop_.At(began_ + plan.at, [this, index] { Submit(index); });
+    const int number = static_cast<int>(clients_.size());
+    clients_.push_back(std::make_unique<Client>(
+        loop_, core_, trace_, number, plan, scenario.expert_count, stalled,
+        ClientHandlers{.violation = [this](const std::string& what) { Violation(what); },
+                       .excused = [this] { return DeathsOfAttention(); }}));
+    loop_.At(began_ + plan.at, [client = clients_.back().get()] { client->Submit(); });
   }
   for (const FaultPlan& fault : scenario.faults) {
     loop_.At(began_ + fault.at, [this, fault] { Inflict(fault); });
@@ -138,6 +144,8 @@ void SimWorld::Start(int seat) {
       .seed = dice_.Next(),
       .attention = at.plan.attention,
       .experts = at.plan.experts,
+      .machine = at.plan.machine,
+      .expert_count = scenario_.expert_count,
       .slots = at.plan.slots,
       .pages = at.plan.pages,
       .start_time = dice_.Between(absl::Milliseconds(1), absl::Milliseconds(80)),
@@ -161,15 +169,15 @@ void SimWorld::Start(int seat) {
 
 void SimWorld::PlanDial(int seat) {
   const int life = seats_.at(seat).life;
-  loop_.At(loop_.Now() + dice_.Between(absl::Milliseconds(1), absl::Milliseconds(20)),
-           [this, seat, life] { Dial(seat, life); });
+  coordinator_.At(loop_.Now() + dice_.Between(absl::Milliseconds(1), absl::Milliseconds(20)),
+                  [this, seat, life] { Dial(seat, life); });
 }
 
 void SimWorld::Dial(int seat, int life) {
   Seat& at = seats_.at(seat);
   if (!at.runs(life)) return;
   Process* const process = at.process.get();
-  at.control = std::make_shared<ControlPair>(loop_, dice_.Next(), trace_);
+  at.control = std::make_shared<ControlPair>(loop_, coordinator_, dice_.Next(), trace_);
   auto taken = core_.AddWorker(process->Hello(), at.control->NewEnd(ControlPair::kCoordinator));
   if (!taken.ok()) {
     return Violation(absl::StrCat("refused: ", std::string(taken.status().message())));
@@ -207,6 +215,8 @@ void SimWorld::End(int seat, bool again) {
 }
 
 void SimWorld::Inflict(const FaultPlan& fault) {
+  if (fault.kind == FaultKind::kStall) return coordinator_.Stall(fault.lasts);
+  if (fault.kind == FaultKind::kFreeze) return Freeze(fault.lasts);
   Seat& at = seats_.at(fault.seat);
   if (at.process == nullptr) return;
   const int rank = at.process->rank();
@@ -222,7 +232,7 @@ void SimWorld::Inflict(const FaultPlan& fault) {
     case FaultKind::kBreak:
       return network_.Break(fault.seat, fault.other);
     case FaultKind::kSlow:
-      at.process->SlowDown(10);
+      at.process->SlowDown(fault.times);
       loop_.At(loop_.Now() + fault.lasts, [this, seat = fault.seat] {
         if (Process* process = seats_.at(seat).process.get()) process->SlowDown(1);
       });
@@ -232,79 +242,36 @@ void SimWorld::Inflict(const FaultPlan& fault) {
       return;
     case FaultKind::kDrain:
       if (rank >= 0) core_.Drain(rank, false, [](const absl::Status&) {});
+      return;
+    case FaultKind::kFence:
+      fenced_.insert(rank);
+      if (rank >= 0) core_.Fence(rank, [](const absl::Status&) {});
+      return;
+    case FaultKind::kFreeze:
+    case FaultKind::kStall:
+      return;
   }
 }
 
-void SimWorld::Submit(size_t index) {
-  Client& client = clients_[index];
-  coordinator::Request request;
-  request.id = absl::StrCat("request-", index);
-  request.prompt = client.plan.prompt;
-  request.sampling.temperature = client.plan.sampling.temperature;
-  request.sampling.seed = client.plan.sampling.seed;
-  request.sampling.repetition_penalty = client.plan.sampling.repetition_penalty;
-  request.max_tokens = client.plan.max_tokens;
-  if (client.plan.stop_token >= 0) request.stop_token_ids = {client.plan.stop_token};
-  auto stream = core_.Submit(std::move(request));
-  if (!stream.ok()) {  // not accepted: the client tries again
-    loop_.At(loop_.Now() + absl::Milliseconds(50), [this, index] { Submit(index); });
-    return;
+void SimWorld::Freeze(absl::Duration lasts) {
+  if (freezes_++ == 0) {
+    core_.Freeze(true, [this](const absl::Status&) { frozen_at_ = loop_.Now(); });
   }
-  client.stream = *std::move(stream);
-  client.stream->SetListener([this, index] { OnGrown(index); });
-  if (!client.plan.cancelled) return;
-  loop_.At(loop_.Now() + absl::Milliseconds(120), [this, index] {
-    clients_[index].gone = true;
-    clients_[index].stream.reset();
+  loop_.At(loop_.Now() + lasts, [this] {
+    if (--freezes_ > 0) return;
+    core_.Freeze(false,
+                 [this](const absl::Status&) { frozen_.emplace_back(*frozen_at_, loop_.Now()); });
   });
 }
 
-void SimWorld::OnGrown(size_t index) {
-  Client& client = clients_[index];
-  if (client.stream == nullptr) return;
-  const coordinator::Slice slice = client.stream->Read(0, static_cast<int>(client.tokens.size()));
-  if (client.ended && !slice.tokens.empty()) {
-    Violation(absl::StrCat("request ", index, " has more tokens after its end"));
-  }
-  for (const coordinator::JournalToken& token : slice.tokens) {
-    const size_t position = client.tokens.size();
-    client.tokens.push_back(token.token);
-    trace_.Add(index * 1000 + static_cast<uint64_t>(token.token));
-    ++verdict_.tokens;
-    if (position < client.expected.size() && client.expected[position] == token.token) continue;
-    Violation(absl::StrCat("request ", index, ", position ", position, ": token ", token.token,
-                           ", one rank alone has ",
-                           position < client.expected.size() ? client.expected[position] : -1));
-  }
-  if (slice.finish == FinishReason::kNone || client.ended) return;
-  client.ended = true;
-  ++verdict_.requests_ended;
-  CheckEnd(client, slice);
-}
-
-void SimWorld::CheckEnd(Client& client, const coordinator::Slice& slice) {
-  if (slice.finish == FinishReason::kError) {
-    // protocol.md §5: what seems to kill a rank alone twice is quarantined. Machines that die at
-    // random may make it seem so.
-    const bool excused = std::ranges::any_of(seats_, [](const auto& seat) {
-      return seat.second.plan.attention && seat.second.deaths > 0;
-    });
-    if (excused && absl::IsInternal(slice.error)) return;
-    return Violation(absl::StrCat("a request failed: ", std::string(slice.error.message())));
-  }
-  if (client.tokens != client.expected) {
-    Violation(absl::StrCat("a request ended with ", client.tokens.size(), " tokens of ",
-                           client.expected.size()));
-  }
-  const bool stopped = client.expected.back() == client.plan.stop_token;
-  if (slice.finish != (stopped ? FinishReason::kStop : FinishReason::kLength)) {
-    Violation(absl::StrCat("a request ended for reason ", static_cast<int>(slice.finish)));
-  }
+bool SimWorld::DeathsOfAttention() const {
+  return std::ranges::any_of(seats_, [](const auto& seat) {
+    return seat.second.plan.attention && seat.second.deaths > 0;
+  });
 }
 
 bool SimWorld::AllEnded() const {
-  return std::ranges::all_of(clients_,
-                             [](const Client& client) { return client.ended || client.gone; });
+  return std::ranges::all_of(clients_, [](const auto& client) { return client->over(); });
 }
 
 void SimWorld::RunUntilQuiet() {
@@ -320,12 +287,8 @@ void SimWorld::RunUntilQuiet() {
   }
   if (trace_.count() >= kEventsMax) Violation("it goes round in circles");
   if (!scenario_.liveness) return;
-  for (size_t i = 0; i < clients_.size(); ++i) {
-    const Client& client = clients_[i];
-    if (client.ended || client.gone) continue;
-    Violation(absl::StrCat("request ", i, " has not ended: ", client.tokens.size(), " of ",
-                           client.expected.size(), " tokens; ",
-                           client.stream == nullptr ? core_.status().reason : "accepted"));
+  for (const auto& client : clients_) {
+    if (!client->over()) Violation(client->Standing());
   }
   loop_.Advance(kSettle);
   JudgeQuiet();
@@ -337,14 +300,27 @@ void SimWorld::JudgeQuiet() {
     Violation(absl::StrCat(core_.active_requests(), " requests are still active"));
   }
   for (const auto& [seat, each] : seats_) {
-    if (each.process == nullptr || !AllEnded()) continue;
+    if (each.process == nullptr || !AllEnded() || each.process->hangs()) continue;
     const Process& process = *each.process;
     if (process.pages().used_count() != 0 || process.exchange().serving() ||
-        process.exchange().counters().outstanding_dispatches != 0) {
-      Violation(absl::StrCat("seat ", seat, ": ", process.pages().used_count(),
-                             " pages are leased, ",
-                             process.exchange().counters().outstanding_dispatches,
-                             " dispatches outstanding, at rest"));
+        process.exchange().gauges().outstanding_dispatches != 0) {
+      Violation(absl::StrCat(
+          "seat ", seat, ": ", process.pages().used_count(), " pages are leased, ",
+          process.exchange().gauges().outstanding_dispatches, " dispatches outstanding, at rest"));
+    }
+  }
+}
+
+// Nobody is lost for nothing, and while all is frozen nobody is revoked but by an operator.
+void SimWorld::JudgeLosses() {
+  if (scenario_.blameless && verdict_.ranks_lost > 0) {
+    Violation(absl::StrCat(verdict_.ranks_lost, " ranks were lost, and nothing was wrong"));
+  }
+  for (const coordinator::Event& event : core_.events().Read(1)) {
+    if (event.kind != "revoke" || fenced_.contains(event.rank)) continue;
+    for (const auto& [from, to] : frozen_) {
+      if (event.time <= from || event.time >= to) continue;
+      Violation(absl::StrCat("rank ", event.rank, " was revoked in a freeze: ", event.text));
     }
   }
 }
@@ -372,6 +348,11 @@ Verdict SimWorld::Run() {
   verdict_.resubmissions = metrics.resubmissions;
   verdict_.ranks_lost = metrics.workers_lost;
   verdict_.quarantined = metrics.quarantined;
+  for (const auto& client : clients_) {
+    verdict_.tokens += client->token_count();
+    verdict_.requests_ended += client->over() ? 1 : 0;
+  }
+  JudgeLosses();
   for (const coordinator::Event& event : core_.events().Read(1)) {
     absl::StrAppend(&verdict_.log, "  ", absl::FormatDuration(event.time - began_), " ", event.kind,
                     " rank ", event.rank, ": ", event.text, "\n");
