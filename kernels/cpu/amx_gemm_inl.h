@@ -9,8 +9,8 @@
 #pragma once
 
 #include "kernels/cpu/amx_kernels.h"
+#include "kernels/cpu/drive_inl.h"
 #include "kernels/cpu/int8_layout.h"
-#include "kernels/cpu/repeat_inl.h"
 #include "kernels/cpu/tile_layout.h"
 
 namespace epic::kernels {

@@ -4,6 +4,7 @@
 // rows: kGroup panels by a stretch of K that stays in the second level of cache, decoded once; C
 // is stored between stretches and continued.
 #include "kernels/cpu/avx512_bf16_kernels.h"
+#include "kernels/cpu/drive_inl.h"
 #include "kernels/cpu/e4m3_lookup.h"
 #include "kernels/cpu/tile_layout.h"
 
@@ -11,6 +12,7 @@ namespace epic::kernels {
 namespace {
 
 constexpr int64_t kAheadBytes = 2048;
+constexpr int kFewRows = 4;
 constexpr int kRowTile = 6;
 constexpr int kGroup = 4;
 constexpr int64_t kStretchTiles = 16;
@@ -182,23 +184,13 @@ void SmallTile(const GemmArguments& g, const Panels& panels, int64_t panel, int6
   }
 }
 
-// Each of kPanels streams reads its own stretch of consecutive panels. Returns the first panel left
-// over.
-template <class Weight, int kRows, int kPanels>
-int64_t SmallSweep(const GemmArguments& g, const Panels& panels, int64_t begin, int64_t end) {
-  const int64_t apart = (end - begin) / kPanels;
-  for (int64_t i = 0; i < apart; ++i) {
-    SmallTile<Weight, kRows, kPanels>(g, panels, begin + i, apart);
-  }
-  return begin + apart * kPanels;
-}
-
 template <class Weight, int kRows>
 void SmallGemm(const GemmArguments& g, const Panels& panels) {
   constexpr int kPanels = kRows == 1 ? 8 : kRows <= 3 && !Weight::kScaled ? 6 : kRows <= 3 ? 4 : 2;
-  const int64_t end = (g.n_end + kTilePanel - 1) / kTilePanel;
-  const int64_t at = SmallSweep<Weight, kRows, kPanels>(g, panels, g.n_begin / kTilePanel, end);
-  SmallSweep<Weight, kRows, 1>(g, panels, at, end);
+  SweepPanels<kPanels, 1>(g.n_begin / kTilePanel, (g.n_end + kTilePanel - 1) / kTilePanel,
+                          [&](auto count, int64_t panel, int64_t apart) {
+                            SmallTile<Weight, kRows, count.value>(g, panels, panel, apart);
+                          });
 }
 
 // The rows [row, row + kRows) by a group's tiles [t_begin, t_end) of K, `tiles` being theirs as
@@ -236,20 +228,6 @@ void LargeTile(const GemmArguments& g, const Panels& panels, int64_t panel, int6
   }
 }
 
-// LargeTile<Weight, rows>, rows ≤ kRows.
-template <class Weight, int kRows>
-void LargeRows(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t count,
-               const std::byte* const (&tiles)[kGroup], int64_t row, int64_t rows, int64_t t_begin,
-               int64_t t_end) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) {
-      return LargeRows<Weight, kRows - 1>(g, panels, panel, count, tiles, row, rows, t_begin,
-                                          t_end);
-    }
-  }
-  LargeTile<Weight, kRows>(g, panels, panel, count, tiles, row, t_begin, t_end);
-}
-
 template <class Weight>
 const std::byte* Ready(const std::byte* from, int64_t count, std::byte* to) {
   if constexpr (!Weight::kDecoded) return from;
@@ -271,7 +249,6 @@ template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
   constexpr int64_t kStretch = Weight::kScaled ? kTilesPerScale : kStretchTiles;
   const int64_t k_tiles = Bf16Tiles(g.weight.k);
-  const int64_t passes = (g.m + kRowTile - 1) / kRowTile;
   const int64_t end = (g.n_end + kTilePanel - 1) / kTilePanel;
   for (int64_t panel = g.n_begin / kTilePanel; panel < end; panel += kGroup) {
     const int64_t count = end - panel < kGroup ? end - panel : kGroup;
@@ -286,11 +263,9 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
         tiles[p] = Ready<Weight>(panels.Tiles(panel + p) + t * Weight::kTileBytes, t_end - t,
                                  g.scratch + p * kStretch * kBf16TileBytes);
       }
-      for (int64_t pass = 0, row = 0; pass < passes; ++pass) {
-        const int64_t rows = (g.m - row) / (passes - pass);
-        LargeRows<Weight, kRowTile>(g, panels, panel, count, tiles, row, rows, t, t_end);
-        row += rows;
-      }
+      ForRowPasses<kRowTile>(g.m, [&](auto rows, int64_t row) {
+        LargeTile<Weight, rows.value>(g, panels, panel, count, tiles, row, t, t_end);
+      });
     }
   }
 }
@@ -298,18 +273,8 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
 template <class Weight>
 void GemmOf(const GemmArguments& g) {
   const Panels panels(g.weight);
-  switch (g.m) {
-    case 1:
-      return SmallGemm<Weight, 1>(g, panels);
-    case 2:
-      return SmallGemm<Weight, 2>(g, panels);
-    case 3:
-      return SmallGemm<Weight, 3>(g, panels);
-    case 4:
-      return SmallGemm<Weight, 4>(g, panels);
-    default:
-      return LargeGemm<Weight>(g, panels);
-  }
+  if (g.m > kFewRows) return LargeGemm<Weight>(g, panels);
+  WithCount<kFewRows>(g.m, [&](auto rows) { SmallGemm<Weight, rows.value>(g, panels); });
 }
 
 void Gemm(const GemmArguments& g) {

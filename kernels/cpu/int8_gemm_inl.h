@@ -8,9 +8,9 @@
 // A group of panels is read from memory once: all rows pass over it before the next group.
 #pragma once
 
+#include "kernels/cpu/drive_inl.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/int8_layout.h"
-#include "kernels/cpu/repeat_inl.h"
 
 namespace epic::kernels {
 namespace {
@@ -56,44 +56,31 @@ void Tile(const GemmArguments& g, int64_t panel, int64_t apart, const std::byte*
   });
 }
 
-// `passes` over each group, of kRows rows or one fewer. Each of kPanels streams reads its own
-// stretch of consecutive panels. Returns the first panel left over.
-template <int kRows, int kPanels>
-int64_t Sweep(const GemmArguments& g, int64_t passes, int64_t begin, int64_t end) {
+// In `passes` of kRows rows or one fewer.
+template <int kRows>
+void GemmInPasses(const GemmArguments& g, int64_t passes) {
   const int64_t row_bytes = Int8RowBytes(g.weight.k);
   const int64_t full = g.m - passes * (kRows - 1);  // passes of kRows
-  const int64_t apart = (end - begin) / kPanels;
-  for (int64_t i = begin; i < begin + apart; ++i) {
+  const auto tile = [&](auto panels, int64_t panel, int64_t apart) {
     for (int64_t pass = 0, row = 0; pass < passes; ++pass) {
       const std::byte* rows = g.prepared + row * row_bytes;
       float* c = g.c + row * g.c_stride;
       if (pass < full) {
-        Tile<kRows, kPanels>(g, i, apart, rows, c);
+        Tile<kRows, panels.value>(g, panel, apart, rows, c);
         row += kRows;
       } else if constexpr (kRows > 1) {
-        Tile<kRows - 1, kPanels>(g, i, apart, rows, c);
+        Tile<kRows - 1, panels.value>(g, panel, apart, rows, c);
         row += kRows - 1;
       }
     }
-  }
-  return begin + apart * kPanels;
-}
-
-// `rows` rows a pass, at most.
-template <int kRows = kRowTile>
-void GemmOf(const GemmArguments& g, int64_t rows, int64_t passes) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return GemmOf<kRows - 1>(g, rows, passes);
-  }
-  constexpr int kPanels = TilePanels(kRows);
-  const int64_t end = (g.n_end + 15) / 16;
-  const int64_t at = Sweep<kRows, kPanels>(g, passes, g.n_begin / 16, end);
-  if constexpr (kPanels > 1) Sweep<kRows, 1>(g, passes, at, end);
+  };
+  SweepPanels<TilePanels(kRows), 1>(g.n_begin / 16, (g.n_end + 15) / 16, tile);
 }
 
 void Gemm(const GemmArguments& g) {
   const int64_t passes = (g.m + kRowTile - 1) / kRowTile;
-  GemmOf(g, (g.m + passes - 1) / passes, passes);
+  WithCount<kRowTile>((g.m + passes - 1) / passes,
+                      [&](auto rows) { GemmInPasses<rows.value>(g, passes); });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Products of family `fma` over the lanes of the including file. See fma_layout.h.
 #pragma once
 
+#include "kernels/cpu/drive_inl.h"
 #include "kernels/cpu/fma_layout.h"
 #include "kernels/cpu/gemm.h"
 
@@ -158,31 +159,18 @@ void SmallTile(const GemmArguments& g, const Panels& panels, const float* a, int
   }
 }
 
-// Each of kPanels streams reads its own stretch of consecutive panels. Returns the first panel
-// left over.
-template <class Weight, int kRows, int kPanels>
-int64_t SmallSweep(const GemmArguments& g, const Panels& panels, const float* a, int64_t a_stride,
-                   int64_t begin, int64_t end) {
-  const int64_t apart = (end - begin) / kPanels;
-  for (int64_t i = 0; i < apart; ++i) {
-    SmallTile<Weight, kRows, kPanels>(g, panels, a, a_stride, begin + i, apart);
-  }
-  return begin + apart * kPanels;
-}
-
 template <class Weight, int kRows>
 void SmallGemm(const GemmArguments& g, const Panels& panels) {
   auto* a = reinterpret_cast<float*>(g.scratch);
   const int64_t a_stride = RoundUp(g.weight.k, kFmaPanel);
   for (int r = 0; r < kRows; ++r) WidenRow(g.a + r * g.a_stride, g.weight.k, a + r * a_stride);
   constexpr int kPanels = SmallTilePanels(kRows);
-  int64_t at = g.n_begin / kFmaPanel;
-  const int64_t end = (g.n_end + kFmaPanel - 1) / kFmaPanel;
-  at = SmallSweep<Weight, kRows, kPanels>(g, panels, a, a_stride, at, end);
-  if constexpr (kPanels > 4) {
-    at = SmallSweep<Weight, kRows, 4>(g, panels, a, a_stride, at, end);
-  }
-  if constexpr (kPanels > 1) SmallSweep<Weight, kRows, 1>(g, panels, a, a_stride, at, end);
+  SweepPanels < kPanels,
+      kPanels<4 ? 1 : 4, 1>(
+          g.n_begin / kFmaPanel, (g.n_end + kFmaPanel - 1) / kFmaPanel,
+          [&](auto count, int64_t panel, int64_t apart) {
+            SmallTile<Weight, kRows, count.value>(g, panels, a, a_stride, panel, apart);
+          });
 }
 
 // k values of kLargeTilePanels panels, decoded to [k][kWideColumns]; absent panels are zero.
@@ -258,22 +246,6 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
 }
 
 template <class Weight>
-void LargeRows(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
-               int64_t k_begin, int64_t k_end, const float* wide, float* a) {
-  int64_t row = 0;
-  for (; row + kFmaRowTile <= g.m; row += kFmaRowTile) {
-    LargeBlock<Weight, kFmaRowTile>(g, panels, panel, panel_count, row, k_begin, k_end, wide, a);
-  }
-  if (row + 3 <= g.m) {
-    LargeBlock<Weight, 3>(g, panels, panel, panel_count, row, k_begin, k_end, wide, a);
-    row += 3;
-  }
-  for (; row < g.m; ++row) {
-    LargeBlock<Weight, 1>(g, panels, panel, panel_count, row, k_begin, k_end, wide, a);
-  }
-}
-
-template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
   auto* wide = reinterpret_cast<float*>(g.scratch);
   float* a = wide + (kScaleBlock + 1) * kWideColumns;
@@ -283,7 +255,9 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
     for (int64_t k = 0; k < g.weight.k; k += kScaleBlock) {
       const int64_t k_end = k + kScaleBlock < g.weight.k ? k + kScaleBlock : g.weight.k;
       DecodeBlock<Weight>(g, panels, panel, count, k, k_end, wide);
-      LargeRows<Weight>(g, panels, panel, count, k, k_end, wide, a);
+      ForRowPasses<kFmaRowTile>(g.m, [&](auto rows, int64_t row) {
+        LargeBlock<Weight, rows.value>(g, panels, panel, count, row, k, k_end, wide, a);
+      });
     }
   }
 }
@@ -291,22 +265,8 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
 template <class Weight>
 void GemmOf(const GemmArguments& g) {
   const Panels panels(g.weight);
-  switch (g.m) {
-    case 1:
-      return SmallGemm<Weight, 1>(g, panels);
-    case 2:
-      return SmallGemm<Weight, 2>(g, panels);
-    case 3:
-      return SmallGemm<Weight, 3>(g, panels);
-    case 4:
-      return SmallGemm<Weight, 4>(g, panels);
-    case 5:
-      return SmallGemm<Weight, 5>(g, panels);
-    case 6:
-      return SmallGemm<Weight, 6>(g, panels);
-    default:
-      return LargeGemm<Weight>(g, panels);
-  }
+  if (g.m > kFmaRowTile) return LargeGemm<Weight>(g, panels);
+  WithCount<kFmaRowTile>(g.m, [&](auto rows) { SmallGemm<Weight, rows.value>(g, panels); });
 }
 
 void Gemm(const GemmArguments& g) {
