@@ -65,7 +65,9 @@ EPIC_KERNEL_TEST(StepsAreCloseToTheReference) {
       b.Step(chunks);
     }
     const double distance = Distance(b, a);
-    Expect(distance < 0.03,
+    // An FP8 code that rounds the other way is a step of 6 %.
+    const double limit = model.shape().dtype == DType::kF8E4M3 ? 0.06 : 0.03;
+    Expect(distance < limit,
            "variant " + std::to_string(variant) + " is " + std::to_string(distance) + " away");
     for (const auto& [key, bits] : a.logits()) {
       Expect(std::count(bits.begin(), bits.end(), kNaN) == 0, "a NaN");
