@@ -73,6 +73,7 @@ absl::Status LockStepRank::RunEpoch() {
     sequences_.Advance();
     if (ends_ && sequences_.drained()) wave_->End();
     RETURN_IF_ERROR(wave_->Join());
+    if (epoch_over_) return absl::AbortedError("the coordinator's link has ended");
   }
   return connection_->refusal();
 }
@@ -81,6 +82,7 @@ absl::Status LockStepRank::AwaitEpoch() {
   while (connection_->refusal().ok() && !ends_) {
     ASSIGN_OR_RETURN(collective_, epochs_.collective());
     if (collective_ != nullptr) {
+      epoch_over_ = false;
       // The place in the epoch is a part of it.
       connection_->SetIdentity(Identity());
       return absl::OkStatus();
@@ -121,6 +123,11 @@ void LockStepRank::Drain() {
 void LockStepRank::OnLink(cluster::ControlLink* link) {
   link_ = link;
   epochs_.OnLink(link);
+  if (link == nullptr && !epochs_.outlives_links()) {
+    // On the next link this rank is not ready before the next epoch is.
+    epoch_over_ = true;
+    sequences_.StopServing();
+  }
   sequences_.Connect(link);
   if (ends_) TellDrain();
 }

@@ -75,6 +75,7 @@ class LockStepRank {
   std::optional<PageLedger> pages_;
   // Of an epoch.
   cluster::Collective* collective_ = nullptr;
+  bool epoch_over_ = false;  // with the link to the coordinator
   std::optional<CollectiveExchange> exchange_;
   std::optional<Transformer> transformer_;
   std::optional<WaveModel> wave_;

@@ -28,7 +28,7 @@ namespace epic {
 namespace {
 
 constexpr int kRanks = 2;
-constexpr int kTokens = 300;
+constexpr int kTokens = 50;
 
 class EpochsOverNcclTest : public testing::Test {
  protected:
@@ -103,7 +103,7 @@ class EpochsOverNcclTest : public testing::Test {
     request.sampling.seed = 7;
     const auto stream = core_.Submit(request);
     CHECK_OK(stream.status());
-    Await([&] { return (*stream)->Read(0, 0).tokens.size() >= 20; });
+    Await([&] { return (*stream)->Read(0, 0).tokens.size() >= 8; });
     midway();
     Await([&] { return (*stream)->Read(0, 0).finish != coordinator::FinishReason::kNone; });
     std::vector<int32_t> tokens;

@@ -30,6 +30,8 @@ class EpochSource {
   virtual int size() const = 0;
   // Adds what the coordinator is to know of it when this rank joins.
   virtual void Introduce(v1::WorkerIdentity& identity) const = 0;
+  // Whether an epoch goes on when the coordinator has given this rank up, or is gone itself.
+  virtual bool outlives_links() const = 0;
   // Each new link to the coordinator, or null, and each of its messages.
   virtual void OnLink(cluster::ControlLink* link) {}
   virtual void OnMessage(const v1::ControlMessage& message) {}
@@ -51,6 +53,7 @@ class StaticEpoch : public EpochSource {
 
   int size() const override { return collective_->size(); }
   void Introduce(v1::WorkerIdentity& identity) const override { identity.set_epoch(epoch_); }
+  bool outlives_links() const override { return true; }
   absl::StatusOr<cluster::Collective*> collective() override { return collective_.get(); }
   void Abort(const std::string& reason) override { collective_->Abort(reason); }
   bool Left() override { return true; }

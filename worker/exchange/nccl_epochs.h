@@ -22,6 +22,7 @@ class NcclEpochs : public EpochSource {
 
   int size() const override { return size_; }
   void Introduce(v1::WorkerIdentity& identity) const override;
+  bool outlives_links() const override { return false; }
   void OnLink(cluster::ControlLink* link) override;
   void OnMessage(const v1::ControlMessage& message) override;
   absl::StatusOr<cluster::Collective*> collective() override;

@@ -38,7 +38,9 @@ class FakeNccl::Card : public NcclApi {
     return NcclResult::kInProgress;
   }
 
-  NcclResult AsyncError(NcclComm comm) override {
+  NcclResult AsyncError(NcclComm comm) override { return GiveWay(StateOf(comm)); }
+
+  NcclResult StateOf(NcclComm comm) {
     const std::lock_guard lock(world_.mutex_);
     if (const NcclResult failure = Failure("AsyncError"); failure != NcclResult::kSuccess) {
       At(comm).error = failure;
@@ -141,7 +143,9 @@ class FakeNccl::Card : public NcclApi {
     return NcclResult::kSuccess;
   }
 
-  NcclResult Reached(NcclEvent event) override {
+  NcclResult Reached(NcclEvent event) override { return GiveWay(StateAt(event)); }
+
+  NcclResult StateAt(NcclEvent event) {
     const std::lock_guard lock(world_.mutex_);
     if (const NcclResult failure = Failure("Reached"); failure != NcclResult::kSuccess) {
       return failure;
@@ -183,6 +187,12 @@ class FakeNccl::Card : public NcclApi {
   }
 
  private:
+  // Whoever asks in vain waits for another rank's thread.
+  static NcclResult GiveWay(NcclResult result) {
+    if (result == NcclResult::kInProgress) std::this_thread::yield();
+    return result;
+  }
+
   Comm& At(NcclComm comm) {
     const auto found = world_.comms_.find(comm);
     CHECK(found != world_.comms_.end()) << "the communicator is freed";
