@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/mutant.h"
 #include "base/status.h"
 #include "cluster/join_token.h"
 #include "coordinator/world/world.h"
@@ -121,7 +122,8 @@ void World::JudgeLiveness(absl::Time now) {
   const std::optional<Suspicion> suspicion = liveness_.Judge(now);
   if (!suspicion) return;
   // A verdict may be wrong, so it is no death that a request can be blamed for.
-  if (!frozen_) return Lose(suspicion->rank, "revoke", suspicion->evidence, /*unexplained=*/false);
+  const bool frozen = frozen_ && !EPIC_MUTANT("freezes_revoke");
+  if (!frozen) return Lose(suspicion->rank, "revoke", suspicion->evidence, /*unexplained=*/false);
   const auto at = members_.find(suspicion->rank);
   if (at == members_.end() || std::exchange(at->second.suspected, true)) return;
   Say("suspect", suspicion->rank,
@@ -187,9 +189,10 @@ absl::Status World::Drain(int rank, absl::Time now) {
         absl::StrFormat("the other ranks lack %d slots for the %d experts of this model",
                         hosts_->Shortfall(rank), hosts_->shape().expert_total()));
   }
-  if (member.identity.attention() && Routable(rank) && CountRoutable(rank) == 0) {
+  // Not even one that is loading: there may be no other to come.
+  if (member.identity.attention() && member.refusal.empty() && CountRoutable(rank) == 0) {
     return absl::FailedPreconditionError(
-        absl::StrCat("rank ", rank, " is the only one that takes requests"));
+        absl::StrCat("no rank but rank ", rank, " takes requests"));
   }
   Say("drain", rank, "its experts and requests go elsewhere");
   NoteDraining(rank, now);

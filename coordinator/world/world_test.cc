@@ -288,6 +288,13 @@ TEST_F(WorldTest, AnEpochIsFormedAndEndsWithOneOfItsRanks) {
   EXPECT_FALSE(world_->Join(hello, clock_.Now()).ok());
 }
 
+TEST_F(WorldTest, TheOnlyRankForRequestsIsNotDrainedEvenWhileItLoads) {
+  const auto rank = world_->Join(Hello(true, false), clock_.Now());
+  const absl::Status refused = world_->Drain(*rank, clock_.Now());
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("no rank but rank 0 takes requests"));
+}
+
 TEST_F(WorldTest, OthersAreRefusedByName) {
   Join(Hello(true, false));
   v1::ControlHello hello = Hello(false, true);
