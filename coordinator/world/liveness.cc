@@ -69,7 +69,7 @@ std::optional<Suspicion> Liveness::Judge(absl::Time now) {
   if (EPIC_MUTANT("hangs_are_forgiven")) return std::nullopt;
   const bool lagged = now - judged_at_ > limits_.period + limits_.lag_max;
   judged_at_ = now;
-  if (lagged) {
+  if (lagged && !EPIC_MUTANT("stalls_look_like_silence")) {
     for (auto& [rank, watched] : watched_) watched.tick_at = watched.reported_at = now;
     return std::nullopt;
   }

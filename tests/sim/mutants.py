@@ -39,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("sim")
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--seeds", type=int, default=5000)
+    parser.add_argument("--seeds", type=int, default=10000)
     options = parser.parse_args()
     mutants = options.names or names()
     if len(mutants) > COUNT_MAX or not mutants:

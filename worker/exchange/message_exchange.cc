@@ -61,7 +61,7 @@ void MessageExchange::SetMap(cluster::ExpertMap map) {
   map_ = std::move(map);
   server_.set_version(map_.version);
   UpdatePeers();
-  if (!EPIC_MUTANT("maps_route_nothing")) RouteAll();
+  RouteAll();
 }
 
 // Connections are wanted between ranks of which one has rows for experts of the other.

@@ -86,7 +86,7 @@ void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::
   open.unanswered -= static_cast<int64_t>(attempt->pairs.size());
   attempt->used = false;
   Pass(Failpoint::kCombineReceived);
-  if (!EPIC_MUTANT("answers_give_no_credit")) AddCredits(peer, 1);
+  AddCredits(peer, 1);
   Pump(peer);
 }
 
