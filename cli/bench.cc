@@ -210,6 +210,7 @@ void AddBenchCommand(CLI::App& app, int* exit_code) {
   word("--numerics", options->cpu.numerics, {"auto", "fma", "avx512-bf16", "amx-bf16"});
   word("--quantization", options->cpu.quantization, {"none", "int8", "int4"});
   word("--kv-cache-dtype", options->cpu.kv_cache_dtype, {"auto", "bf16", "fp8"});
+  word("--prompt-attention", options->cpu.prompt_attention, {"absorbed", "expanded"});
   const auto numbers = [&](const char* name, std::vector<int>& values, int lowest, int highest,
                            const char* help) {
     command->add_option(name, values, help)

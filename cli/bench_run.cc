@@ -90,7 +90,7 @@ void BenchRun::SetContext(int context) {
   std::ranges::fill(lengths_, 0);
   const int computed = std::min(context, kComputedContext);
   if (computed > 0) {
-    Advance(1, computed);
+    Prefill(computed);
     CopyPages((computed + kernels::kPageTokens - 1) / kernels::kPageTokens);
   }
   std::ranges::fill(lengths_, context);
@@ -108,13 +108,14 @@ void BenchRun::CopyPages(int from_count) {
   }
 }
 
-kernels::StepPlan BenchRun::Plan(int sequences, int rows) {
+kernels::StepPlan BenchRun::Plan(int sequences, int rows, bool prompt) {
   kernels::StepPlan plan;
   for (int s = 0; s < sequences; ++s) {
     plan.sequences.push_back({.first_row = plan.rows(),
                               .row_count = rows,
                               .first_position = lengths_[s],
-                              .first_page = static_cast<int32_t>(plan.pages.size())});
+                              .first_page = static_cast<int32_t>(plan.pages.size()),
+                              .prompt_length = prompt ? lengths_[s] + rows : 0});
     for (int page = first_page_[s]; page < first_page_[s + 1]; ++page) plan.pages.push_back(page);
     for (int row = 0; row < rows; ++row) {
       random_ = random_ * 1664525u + 1013904223u;  // tokens differ, so do the experts they choose
@@ -127,8 +128,8 @@ kernels::StepPlan BenchRun::Plan(int sequences, int rows) {
   return plan;
 }
 
-TimedStep BenchRun::Advance(int sequences, int rows) {
-  const kernels::StepPlan plan = Plan(sequences, rows);
+TimedStep BenchRun::Advance(int sequences, int rows, bool prompt) {
+  const kernels::StepPlan plan = Plan(sequences, rows, prompt);
   const kernels::KvView kv{model_.kv_layout(), slab_pointers_, first_page_.back()};
   const absl::Time start = clock_.Now();
   model::Step step(model_, backend_, exchange_, kv, plan, buffers_);

@@ -43,9 +43,9 @@ class BenchRun {
   // Gives every sequence `context` records: a few are computed, the rest are copies of them.
   void SetContext(int context);
   // `rows` more tokens of the first sequence.
-  TimedStep Prefill(int rows) { return Advance(1, rows); }
+  TimedStep Prefill(int rows) { return Advance(1, rows, /*prompt=*/true); }
   // One more token of each of the first `batch` sequences.
-  TimedStep Decode(int batch) { return Advance(batch, 1); }
+  TimedStep Decode(int batch) { return Advance(batch, 1, /*prompt=*/false); }
 
  private:
   // Every expert is here, and the bytes of those that are chosen are counted.
@@ -68,8 +68,8 @@ class BenchRun {
   };
 
   static int PagesOf(const BenchLimits& limits, int sequence);
-  TimedStep Advance(int sequences, int rows);
-  kernels::StepPlan Plan(int sequences, int rows);
+  TimedStep Advance(int sequences, int rows, bool prompt);
+  kernels::StepPlan Plan(int sequences, int rows, bool prompt);
   void CopyPages(int from_count);
 
   const model::Model& model_;

@@ -272,6 +272,7 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
       {"--quantization", "Quantise weights as they are loaded: none, int8 or int4"},
       {"--pin-threads", "Each compute thread on its own core: on or off"},
       {"--kv-cache-dtype", "How KV pages hold latents: auto, bf16 or fp8"},
+      {"--prompt-attention", "How rows of prompts attend: absorbed or expanded"},
       {"--max-model-len", "Tokens of prompt and answer together"},
       {"--max-num-seqs", "Sequences computed at a time"},
       {"--max-num-batched-tokens", "Rows of a step"},

@@ -76,6 +76,13 @@ struct AttentionShape {
   bool rope_interleaved = true;
 };
 
+// How the rows of prompts attend (docs/numerics.md); all others attend absorbed.
+enum class PromptAttention : uint8_t { kAbsorbed, kExpanded };
+// As in the numeric profile.
+constexpr const char* PromptAttentionName(PromptAttention form) {
+  return form == PromptAttention::kExpanded ? "expanded" : "absorbed";
+}
+
 // One layer's MLA. Norm weights are FP32 [n]. Built by Backend::LoadAttention.
 class Attention {
  public:
@@ -192,6 +199,8 @@ class Backend {
   // position of the row's sequence, as stored. Key blocks of 64, splits of 512, merged in order.
   // Where attends_slices() is true, `plan` may be a slice of the step's plan, with those rows of
   // the tensors.
+  // Rows that attend expanded leave their part of `output` as it is: from AttentionIn to
+  // AttentionOut of a layer the backend keeps what it needs of them.
   virtual void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
                       Tensor query, Tensor output) = 0;
   // residual += o_proj(concat of W_UV·output per head).

@@ -50,11 +50,19 @@ inline void WriteLatent(const KvLayout& layout, const BF16* latent, std::byte* r
   }
 }
 
-// Value i of a record's latent.
+// Value i of a record's latent; it is exact in BF16.
 inline float ReadLatent(const KvLayout& layout, const std::byte* record, int i) {
   if (layout.type == KvType::kBF16) return ToFloat(LoadUnaligned<BF16>(record, i));
   const auto scale = LoadUnaligned<float>(record + layout.scales_offset_bytes(), i / kKvScaleBlock);
   return E4M3ToFloat(LoadUnaligned<uint8_t>(record, i)) * scale;
+}
+
+inline void ReadLatents(const KvLayout& layout, const std::byte* record, BF16* latent) {
+  if (layout.type == KvType::kBF16) {
+    std::memcpy(latent, record, 2 * layout.latent_dim);
+    return;
+  }
+  for (int i = 0; i < layout.latent_dim; ++i) latent[i] = ToBF16(ReadLatent(layout, record, i));
 }
 
 }  // namespace epic::kernels

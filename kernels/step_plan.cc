@@ -19,7 +19,8 @@ StepPlan StepPlan::Slice(int begin, int end) const {
         {.first_row = first - begin,
          .row_count = count,
          .first_position = sequence.first_position + first - sequence.first_row,
-         .first_page = sequence.first_page});
+         .first_page = sequence.first_page,
+         .prompt_length = sequence.prompt_length});
   }
   return slice;
 }

@@ -2,6 +2,7 @@
 // scheduler, read by every layer. Rows of one sequence stand together, positions ascending.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -14,6 +15,11 @@ struct SequenceRows {
       0;                   // position of first_row; records 0 .. first_position-1 are in the cache
   int32_t first_page = 0;  // where this sequence's page table starts in StepPlan::pages;
                            // it covers positions 0 .. first_position+row_count-1
+  int32_t prompt_length = 0;  // positions below it are the prompt's
+
+  int first_rows_of_prompt() const {
+    return std::clamp(prompt_length - first_position, 0, row_count);
+  }
 };
 
 struct StepPlan {

@@ -22,11 +22,14 @@ std::vector<bool> WantedExperts(const ModelConfig& config, const LoadOptions& op
   return wanted;
 }
 
-// W_UK and W_UV of each head, in BF16.
-int64_t SplitKvBytes(const ModelConfig& config) {
-  return config.head_count *
-         (PackedBytes({DType::kBF16, config.kv_lora_rank, config.qk_nope_head_dim}) +
-          PackedBytes({DType::kBF16, config.v_head_dim, config.kv_lora_rank}));
+// W_UK, for expanded prompts once more the other way round, and W_UV of each head, in BF16.
+int64_t SplitKvBytes(const ModelConfig& config, kernels::PromptAttention prompt_attention) {
+  int64_t bytes = PackedBytes({DType::kBF16, config.kv_lora_rank, config.qk_nope_head_dim}) +
+                  PackedBytes({DType::kBF16, config.v_head_dim, config.kv_lora_rank});
+  if (prompt_attention == kernels::PromptAttention::kExpanded) {
+    bytes += PackedBytes({DType::kBF16, config.qk_nope_head_dim, config.kv_lora_rank});
+  }
+  return config.head_count * bytes;
 }
 
 kernels::AttentionShape AttentionShapeOf(const ModelConfig& config) {
@@ -86,7 +89,7 @@ absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoi
       const bool plain = weight == &bound.router || weight == &bound.kv_b;
       count(*weight, plain ? kernels::Quantization::kNone : options.quantization);
     }
-    plan.packed_bytes += SplitKvBytes(config);
+    plan.packed_bytes += SplitKvBytes(config, options.prompt_attention);
   }
   return plan;
 }

@@ -26,6 +26,7 @@ struct LoadOptions {
   std::function<void(int64_t bytes)> progress;
   // What the backend does to weights as it loads them: for PlanWeights.
   kernels::Quantization quantization = kernels::Quantization::kNone;
+  kernels::PromptAttention prompt_attention = kernels::PromptAttention::kAbsorbed;
 };
 
 // What loading takes, known from the headers alone.

@@ -90,15 +90,21 @@ int64_t BytesPacked(const Model& model) {
 }
 
 TEST_F(ModelTest, ThePlanCoversWhatIsPackedWithoutWaste) {
-  for (const auto quantization :
-       {kernels::Quantization::kNone, kernels::Quantization::kInt8, kernels::Quantization::kInt4}) {
+  using kernels::PromptAttention;
+  using kernels::Quantization;
+  for (const auto quantization : {Quantization::kNone, Quantization::kInt8, Quantization::kInt4}) {
     for (const auto family : {kernels::CpuFamily::kFma, kernels::CpuFamily::kAmxBf16}) {
-      backend_ =
-          kernels::MakeCpuBackend(
-              {.family = family, .quantization = quantization, .emulate_amx = true, .threads = 1})
-              .backend;
-      const auto model = Load(Fp8Config(), TinyFp8Tensors(Fp8Config(), 1),
-                              {.progress = {}, .quantization = quantization});
+      const auto form = family == kernels::CpuFamily::kFma ? PromptAttention::kExpanded
+                                                           : PromptAttention::kAbsorbed;
+      backend_ = kernels::MakeCpuBackend({.family = family,
+                                          .quantization = quantization,
+                                          .emulate_amx = true,
+                                          .prompt_attention = form,
+                                          .threads = 1})
+                     .backend;
+      const auto model =
+          Load(Fp8Config(), TinyFp8Tensors(Fp8Config(), 1),
+               {.progress = {}, .quantization = quantization, .prompt_attention = form});
       ASSERT_TRUE(model.ok()) << model.status();
       const int64_t packed = BytesPacked(**model);
       EXPECT_GE(plan_.packed_bytes, packed);

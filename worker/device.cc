@@ -26,6 +26,7 @@ kernels::CpuOptions CpuOptionsOf(const WorkerOptions& options) {
   kernels::CpuOptions cpu = kernels::ParseCpuFlags({.numerics = options.numerics,
                                                     .quantization = options.quantization,
                                                     .kv_cache_dtype = options.kv_cache_dtype,
+                                                    .prompt_attention = options.prompt_attention,
                                                     .pin_threads = options.pin_threads,
                                                     .threads = Threads(options)});
   cpu.ranks = options.local_ranks;
@@ -74,6 +75,11 @@ absl::Status CheckCudaFlags(const WorkerOptions& options, const model::ModelConf
         absl::StrCat(given, " has a numeric family of its own: --numerics is ", options.numerics,
                      ", it must be auto"));
   }
+  if (options.prompt_attention != "absorbed") {
+    return absl::InvalidArgumentError(
+        absl::StrCat(given, " attends absorbed: --prompt-attention is ", options.prompt_attention,
+                     ", it must be absorbed"));
+  }
   if (config.int4_groups || config.int8_rows) {
     return absl::UnimplementedError(
         absl::StrCat(given,
@@ -118,6 +124,10 @@ int64_t ScratchBytes(const WorkerOptions& options, const model::ModelConfig& con
                      int logit_rows) {
   if (options.device == "cpu") return 0;
   return kernels::CudaScratchBytes(CudaShapeOf(config), rows, logit_rows);
+}
+
+kernels::PromptAttention PromptAttentionOf(const WorkerOptions& options) {
+  return CpuOptionsOf(options).prompt_attention;
 }
 
 kernels::Quantization QuantizationOf(const WorkerOptions& options) {

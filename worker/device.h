@@ -29,6 +29,7 @@ int64_t ScratchBytes(const WorkerOptions& options, const model::ModelConfig& con
 
 // --quantization.
 kernels::Quantization QuantizationOf(const WorkerOptions& options);
+kernels::PromptAttention PromptAttentionOf(const WorkerOptions& options);
 
 // --device: the number of the card (cuda: 0), or none (cpu). InvalidArgument for anything else.
 absl::StatusOr<std::optional<int>> ParseCard(absl::string_view device);

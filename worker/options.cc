@@ -85,6 +85,11 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
                  "How KV pages hold latents: bf16, or fp8 (E4M3, scales per 128); auto: bf16")
       ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
       ->capture_default_str();
+  app.add_option("--prompt-attention", options.prompt_attention,
+                 "How rows of prompts attend: absorbed like all others, or expanded: faster for "
+                 "prompts computed in long chunks, slower for short ones")
+      ->check(CLI::IsMember({"absorbed", "expanded"}))
+      ->capture_default_str();
   app.add_option("--max-model-len", options.max_model_len,
                  "Tokens of prompt and answer together; 0: what the model says")
       ->check(CLI::Range(0, 1 << 30))

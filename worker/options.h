@@ -30,7 +30,8 @@ struct WorkerOptions {
   std::string numerics = "auto";
   std::string quantization = "none";
   std::string kv_cache_dtype = "auto";  // auto: bf16
-  int max_model_len = 0;                // 0: what the model says
+  std::string prompt_attention = "absorbed";
+  int max_model_len = 0;  // 0: what the model says
   int max_num_seqs = 256;
   int max_num_batched_tokens = 2048;
   std::optional<int64_t> kv_cache_bytes;

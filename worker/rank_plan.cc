@@ -59,7 +59,8 @@ absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNee
 
 absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
   const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
-                                .quantization = QuantizationOf(options)};
+                                .quantization = QuantizationOf(options),
+                                .prompt_attention = PromptAttentionOf(options)};
   ASSIGN_OR_RETURN(plan.weights, model::PlanWeights(plan.config, *plan.checkpoint, load));
   const int rows_max = RowsMax(options);
   plan.limits.scheduler = {.max_num_batched_tokens = rows_max,

@@ -9,7 +9,6 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int kSplitTokens = 512;
 constexpr int kSplitPages = kSplitTokens / kPageTokens;
 // Partial results that may be kept at once to spread one tile's splits over threads.
 constexpr int64_t kPartialBytesMax = int64_t{256} << 20;
@@ -26,6 +25,21 @@ void Rotate(const RopeTable& table, int64_t row, bool interleaved, const float* 
     y[first] = Fma(x1, cos[i], -(x2 * sin[i]));
     y[second] = Fma(x2, cos[i], x1 * sin[i]);
   }
+}
+
+// Multiplies the rows of `ranges` by each head's weight: job i is of head i / ranges.size(), and
+// its row 0 is row ranges[i % ranges.size()].begin.
+template <class Ranges>
+std::vector<GemmJob> JobsOfHeads(const Ranges& ranges, const BF16* rows, int64_t row_values,
+                                 int64_t head_values, const std::vector<PackedWeight>& weights) {
+  std::vector<GemmJob> jobs;
+  for (size_t h = 0; h < weights.size(); ++h) {
+    for (const auto& range : ranges) {
+      const BF16* a = rows + range.begin * row_values + static_cast<int64_t>(h) * head_values;
+      jobs.push_back({a, row_values, range.end - range.begin, weights[h], {}});
+    }
+  }
+  return jobs;
 }
 
 int SplitCount(int keys) { return (keys + kSplitTokens - 1) / kSplitTokens; }
@@ -120,32 +134,50 @@ void AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan, co
     WriteRow(attention, plan, rope, kv, layer, t, q + t * attention.q.n,
              kv_a + t * attention.kv_a.n, nope + t * nope_columns, query.Row<BF16>(t));
   });
-  std::vector<GemmJob> jobs;
-  for (int h = 0; h < shape.heads; ++h) {
-    jobs.push_back({nope + h * int64_t{shape.nope_dim}, nope_columns, rows, attention.w_uk[h], {}});
-  }
+  FindAbsorbed(attention, plan);
+  auto jobs = JobsOfHeads(absorbed_, nope, nope_columns, shape.nope_dim, attention.w_uk);
   gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
-    const int64_t column = block.job * int64_t{shape.kv_rank + shape.rope_dim} + block.n_begin;
+    const auto ranges = static_cast<int>(absorbed_.size());
+    const int64_t first = absorbed_[block.job % ranges].begin;
+    const int64_t head = block.job / ranges;
+    const int64_t column = head * (shape.kv_rank + shape.rope_dim) + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
-      ops_.to_bf16(block.Row(t), block.columns(), query.Row<BF16>(t) + column);
+      ops_.to_bf16(block.Row(t), block.columns(), query.Row<BF16>(first + t) + column);
     }
   });
   gemms_.Run();
 }
 
-std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const AttentionShape& shape,
+void AttentionRunner::FindAbsorbed(const CpuAttention& attention, const StepPlan& plan) {
+  absorbed_.clear();
+  for (const SequenceRows& sequence : plan.sequences) {
+    const int64_t begin = sequence.first_row + ExpandedRows(attention, sequence);
+    const int64_t end = sequence.first_row + sequence.row_count;
+    if (begin == end) continue;
+    if (!absorbed_.empty() && absorbed_.back().end == begin) {
+      absorbed_.back().end = end;
+    } else {
+      absorbed_.push_back({begin, end});
+    }
+  }
+}
+
+std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const CpuAttention& attention,
                                                               const StepPlan& plan,
                                                               const KvView& kv, Tensor query,
                                                               Tensor output, int lanes_max) const {
+  const AttentionShape& shape = attention.shape;
   const int width = shape.kv_rank + shape.rope_dim;
   std::vector<Tile> tiles;
   for (const SequenceRows& sequence : plan.sequences) {
-    const int64_t lanes = int64_t{sequence.row_count} * shape.heads;
+    const int64_t expanded = ExpandedRows(attention, sequence);
+    const int64_t lanes = (sequence.row_count - expanded) * shape.heads;
     for (int64_t begin = 0; begin < lanes; begin += lanes_max) {
       Tile& tile = tiles.emplace_back();
       tile.lanes.lanes = static_cast<int>(std::min<int64_t>(lanes_max, lanes - begin));
       tile.lanes.latent_dim = shape.kv_rank;
       tile.lanes.rope_dim = shape.rope_dim;
+      tile.lanes.value_dim = shape.kv_rank;
       tile.lanes.stride = (tile.lanes.lanes + kLanes - 1) / kLanes * kLanes;
       tile.lanes.fp8 = kv.layout.type == KvType::kFP8;
       tile.lanes.record_bytes = kv.layout.record_bytes();
@@ -154,7 +186,7 @@ std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const AttentionSha
       tile.lanes.scale = shape.softmax_scale;
       tile.pages = plan.pages.data() + sequence.first_page;
       for (int i = 0; i < tile.lanes.lanes; ++i) {
-        const int64_t row = sequence.first_row + (begin + i) / shape.heads;
+        const int64_t row = sequence.first_row + expanded + (begin + i) / shape.heads;
         const int64_t head = (begin + i) % shape.heads;
         tile.lanes.queries[i] = query.Row<BF16>(row) + head * width;
         tile.out[i] = output.Row<BF16>(row) + head * shape.kv_rank;
@@ -242,12 +274,23 @@ void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys
 void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv,
                              int layer, Tensor query, Tensor output) {
   const AttentionShape& shape = attention.shape;
+  int64_t rows = 0;  // that attend absorbed
+  for (const SequenceRows& sequence : plan.sequences) {
+    rows += sequence.row_count - ExpandedRows(attention, sequence);
+  }
+  if (rows < plan.rows()) {
+    const int64_t row_count = plan.rows();
+    expanded_.Attend(attention, plan, kv, layer,
+                     nope_.Get<BF16>(row_count * shape.heads * shape.nope_dim), query,
+                     values_.Get<BF16>(row_count * shape.heads * shape.v_dim));
+  }
+  if (rows == 0) return;
   const int threads = pool_.threads();
-  const int64_t lanes = int64_t{plan.rows()} * shape.heads;
+  const int64_t lanes = rows * shape.heads;
   // Few lanes: narrower tiles give every thread one.
   const bool narrow = lanes < int64_t{2} * threads * AttentionTile::kLanesMax;
   const int lanes_max = narrow ? kLanes : AttentionTile::kLanesMax;
-  const std::vector<Tile> tiles = MakeTiles(shape, plan, kv, query, output, lanes_max);
+  const std::vector<Tile> tiles = MakeTiles(attention, plan, kv, query, output, lanes_max);
   const Keys keys{kv.slabs[layer], kv.layout.page_bytes(), shape.kv_rank,
                   shape.kv_rank + shape.rope_dim, lanes_max};
   int64_t splits = 0;
@@ -271,15 +314,13 @@ void AttentionRunner::Out(const CpuAttention& attention, Tensor output, Tensor r
   const int64_t rows = output.rows;
   const int64_t columns = int64_t{shape.heads} * shape.v_dim;
   auto* values = values_.Get<BF16>(rows * columns);
-  std::vector<GemmJob> jobs;
-  for (int h = 0; h < shape.heads; ++h) {
-    const BF16* of_head = output.As<BF16>() + h * int64_t{shape.kv_rank};
-    jobs.push_back({of_head, output.cols, rows, attention.w_uv[h], {}});
-  }
+  auto jobs = JobsOfHeads(absorbed_, output.As<BF16>(), output.cols, shape.kv_rank, attention.w_uv);
   gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
-    const int64_t column = block.job * int64_t{shape.v_dim} + block.n_begin;
+    const auto ranges = static_cast<int>(absorbed_.size());
+    const int64_t first = absorbed_[block.job % ranges].begin;
+    const int64_t column = int64_t{block.job / ranges} * shape.v_dim + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
-      ops_.to_bf16(block.Row(t), block.columns(), values + t * columns + column);
+      ops_.to_bf16(block.Row(t), block.columns(), values + (first + t) * columns + column);
     }
   });
   gemms_.Products(family_, {{values, columns, rows, attention.o, {}}}, [&](const GemmBlock& block) {

@@ -1,4 +1,5 @@
-// Absorbed MLA on the CPU: the three sub-layers of attention.
+// MLA on the CPU: the three sub-layers of attention. Rows attend absorbed, or, where they are of a
+// prompt and the weights are loaded for it, expanded.
 #pragma once
 
 #include <atomic>
@@ -6,6 +7,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_weights.h"
+#include "kernels/cpu/expanded_attention.h"
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/rope_table.h"
@@ -16,7 +18,12 @@ class AttentionRunner {
  public:
   AttentionRunner(const GemmFamily& family, const VectorOps& ops, ThreadPool& pool,
                   GemmRunner& gemms)
-      : family_(family), ops_(ops), pool_(pool), gemms_(gemms), scratch_(pool.threads()) {}
+      : family_(family),
+        ops_(ops),
+        pool_(pool),
+        gemms_(gemms),
+        expanded_(family, ops, pool, gemms),
+        scratch_(pool.threads()) {}
 
   void In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
           const KvView& kv, int layer, Tensor residual, Tensor query);
@@ -31,14 +38,20 @@ class AttentionRunner {
     size_t tile;
     int split;
   };
+  // Rows of the step that stand together.
+  struct RowRange {
+    int64_t begin;
+    int64_t end;
+  };
 
   // Adds the products that fill kv_a and the q that is returned.
   const float* AddProjections(const CpuAttention& attention, int64_t rows, const BF16* normed,
                               float* kv_a);
+  void FindAbsorbed(const CpuAttention& attention, const StepPlan& plan);
   void WriteRow(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
                 const KvView& kv, int layer, int64_t row, const float* q, const float* kv_a,
                 BF16* nope, BF16* query) const;
-  std::vector<Tile> MakeTiles(const AttentionShape& shape, const StepPlan& plan, const KvView& kv,
+  std::vector<Tile> MakeTiles(const CpuAttention& attention, const StepPlan& plan, const KvView& kv,
                               Tensor query, Tensor output, int lanes_max) const;
   void RunSplit(const Tile& tile, const Keys& keys, int split, std::byte* scratch,
                 float* partial) const;
@@ -51,6 +64,8 @@ class AttentionRunner {
   const VectorOps& ops_;
   ThreadPool& pool_;
   GemmRunner& gemms_;
+  ExpandedAttention expanded_;
+  std::vector<RowRange> absorbed_;  // the rows that attend so, from In to Out of a layer
   std::atomic<size_t> next_task_ = 0;
   std::vector<Task> tasks_;
   std::vector<ReusableMemory> scratch_;  // [threads]

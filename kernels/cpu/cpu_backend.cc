@@ -36,19 +36,22 @@ class CpuBackend : public Backend {
         family_(tiled_.has_value() ? static_cast<const GemmFamily&>(*tiled_) : fma_, int8_),
         quantization_(options.quantization),
         kv_type_(options.kv_type),
+        prompt_attention_(options.prompt_attention),
         pool_(options.threads > 0 ? options.threads : ThreadPool::AvailableCores(),
               options.pin && options.ranks == 1, options.ranks),
-        loader_(family_, fma_, options.quantization, pool_),
+        loader_(family_, fma_, options.quantization, options.prompt_attention, pool_),
         gemms_(pool_),
         attention_(family_, ops_, pool_, gemms_) {}
 
   std::string profile() const override {
     return std::string("epic-numerics-1/") + family_.name() + "/" + ProfileTypes(quantization_) +
-           ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
+           ",kv:" + KvTypeName(kv_type_) + "/" + PromptAttentionName(prompt_attention_) +
+           "/split512";
   }
   KvType kv_type() const override { return kv_type_; }
 
-  bool attends_slices() const override { return true; }
+  // Expanded, each slice would expand the keys of all before it.
+  bool attends_slices() const override { return prompt_attention_ == PromptAttention::kAbsorbed; }
   std::string description() const override {
     return cpu_name_ + ", family " + family_.name() + ", " + ops_.name + ", INT8 on " +
            int8_.kernels_name() + ", " + std::to_string(pool_.threads()) +
@@ -142,6 +145,7 @@ class CpuBackend : public Backend {
   const CpuGemm family_;
   const Quantization quantization_;
   const KvType kv_type_;
+  const PromptAttention prompt_attention_;
   ThreadPool pool_;
   WeightLoader loader_;
   GemmRunner gemms_;
@@ -335,6 +339,7 @@ CpuOptions ParseCpuFlags(const CpuFlags& flags) {
   if (flags.quantization == "int8") options.quantization = Quantization::kInt8;
   if (flags.quantization == "int4") options.quantization = Quantization::kInt4;
   if (flags.kv_cache_dtype == "fp8") options.kv_type = KvType::kFP8;
+  if (flags.prompt_attention == "expanded") options.prompt_attention = PromptAttention::kExpanded;
   return options;
 }
 

@@ -24,6 +24,7 @@ struct CpuOptions {
   // For tests: kAmxBf16 runs on an emulated tile unit, with the same bits.
   bool emulate_amx = false;
   KvType kv_type = KvType::kBF16;
+  PromptAttention prompt_attention = PromptAttention::kAbsorbed;
   int threads = 0;   // 0: the cores that this process may use
   bool pin = false;  // each compute thread to its core, where this is the only rank
   int ranks = 1;     // that share these cores: nobody spins where their threads are more
@@ -40,10 +41,11 @@ CpuBackendResult MakeCpuBackend(const CpuOptions& options);
 
 // What flags say, each in one of the words given.
 struct CpuFlags {
-  std::string numerics = "auto";        // auto, fma, avx512-bf16, amx-bf16
-  std::string quantization = "none";    // none, int8, int4
-  std::string kv_cache_dtype = "auto";  // auto (bf16), bf16, fp8
-  std::string pin_threads = "off";      // on, off
+  std::string numerics = "auto";              // auto, fma, avx512-bf16, amx-bf16
+  std::string quantization = "none";          // none, int8, int4
+  std::string kv_cache_dtype = "auto";        // auto (bf16), bf16, fp8
+  std::string prompt_attention = "absorbed";  // absorbed, expanded
+  std::string pin_threads = "off";            // on, off
   int threads = 0;
 };
 CpuOptions ParseCpuFlags(const CpuFlags& flags);

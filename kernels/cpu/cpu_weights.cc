@@ -6,20 +6,27 @@
 namespace epic::kernels {
 namespace {
 
-// Of every head, by all threads.
+// Of every head, by all threads: W_UKᵀ [kv_rank, nope], W_UV [v, kv_rank], and W_UK if wanted.
 struct AllOfKvB {
+  std::vector<BF16> keys_transposed;
   std::vector<BF16> keys;
   std::vector<BF16> values;
 
-  AllOfKvB(const AttentionSource& source, ThreadPool& pool) {
+  AllOfKvB(const AttentionSource& source, bool keys_too, ThreadPool& pool) {
     const AttentionShape& shape = source.shape;
     const int64_t head_keys = int64_t{shape.kv_rank} * shape.nope_dim;
     const int64_t head_values = int64_t{shape.v_dim} * shape.kv_rank;
-    keys.resize(shape.heads * head_keys);
+    keys_transposed.resize(shape.heads * head_keys);
+    if (keys_too) keys.resize(keys_transposed.size());
     values.resize(shape.heads * head_values);
     pool.Run([&](int thread) {
       for (int h = thread; h < shape.heads; h += pool.threads()) {
-        SplitKvB(source, h, keys.data() + h * head_keys, values.data() + h * head_values);
+        BF16* transposed = keys_transposed.data() + h * head_keys;
+        SplitKvB(source, h, transposed, values.data() + h * head_values);
+        for (int64_t i = 0; keys_too && i < head_keys; ++i) {
+          keys[h * head_keys + i % shape.nope_dim * shape.kv_rank + i / shape.nope_dim] =
+              transposed[i];
+        }
       }
     });
   }
@@ -86,24 +93,24 @@ std::unique_ptr<CpuAttention> WeightLoader::LoadAttention(const AttentionSource&
   attention->kv_a_norm.assign(source.kv_a_norm.begin(), source.kv_a_norm.end());
   attention->w_uk.resize(shape.heads);
   attention->w_uv.resize(shape.heads);
+  if (prompt_attention_ == PromptAttention::kExpanded) attention->w_k.resize(shape.heads);
 
-  const AllOfKvB split(source, pool_);
+  const AllOfKvB split(source, !attention->w_k.empty(), pool_);
   std::vector<Request> requests = {
       {source.q, &attention->q}, {source.kv_a, &attention->kv_a}, {source.o, &attention->o}};
   if (shape.q_rank > 0) requests.push_back({source.q_a, &attention->q_a});
+  const auto add = [&](const BF16* data, int64_t rows, int64_t cols, PackedWeight* to) {
+    requests.push_back(
+        {{.dtype = DType::kBF16, .rows = rows, .cols = cols, .data = data}, to, false});
+  };
   for (int64_t h = 0; h < shape.heads; ++h) {
-    requests.push_back({{.dtype = DType::kBF16,
-                         .rows = shape.kv_rank,
-                         .cols = shape.nope_dim,
-                         .data = split.keys.data() + h * shape.kv_rank * shape.nope_dim},
-                        &attention->w_uk[h],
-                        false});
-    requests.push_back({{.dtype = DType::kBF16,
-                         .rows = shape.v_dim,
-                         .cols = shape.kv_rank,
-                         .data = split.values.data() + h * shape.v_dim * shape.kv_rank},
-                        &attention->w_uv[h],
-                        false});
+    const int64_t key = h * shape.kv_rank * shape.nope_dim;
+    add(split.keys_transposed.data() + key, shape.kv_rank, shape.nope_dim, &attention->w_uk[h]);
+    add(split.values.data() + h * shape.v_dim * shape.kv_rank, shape.v_dim, shape.kv_rank,
+        &attention->w_uv[h]);
+    if (!attention->w_k.empty()) {
+      add(split.keys.data() + key, shape.nope_dim, shape.kv_rank, &attention->w_k[h]);
+    }
   }
   attention->memory = Pack(requests);
   attention->packed_bytes = attention->memory->bytes();

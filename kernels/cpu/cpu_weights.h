@@ -30,6 +30,7 @@ struct CpuAttention : Attention {
   PackedWeight q_a, q, kv_a, o;
   std::vector<PackedWeight> w_uk;  // per head: [kv_rank, nope]
   std::vector<PackedWeight> w_uv;  // per head: [v, kv_rank]
+  std::vector<PackedWeight> w_k;   // per head: [nope, kv_rank]; empty: all rows attend absorbed
   std::unique_ptr<HugeMemory> memory;
 };
 
@@ -47,8 +48,12 @@ struct CpuGate : Gate {
 class WeightLoader {
  public:
   WeightLoader(const GemmFamily& family, const FmaGemmFamily& fma, Quantization quantization,
-               ThreadPool& pool)
-      : family_(family), fma_(fma), quantization_(quantization), pool_(pool) {}
+               PromptAttention prompt_attention, ThreadPool& pool)
+      : family_(family),
+        fma_(fma),
+        quantization_(quantization),
+        prompt_attention_(prompt_attention),
+        pool_(pool) {}
 
   std::unique_ptr<CpuMatrix> Load(const SourceMatrix& source) const;
   std::unique_ptr<CpuMlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
@@ -69,6 +74,7 @@ class WeightLoader {
   const GemmFamily& family_;
   const FmaGemmFamily& fma_;
   const Quantization quantization_;
+  const PromptAttention prompt_attention_;
   ThreadPool& pool_;
 };
 

@@ -1,5 +1,5 @@
-// Absorbed attention over the lanes of the including file: a lane is one (row, head), so a key is
-// loaded once for all lanes and each sum runs in one accumulator.
+// Attention over the lanes of the including file: a lane is one (row, head), so a key is loaded
+// once for all lanes and each sum runs in one accumulator.
 #pragma once
 
 #include "kernels/cpu/vector_rows_inl.h"
@@ -21,9 +21,12 @@ struct AttentionBuffers {
   float* queries;  // [width][lanes]
   float* scores;   // [kBlockKeys][lanes]
   float* keys;     // [kBlockKeys][key_stride]
+  int64_t values;  // where in a key's row its values begin
 
   AttentionBuffers(const AttentionTile& tile, std::byte* scratch)
       : lanes(tile.stride), key_stride((tile.latent_dim + tile.rope_dim + 15) / 16 * 16) {
+    values = tile.values_offset_bytes > 0 ? key_stride : 0;
+    if (values > 0) key_stride += (tile.value_dim + 15) / 16 * 16;
     queries = reinterpret_cast<float*>(scratch);
     scores = queries + (tile.latent_dim + tile.rope_dim) * lanes;
     keys = scores + kBlockKeys * lanes;
@@ -72,6 +75,10 @@ void WidenKeys(const AttentionTile& tile, const std::byte* page, int count,
     }
     Widen(reinterpret_cast<const BF16*>(record + tile.rope_offset_bytes), tile.rope_dim,
           to + tile.latent_dim);
+    if (buffers.values > 0) {
+      Widen(reinterpret_cast<const BF16*>(record + tile.values_offset_bytes), tile.value_dim,
+            to + buffers.values);
+    }
   }
 }
 
@@ -180,7 +187,7 @@ template <int kVectors, bool kMasked>
       acc[i][v] = Load(values + (d + i) * lanes + v * kLanes) * correction[v];
     }
   }
-  const float* key = buffers.keys + d;
+  const float* key = buffers.keys + buffers.values + d;
   const float* weights = buffers.scores + lane;
   for (int j = 0; j < block.keys; ++j, key += buffers.key_stride, weights += lanes) {
 #pragma GCC unroll 2
@@ -205,12 +212,12 @@ template <int kVectors, bool kMasked>
   }
 }
 
-// The last group's surplus values are of the rope keys, and are not used.
+// The last group's surplus values are of the rope keys or no values, and are not used.
 template <int kVectors, bool kMasked>
 void AddValues(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
                const Block& block, const F16 (&correction)[kVectors], float* partial) {
   float* values = partial + 2 * buffers.lanes + lane;
-  for (int d = 0; d < tile.latent_dim; d += kGroup) {
+  for (int d = 0; d < tile.value_dim; d += kGroup) {
     AddValueGroup<kVectors, kMasked>(tile, buffers, lane, block, correction, d, values);
   }
 }
@@ -244,7 +251,7 @@ void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, in
   const int lanes = static_cast<int>(buffers.lanes);
   const int width = tile.latent_dim + tile.rope_dim;
   for (int i = 0; i < lanes; ++i) partial[i] = kMinusInfinity;
-  __builtin_memset(partial + lanes, 0, sizeof(float) * lanes * (1 + (tile.latent_dim + 7) / 8 * 8));
+  __builtin_memset(partial + lanes, 0, sizeof(float) * lanes * (1 + (tile.value_dim + 7) / 8 * 8));
   const int lowest = LowestPosition(tile);
   const int64_t parts = int64_t{(width + kDepth - 1) / kDepth} * (kBlockKeys / kGroup);
   for (int first = key_begin; first < key_end; first += kBlockKeys) {
@@ -273,7 +280,7 @@ void AttentionMerge(const AttentionTile& tile, int key_begin, const float* parti
     const F16 a = Rescale(m1, maximum);
     const F16 b = Rescale(m2, maximum);
     Store(total + lane, Select(seen, maximum, m1));
-    for (int i = 0; i <= tile.latent_dim; ++i) {
+    for (int i = 0; i <= tile.value_dim; ++i) {
       const int64_t at = int64_t{1 + i} * lanes + lane;
       const F16 before = Load(total + at);
       const F16 after = Fma(before, a, Load(partial + at) * b);
@@ -287,7 +294,7 @@ void AttentionFinish(const AttentionTile& tile, const float* total, BF16* const*
   for (int lane = 0; lane < tile.lanes; lane += kLanes) {
     const int count = tile.lanes - lane < kLanes ? tile.lanes - lane : kLanes;
     const F16 factor = Set1(1.0f) / Load(total + lanes + lane);
-    for (int d = 0; d < tile.latent_dim; ++d) {
+    for (int d = 0; d < tile.value_dim; ++d) {
       BF16 rounded[kLanes];
       StoreBF16(rounded, Load(total + int64_t{2 + d} * lanes + lane) * factor);
       for (int i = 0; i < count; ++i) out[lane + i][d] = rounded[i];

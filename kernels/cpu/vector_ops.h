@@ -12,6 +12,8 @@
 namespace epic::kernels {
 
 inline constexpr int kLanes = 16;
+// Keys of which attention makes one partial result (docs/numerics.md).
+inline constexpr int kSplitTokens = 512;
 
 // Some (row, head) pairs of one sequence, as vector lanes, against one split of its keys.
 struct AttentionTile {
@@ -21,22 +23,25 @@ struct AttentionTile {
   int stride = 0;                       // lanes rounded up to a multiple of kLanes
   const BF16* queries[kLanesMax] = {};  // [latent_dim + rope_dim]
   int32_t positions[kLanesMax] = {};    // of the lanes' rows
-  int latent_dim = 0;
+  int latent_dim = 0;                   // expanded: of a head's keys, without rope
   int rope_dim = 0;
-  bool fp8 = false;  // latents are E4M3 with scales
+  int value_dim = 0;                // absorbed: latent_dim, as values are the latents
+  int64_t values_offset_bytes = 0;  // of a record; 0: absorbed
+  bool fp8 = false;                 // latents are E4M3 with scales
   int64_t record_bytes = 0;
   int64_t scales_offset_bytes = 0;
   int64_t rope_offset_bytes = 0;
   float scale = 1;
 };
 
-// (m, l, o) of a tile's lanes: [2 + latent_dim and a surplus][stride] floats, 64-byte aligned.
-constexpr int64_t AttentionPartialFloats(int latent_dim, int stride) {
-  return int64_t{stride} * (2 + (latent_dim + 7) / 8 * 8);
+// (m, l, o) of a tile's lanes: [2 + value_dim and a surplus][stride] floats, 64-byte aligned.
+constexpr int64_t AttentionPartialFloats(int value_dim, int stride) {
+  return int64_t{stride} * (2 + (value_dim + 7) / 8 * 8);
 }
-// For tiles of keys of this many values.
-constexpr int64_t AttentionScratchBytes(int width) {
-  return 4 * (int64_t{AttentionTile::kLanesMax} * (width + 64) + int64_t{64} * (width + 16));
+// For tiles of keys of this many values, and `apart` more that are no keys.
+constexpr int64_t AttentionScratchBytes(int width, int apart = 0) {
+  return 4 * (int64_t{AttentionTile::kLanesMax} * (width + 64) +
+              int64_t{64} * (width + 16 + apart + 16));
 }
 
 struct VectorOps {
@@ -64,7 +69,7 @@ struct VectorOps {
   // total ← merge(total, partial of the split from key_begin); lanes before it stay as they are.
   void (*attention_merge)(const AttentionTile& tile, int key_begin, const float* partial,
                           float* total);
-  // out[lane] [latent_dim] ← o / l
+  // out[lane] [value_dim] ← o / l
   void (*attention_finish)(const AttentionTile& tile, const float* total, BF16* const* out);
 };
 

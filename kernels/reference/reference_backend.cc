@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <tuple>
 #include <unordered_map>
 
 #include "kernels/flush_denormals.h"
@@ -99,17 +101,20 @@ class ReferenceBackend : public Backend {
         odd_first_(options.odd_first),
         fp8_activations_(options.fp8_activations),
         kv_type_(options.kv_type),
+        expanded_(options.prompt_attention == PromptAttention::kExpanded),
         shadows_(!options.round_to_bf16) {
     if (!rounded_ && kv_type_ == KvType::kFP8) std::abort();
   }
 
   std::string profile() const override {
-    if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/absorbed/split512";
+    const std::string form =
+        PromptAttentionName(expanded_ ? PromptAttention::kExpanded : PromptAttention::kAbsorbed);
+    if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/" + form + "/split512";
     return std::string("epic-numerics-1/") + (odd_first_ ? "avx512-bf16/" : "fma/") +
-           ProfileTypes(quantization_) + ",kv:" + KvTypeName(kv_type_) + "/absorbed/split512";
+           ProfileTypes(quantization_) + ",kv:" + KvTypeName(kv_type_) + "/" + form + "/split512";
   }
   KvType kv_type() const override { return kv_type_; }
-  bool attends_slices() const override { return true; }
+  bool attends_slices() const override { return !expanded_; }
   std::string description() const override { return "reference, 1 thread"; }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
@@ -150,8 +155,10 @@ class ReferenceBackend : public Backend {
       attention->w_uk.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, true, rounded_));
       attention->w_uv.push_back(
           SliceKvB(source.kv_b, row + shape.nope_dim, shape.v_dim, false, rounded_));
+      attention->w_k.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, false, rounded_));
       attention->w_uk.back().odd_first = odd_first_;
       attention->w_uv.back().odd_first = odd_first_;
+      attention->w_k.back().odd_first = odd_first_;
     }
     attention->packed_bytes = attention->q_a.packed_bytes + attention->q.packed_bytes +
                               attention->kv_a.packed_bytes + attention->o.packed_bytes;
@@ -180,6 +187,7 @@ class ReferenceBackend : public Backend {
                    Tensor residual, Tensor query) override {
     const ScopedFlushDenormals flush;
     const auto& attention = static_cast<const ReferenceAttention&>(base);
+    nope_.assign(plan.rows(), {});
     for (int t = 0; t < plan.rows(); ++t) {
       const Row x =
           Round(RmsNorm(residual.Row<float>(t), attention.input_norm, attention.shape.norm_eps));
@@ -191,13 +199,26 @@ class ReferenceBackend : public Backend {
   void Attend(const Attention& base, const StepPlan& plan, const KvView& kv, int layer,
               Tensor query, Tensor output) override {
     const ScopedFlushDenormals flush;
+    const auto& attention = static_cast<const ReferenceAttention&>(base);
     const AttentionShape& shape = base.shape;
     const int width = shape.kv_rank + shape.rope_dim;
+    expanded_values_.assign(plan.rows(), {});
+    ExpandedKeys keys;
     for (int t = 0; t < plan.rows(); ++t) {
       const Row q = shadows_.Load(query.Row<BF16>(t), query.cols);
+      if (IsExpanded(plan, t)) {
+        expanded_values_[t] = AttendExpanded(attention, plan, kv, layer, t, q, keys);
+        continue;
+      }
       Row out(output.cols);
       for (int h = 0; h < shape.heads; ++h) {
-        AttendHead(shape, plan, kv, layer, t, q.data() + h * width, out.data() + h * shape.kv_rank);
+        const auto record = [&](int position) {
+          Row key = ReadRecord(kv.layout, Record(plan, kv, layer, plan.row_sequence[t], position));
+          Row value(key.begin(), key.begin() + shape.kv_rank);
+          return Expanded{std::move(key), std::move(value)};
+        };
+        AttendHead(shape.softmax_scale, plan.positions[t] + 1, q.data() + h * width, shape.kv_rank,
+                   record, out.data() + h * shape.kv_rank);
       }
       shadows_.Store(out, output.Row<BF16>(t));
     }
@@ -208,10 +229,13 @@ class ReferenceBackend : public Backend {
     const auto& attention = static_cast<const ReferenceAttention&>(base);
     const AttentionShape& shape = attention.shape;
     for (int64_t t = 0; t < output.rows; ++t) {
-      const Row u = shadows_.Load(output.Row<BF16>(t), output.cols);
-      Row values(int64_t{shape.heads} * shape.v_dim);
-      for (int h = 0; h < shape.heads; ++h) {
-        attention.w_uv[h].Multiply(u.data() + h * shape.kv_rank, values.data() + h * shape.v_dim);
+      Row values = expanded_values_[t];
+      if (values.empty()) {
+        const Row u = shadows_.Load(output.Row<BF16>(t), output.cols);
+        values.resize(int64_t{shape.heads} * shape.v_dim);
+        for (int h = 0; h < shape.heads; ++h) {
+          attention.w_uv[h].Multiply(u.data() + h * shape.kv_rank, values.data() + h * shape.v_dim);
+        }
       }
       const Row y = Multiply(attention.o, Round(values));
       for (int64_t i = 0; i < residual.cols; ++i) residual.Row<float>(t)[i] += y[i];
@@ -274,6 +298,18 @@ class ReferenceBackend : public Backend {
   }
 
  private:
+  // What a key is to a query: the absorbed form's record and latent, or a head's own key and value.
+  struct Expanded {
+    Row key;
+    Row value;
+  };
+  // By (sequence, head, position), in one layer of one step.
+  using ExpandedKeys = std::map<std::tuple<int, int, int>, Expanded>;
+
+  bool IsExpanded(const StepPlan& plan, int t) const {
+    return expanded_ && plan.positions[t] < plan.sequences[plan.row_sequence[t]].prompt_length;
+  }
+
   ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
     if (!rounded_) return MakeReferenceF32Matrix(source);
     ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_);
@@ -290,7 +326,7 @@ class ReferenceBackend : public Backend {
   }
 
   // [W_UKᵀ·q_nope | rotated q_rope] per head; not yet rounded.
-  Row Query(const ReferenceAttention& attention, const Row& x, int t) const {
+  Row Query(const ReferenceAttention& attention, const Row& x, int t) {
     const AttentionShape& shape = attention.shape;
     Row q;
     if (shape.q_rank > 0) {
@@ -304,6 +340,7 @@ class ReferenceBackend : public Backend {
     for (int h = 0; h < shape.heads; ++h) {
       const float* head = q.data() + h * (shape.nope_dim + shape.rope_dim);
       const Row nope = Round(Row(head, head + shape.nope_dim));
+      nope_[t].insert(nope_[t].end(), nope.begin(), nope.end());
       const Row absorbed = Multiply(attention.w_uk[h], nope);
       out.insert(out.end(), absorbed.begin(), absorbed.end());
       Row rope(head + shape.nope_dim, head + shape.nope_dim + shape.rope_dim);
@@ -352,16 +389,44 @@ class ReferenceBackend : public Backend {
     return record;
   }
 
-  void AttendHead(const AttentionShape& shape, const StepPlan& plan, const KvView& kv, int layer,
-                  int t, const float* q, float* out) const {
-    const int keys = plan.positions[t] + 1;
+  // The values of all heads; not yet rounded.
+  Row AttendExpanded(const ReferenceAttention& attention, const StepPlan& plan, const KvView& kv,
+                     int layer, int t, const Row& query, ExpandedKeys& keys) const {
+    const AttentionShape& shape = attention.shape;
+    const int sequence = plan.row_sequence[t];
+    Row out(int64_t{shape.heads} * shape.v_dim);
+    for (int h = 0; h < shape.heads; ++h) {
+      const float* nope = nope_[t].data() + h * shape.nope_dim;
+      Row q(nope, nope + shape.nope_dim);
+      const float* rope = query.data() + h * (shape.kv_rank + shape.rope_dim) + shape.kv_rank;
+      q.insert(q.end(), rope, rope + shape.rope_dim);
+      const auto expanded = [&](int position) -> const Expanded& {
+        const auto [at, is_new] = keys.try_emplace({sequence, h, position});
+        if (is_new) {
+          const Row record = ReadRecord(kv.layout, Record(plan, kv, layer, sequence, position));
+          at->second.key = Round(Multiply(attention.w_k[h], record));
+          at->second.key.insert(at->second.key.end(), record.begin() + shape.kv_rank, record.end());
+          at->second.value = Round(Multiply(attention.w_uv[h], record));
+        }
+        return at->second;
+      };
+      AttendHead(shape.softmax_scale, plan.positions[t] + 1, q.data(), shape.v_dim, expanded,
+                 out.data() + h * shape.v_dim);
+    }
+    return out;
+  }
+
+  // key_at(position) → Expanded.
+  template <class KeyAt>
+  void AttendHead(float scale, int keys, const float* q, int value_dim, const KeyAt& key_at,
+                  float* out) const {
     Partial total;
     for (int begin = 0; begin < keys; begin += kSplitTokens) {
       Partial split;
-      split.values.resize(shape.kv_rank);
+      split.values.resize(value_dim);
       const int end = std::min(keys, begin + kSplitTokens);
       for (int block = begin; block < end; block += kPageTokens) {
-        AddBlock(shape, plan, kv, layer, t, q, block, std::min(end, block + kPageTokens), split);
+        AddBlock(scale, q, block, std::min(end, block + kPageTokens), key_at, split);
       }
       if (begin == 0) {
         total = split;
@@ -370,22 +435,22 @@ class ReferenceBackend : public Backend {
       }
     }
     const float factor = 1.0f / total.sum;
-    for (int i = 0; i < shape.kv_rank; ++i) out[i] = total.values[i] * factor;
+    for (int i = 0; i < value_dim; ++i) out[i] = total.values[i] * factor;
   }
 
-  void AddBlock(const AttentionShape& shape, const StepPlan& plan, const KvView& kv, int layer,
-                int t, const float* q, int begin, int end, Partial& split) const {
-    std::vector<Row> records;
+  template <class KeyAt>
+  void AddBlock(float scale, const float* q, int begin, int end, const KeyAt& key_at,
+                Partial& split) const {
+    std::vector<Expanded> keys;
     Row scores;
     float maximum = split.maximum;
     for (int position = begin; position < end; ++position) {
-      records.push_back(
-          ReadRecord(kv.layout, Record(plan, kv, layer, plan.row_sequence[t], position)));
+      keys.push_back(key_at(position));
       float score = 0;
-      for (size_t i = 0; i < records.back().size(); ++i) {
-        score = Fma(q[i], records.back()[i], score);
+      for (size_t i = 0; i < keys.back().key.size(); ++i) {
+        score = Fma(q[i], keys.back().key[i], score);
       }
-      score *= shape.softmax_scale;
+      score *= scale;
       scores.push_back(score);
       maximum = score > maximum ? score : maximum;
     }
@@ -396,8 +461,8 @@ class ReferenceBackend : public Backend {
     for (size_t j = 0; j < scores.size(); ++j) {
       const float p = Exp(scores[j] - maximum);
       split.sum += p;
-      for (int i = 0; i < shape.kv_rank; ++i) {
-        split.values[i] = Fma(p, records[j][i], split.values[i]);
+      for (size_t i = 0; i < split.values.size(); ++i) {
+        split.values[i] = Fma(p, keys[j].value[i], split.values[i]);
       }
     }
   }
@@ -427,7 +492,10 @@ class ReferenceBackend : public Backend {
   bool odd_first_;
   bool fp8_activations_;
   KvType kv_type_;
+  bool expanded_;
   ShadowRows shadows_;
+  std::vector<Row> nope_;             // [T] q_nope of all heads, from AttentionIn to Attend
+  std::vector<Row> expanded_values_;  // [T] from Attend to AttentionOut; empty: absorbed
   RopeTable rope_;
   std::unordered_map<const std::byte*, Row> records_;
 };

@@ -23,6 +23,7 @@ struct ReferenceOptions {
   // to E4M3 per 128 inputs, scale = max(largest, 1e-4)/448.
   bool fp8_activations = false;
   KvType kv_type = KvType::kBF16;  // kFP8 only where round_to_bf16
+  PromptAttention prompt_attention = PromptAttention::kAbsorbed;
 };
 
 // Runs on the calling thread. Needs a CPU with AVX2 and FMA.

@@ -43,6 +43,7 @@ struct ReferenceAttention : Attention {
   ReferenceMatrix q_a, q, kv_a, o;
   std::vector<ReferenceMatrix> w_uk;  // per head: [kv_rank, nope]
   std::vector<ReferenceMatrix> w_uv;  // per head: [v, kv_rank]
+  std::vector<ReferenceMatrix> w_k;   // per head: [nope, kv_rank]
 };
 
 struct ReferenceGate : Gate {

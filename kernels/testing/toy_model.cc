@@ -136,7 +136,8 @@ ToyRun::ToyRun(const ToyModel& model, Backend& backend, int sequences, int posit
       backend_(backend),
       sequences_(sequences),
       pages_per_sequence_((positions_max + kPageTokens - 1) / kPageTokens),
-      lengths_(sequences, 0) {
+      lengths_(sequences, 0),
+      prompt_lengths_(sequences, 0) {
   const AttentionShape& shape = model.shape_.attention;
   layout_ = {shape.kv_rank, shape.rope_dim, backend.kv_type()};
   for (int i = 0; i < shape.rope_dim / 2; ++i) {
@@ -194,7 +195,8 @@ StepPlan ToyRun::Plan(const std::vector<ToyChunk>& chunks) {
     plan.sequences.push_back({.first_row = plan.rows(),
                               .row_count = chunk.rows,
                               .first_position = length,
-                              .first_page = static_cast<int32_t>(plan.pages.size())});
+                              .first_page = static_cast<int32_t>(plan.pages.size()),
+                              .prompt_length = prompt_lengths_[chunk.sequence]});
     for (int i = 0; i < chunk.rows; ++i, ++length) {
       plan.logit_rows.push_back(plan.rows());
       plan.positions.push_back(length);

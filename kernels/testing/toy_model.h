@@ -86,6 +86,8 @@ class ToyRun {
  public:
   ToyRun(const ToyModel& model, Backend& backend, int sequences, int positions_max);
 
+  // Positions of a sequence below `length` are its prompt from now on; without: none.
+  void SetPrompt(int sequence, int length) { prompt_lengths_[sequence] = length; }
   // One step; the logits of each row are kept by (sequence, position).
   void Step(const std::vector<ToyChunk>& chunks);
 
@@ -119,7 +121,7 @@ class ToyRun {
   std::vector<std::unique_ptr<Mlp>> experts_;
   std::vector<std::unique_ptr<Memory>> uploads_, slabs_;
   std::vector<std::byte*> slab_pointers_;
-  std::vector<int> lengths_;
+  std::vector<int> lengths_, prompt_lengths_;     // [sequences]
   std::vector<std::unique_ptr<Memory>> tensors_;  // of the last step
   std::map<std::pair<int, int>, std::vector<uint32_t>> logits_;
   std::map<std::pair<int, int>, std::vector<float>> values_;

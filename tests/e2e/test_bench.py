@@ -13,10 +13,10 @@ def bench(*flags: str, model=MODEL) -> subprocess.CompletedProcess:
 
 def test_bench_reports_every_case_with_its_bytes():
     done = bench("--prompt", "9", "--batch", "1,3", "--context", "0,70", "--steps", "2", "--rounds", "1", "--json",
-                 "--kv-cache-dtype", "fp8", "--quantization", "int8")
+                 "--kv-cache-dtype", "fp8", "--quantization", "int8", "--prompt-attention", "expanded")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert "kv:fp8" in report["profile"]
+    assert "kv:fp8/expanded/" in report["profile"]
     cases = [(r["kind"], r["context"], r["rows"]) for r in report["results"]]
     assert cases == [(k, c, n) for c in (0, 70) for k, n in (("prefill", 9), ("decode", 1), ("decode", 3))]
     for r in report["results"]:

@@ -126,6 +126,16 @@ TEST(ProfileOfFp8Pages, KeepsItsBits) {
   EXPECT_EQ(HashOn(true, *backend), "0ddcfa746a723ab0");
 }
 
+TEST(ProfileOfExpandedPrompts, KeepsItsBits) {
+  const auto backend = Cpu({.family = kernels::CpuFamily::kFma,
+                            .prompt_attention = kernels::PromptAttention::kExpanded});
+  ASSERT_NE(backend, nullptr);
+  EXPECT_EQ(backend->profile(),
+            "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/expanded/split512");
+  EXPECT_EQ(HashOn(false, *backend), "8dac99d5c7b01405");
+  EXPECT_EQ(HashOn(true, *backend), "3fe1381b44698f4c");
+}
+
 class ProfileTest : public testing::TestWithParam<ProfileCase> {};
 
 TEST_P(ProfileTest, KeepsItsBits) {

@@ -140,10 +140,12 @@ std::vector<std::vector<float>> GoldenModel::Step(
   kernels::StepPlan plan;
   for (const Chunk& chunk : chunks) {
     int& length = lengths_[chunk.sequence];
-    plan.sequences.push_back({.first_row = plan.rows(),
-                              .row_count = chunk.rows,
-                              .first_position = length,
-                              .first_page = static_cast<int32_t>(plan.pages.size())});
+    plan.sequences.push_back(
+        {.first_row = plan.rows(),
+         .row_count = chunk.rows,
+         .first_position = length,
+         .first_page = static_cast<int32_t>(plan.pages.size()),
+         .prompt_length = static_cast<int32_t>(sequences[chunk.sequence].size())});
     for (int i = 0; i < chunk.rows; ++i, ++length) {
       plan.logit_rows.push_back(plan.rows());
       plan.positions.push_back(length);

@@ -50,8 +50,8 @@ class GoldenModel {
                                                            kernels::Backend& backend);
 
   const model::Model& model() const { return *model_; }
-  // Computes every sequence as `schedule` says, from empty pages. The pages of sequences are
-  // interleaved and hold NaN where nothing was written.
+  // Computes every sequence as `schedule` says, as a prompt, from empty pages. The pages of
+  // sequences are interleaved and hold NaN where nothing was written.
   Logits Run(const std::vector<std::vector<int32_t>>& sequences, const Schedule& schedule);
   // Of the last Run.
   const Choices& choices() const { return choices_; }

@@ -21,6 +21,9 @@ constexpr char kData[] = "tests/golden/data";
 constexpr kernels::CpuFamily kFamilies[] = {
     kernels::CpuFamily::kFma, kernels::CpuFamily::kAvx512Bf16, kernels::CpuFamily::kAmxBf16};
 
+constexpr kernels::PromptAttention kForms[] = {kernels::PromptAttention::kAbsorbed,
+                                               kernels::PromptAttention::kExpanded};
+
 std::vector<std::string> Checkpoints() {
   std::vector<std::string> names;
   std::error_code none;  // then there is nothing to instantiate, which fails
@@ -116,20 +119,25 @@ class GoldenTest : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(GoldenTest, ReferenceInFloat32IsTransformers) {
-  const auto backend = kernels::MakeReferenceBackend({.round_to_bf16 = false});
-  const Logits logits = Run(*backend, Whole());
-  ASSERT_FALSE(logits.empty());
-  const Difference difference = Compare(golden_, logits, 1e-3f);
-  EXPECT_LE(difference.largest, 1e-4f * difference.logit_largest);
-  EXPECT_EQ(difference.wrong_choices, 0);
+  for (const auto form : kForms) {
+    const auto backend =
+        kernels::MakeReferenceBackend({.round_to_bf16 = false, .prompt_attention = form});
+    const Logits logits = Run(*backend, Whole());
+    ASSERT_FALSE(logits.empty());
+    const Difference difference = Compare(golden_, logits, 1e-3f);
+    EXPECT_LE(difference.largest, 1e-4f * difference.logit_largest) << backend->profile();
+    EXPECT_EQ(difference.wrong_choices, 0) << backend->profile();
+  }
 }
 
 TEST_P(GoldenTest, EveryFamilyIsCloseToTransformers) {
   for (const auto family : kFamilies) {
-    const auto backend = Cpu({.family = family, .threads = 2});
-    if (backend == nullptr) continue;  // no AVX-512 BF16 here
-    SCOPED_TRACE(backend->profile());
-    ExpectCloseInBF16(*backend);
+    for (const auto form : kForms) {
+      const auto backend = Cpu({.family = family, .prompt_attention = form, .threads = 2});
+      if (backend == nullptr) continue;  // no AVX-512 BF16 here
+      SCOPED_TRACE(backend->profile());
+      ExpectCloseInBF16(*backend);
+    }
   }
 }
 

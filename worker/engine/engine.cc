@@ -52,6 +52,7 @@ absl::Status Engine::Start(SequenceRequest request) {
   const int prompt_length = static_cast<int>(request.prompt.size());
   SequenceSpec spec{.id = request.id,
                     .tokens = request.prompt,
+                    .prompt_length = prompt_length,
                     .scored_rows = request.prompt_logprobs ? prompt_length - 1 : 0,
                     .priority = request.priority};
   spec.tokens.insert(spec.tokens.end(), request.forced.begin(), request.forced.end());

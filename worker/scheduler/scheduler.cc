@@ -207,7 +207,8 @@ void Scheduler::AppendRows(const Choice& choice) {
   plan.sequences.push_back({.first_row = entry.first_row,
                             .row_count = entry.row_count,
                             .first_position = entry.first_position,
-                            .first_page = static_cast<int32_t>(plan.pages.size())});
+                            .first_page = static_cast<int32_t>(plan.pages.size()),
+                            .prompt_length = sequence.spec.prompt_length});
   const auto pages = sequence.lease.pages().first(PagesFor(end));
   plan.pages.insert(plan.pages.end(), pages.begin(), pages.end());
   for (int position = sequence.computed; position < end; ++position) {

@@ -38,6 +38,7 @@ struct SequenceSpec {
   SequenceId id = 0;
   std::vector<int32_t> tokens;  // prompt and forced tokens; at least one
   int length_max = 0;           // of prompt and generated tokens together; > tokens.size()
+  int prompt_length = 0;        // of `tokens`
   int scored_rows = 0;          // the logits of rows 0 .. scored_rows-1 are wanted too
   int priority = 0;
 };

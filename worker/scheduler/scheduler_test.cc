@@ -155,6 +155,24 @@ TEST(SchedulerTest, ForcedTokensAreComputedButNeverSampled) {
   }
 }
 
+TEST(SchedulerTest, SaysOfEachSequenceWhereItsPromptEnds) {
+  PageLedger ledger(8, [](int32_t) {});
+  Scheduler scheduler({.max_num_batched_tokens = 40, .max_num_seqs = 2, .max_logit_rows = 2},
+                      ledger);
+  ASSERT_TRUE(
+      scheduler.Add({.id = 1, .tokens = Tokens(50, 1), .length_max = 60, .prompt_length = 45})
+          .ok());
+  std::vector<int> rows;
+  for (int step = 0; step < 2; ++step) {
+    const kernels::StepPlan& plan = scheduler.Plan().plan;
+    ASSERT_EQ(plan.sequences.size(), 1u);
+    EXPECT_EQ(plan.sequences[0].prompt_length, 45);
+    rows.push_back(plan.sequences[0].first_rows_of_prompt());
+    scheduler.Commit();
+  }
+  EXPECT_EQ(rows, (std::vector<int>{40, 5}));
+}
+
 TEST(SchedulerTest, RunsDecodeRowsBeforePromptChunks) {
   World world({.max_num_batched_tokens = 10, .max_num_seqs = 4, .max_logit_rows = 4}, 16);
   world.Add(1, Tokens(5, 1), 20);

@@ -1,0 +1,57 @@
+// Attention of the rows of prompts with keys and values expanded: each head's own from the latents,
+// K = W_UK·latent and V = W_UV·latent, rounded once to BF16. More work for each key, less for each
+// pair of row and key than absorbed attention: it pays for long chunks.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu_weights.h"
+#include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/vector_ops.h"
+
+namespace epic::kernels {
+
+// How many of the sequence's rows, from its first on, attend so.
+inline int ExpandedRows(const CpuAttention& attention, const SequenceRows& sequence) {
+  return attention.w_k.empty() ? 0 : sequence.first_rows_of_prompt();
+}
+
+class ExpandedAttention {
+ public:
+  ExpandedAttention(const GemmFamily& family, const VectorOps& ops, ThreadPool& pool,
+                    GemmRunner& gemms)
+      : family_(family), ops_(ops), pool_(pool), gemms_(gemms), scratch_(pool.threads()) {}
+
+  // Row `row` of values [heads·v_dim] for each row that attends so, whose q_nope [heads·nope_dim]
+  // stands in `nope` and whose rotated q_rope stands in `query` as Backend::AttentionIn leaves it.
+  // The rows' records are written.
+  void Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv, int layer,
+              const BF16* nope, Tensor query, BF16* values);
+
+ private:
+  struct Sequence;
+  // Keys [begin, end) of a sequence, which are expanded at once.
+  struct Range {
+    int begin;
+    int end;
+    int count() const { return end - begin; }
+  };
+
+  void AttendSequence(const Sequence& sequence);
+  void AddExpanding(const Sequence& sequence, const Range& range, std::byte* records);
+  void AddTiles(const Sequence& sequence, const Range& range, const std::byte* records);
+  void RunTile(const Sequence& sequence, const Range& range, int head, int first_row,
+               const std::byte* records, int thread, float* total);
+
+  const GemmFamily& family_;
+  const VectorOps& ops_;
+  ThreadPool& pool_;
+  GemmRunner& gemms_;
+  std::atomic<int> next_task_ = 0;
+  std::vector<ReusableMemory> scratch_;  // [threads]
+  ReusableMemory latents_, records_, totals_;
+};
+
+}  // namespace epic::kernels
