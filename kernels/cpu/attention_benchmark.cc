@@ -1,4 +1,5 @@
-// Attention over the paged KV in V2-Lite's and V3's widths, next to the FMA peak of all threads.
+// Attention over the paged KV in V2-Lite's and V3's widths, next to the FMA peak of all threads;
+// and the whole sub-layer on a prompt, absorbed and expanded.
 #include <benchmark/benchmark.h>
 #include <immintrin.h>
 
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_attention.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
@@ -110,6 +112,80 @@ void Attend(benchmark::State& state) {
   const auto bytes = static_cast<double>(sequences) * (context + rows) * layout.record_bytes();
   state.SetBytesProcessed(static_cast<int64_t>(bytes * state.iterations()));
 }
+
+// V2-Lite's attention, every weight 2⁻⁷.
+std::unique_ptr<Attention> LoadV2Lite(Backend& backend) {
+  const AttentionShape shape{.hidden = 2048,
+                             .heads = 16,
+                             .kv_rank = kLatent,
+                             .nope_dim = 128,
+                             .rope_dim = kRope,
+                             .v_dim = 128,
+                             .norm_eps = 1e-6f,
+                             .inner_norm_eps = 1e-6f,
+                             .softmax_scale = 0.1f};
+  const int64_t q = shape.heads * int64_t{shape.nope_dim + shape.rope_dim};
+  const int64_t kv = shape.heads * int64_t{shape.nope_dim + shape.v_dim};
+  const std::vector<BF16> weights(q * shape.hidden, BF16{0x3c00});
+  const std::vector<float> norm(shape.hidden, 1.0f);
+  const auto matrix = [&](int64_t rows, int64_t cols) {
+    return SourceMatrix{.dtype = DType::kBF16, .rows = rows, .cols = cols, .data = weights.data()};
+  };
+  return backend.LoadAttention({.shape = shape,
+                                .input_norm = norm,
+                                .q = matrix(q, shape.hidden),
+                                .kv_a = matrix(kLatent + kRope, shape.hidden),
+                                .kv_a_norm = std::span(norm).first(kLatent),
+                                .kv_b = matrix(kv, kLatent),
+                                .o = matrix(shape.hidden, shape.heads * int64_t{shape.v_dim})});
+}
+
+// A chunk of a prompt through the sub-layer. Arguments: rows, records before them.
+void Prompt(benchmark::State& state, PromptAttention form) {
+  const int rows = static_cast<int>(state.range(0));
+  const int context = static_cast<int>(state.range(1));
+  const auto backend = MakeCpuBackend({.prompt_attention = form}).backend;
+  const auto attention = LoadV2Lite(*backend);
+  const AttentionShape& shape = attention->shape;
+  const KvLayout layout{kLatent, kRope, KvType::kBF16};
+  const int page_count = (context + rows + kPageTokens - 1) / kPageTokens;
+  HugeMemory slab(page_count * layout.page_bytes());
+  std::memset(slab.data(), 0x31, slab.bytes());
+  StepPlan plan;
+  plan.sequences.push_back(
+      {.row_count = rows, .first_position = context, .prompt_length = context + rows});
+  for (int i = 0; i < page_count; ++i) plan.pages.push_back(i);
+  plan.token_ids.assign(rows, 0);
+  plan.row_sequence.assign(rows, 0);
+  for (int i = 0; i < rows; ++i) plan.positions.push_back(context + i);
+  Rope rope;
+  for (int i = 0; i < kRope / 2; ++i) rope.inverse_frequency.push_back(1.0 / (i + 1));
+  std::vector<float> residual(int64_t{rows} * shape.hidden, 1.0f);
+  std::vector<BF16> query(int64_t{rows} * shape.heads * (kLatent + kRope));
+  std::vector<BF16> output(int64_t{rows} * shape.heads * kLatent);
+  const Tensor x{DType::kF32, rows, shape.hidden, residual.data()};
+  const Tensor q{DType::kBF16, rows, shape.heads * (kLatent + kRope), query.data()};
+  const Tensor o{DType::kBF16, rows, int64_t{shape.heads} * kLatent, output.data()};
+  std::byte* const slabs[] = {slab.data()};
+  const KvView kv{layout, slabs, page_count};
+  backend->BeginStep(plan, rope);
+  for (auto _ : state) {
+    backend->AttentionIn(*attention, plan, kv, 0, x, q);
+    backend->Attend(*attention, plan, kv, 0, q, o);
+    backend->AttentionOut(*attention, o, x);
+  }
+  state.SetItemsProcessed(state.iterations() * rows);
+  state.SetLabel(backend->profile());
+}
+
+void PromptCases(benchmark::internal::Benchmark* of) {
+  of->UseRealTime()->Unit(benchmark::kMillisecond);
+  for (const int context : {0, 8192}) {
+    for (const int rows : {64, 512, 2048}) of->Args({rows, context});
+  }
+}
+BENCHMARK_CAPTURE(Prompt, absorbed, PromptAttention::kAbsorbed)->Apply(PromptCases);
+BENCHMARK_CAPTURE(Prompt, expanded, PromptAttention::kExpanded)->Apply(PromptCases);
 
 BENCHMARK(FmaPeak)->UseRealTime()->Unit(benchmark::kMillisecond)->Arg(1)->Arg(0);
 BENCHMARK(Attend)
