@@ -27,7 +27,7 @@ absl::StatusOr<Device> OpenDevice(const WorkerOptions& options, const model::Mod
 int64_t ScratchBytes(const WorkerOptions& options, const model::ModelConfig& config, int rows,
                      int logit_rows);
 
-// --quantization.
+// --quantization and --prompt-attention.
 kernels::Quantization QuantizationOf(const WorkerOptions& options);
 kernels::PromptAttention PromptAttentionOf(const WorkerOptions& options);
 
