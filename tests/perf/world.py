@@ -142,6 +142,7 @@ def prompts(server: Server, seed: int, count: int, tokens: int) -> float:
 def prefills(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float]]:
     """Prompt tokens a second of one process with two threads and of two processes with a core each, and the longest pause of a
     stream of the latter while the other rank reads long prompts."""
+    folder.mkdir()
     one, two, pauses = [], [], []
     with Server(folder / "one", "--threads", "2") as a, Server(folder / "two", "--attention-ranks", "2", "--threads", "1") as b:
         whole(b, 2)
