@@ -16,9 +16,6 @@
 namespace epic::kernels {
 namespace {
 
-using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
-using Schedule = std::vector<std::vector<ToyChunk>>;
-
 std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
                              Quantization quantization = Quantization::kNone,
                              KvType kv_type = KvType::kBF16) {
@@ -43,12 +40,6 @@ std::unique_ptr<Backend> EmulatedAmx(int threads, Quantization quantization = Qu
 std::vector<CpuVectors> VectorsOfThisCpu() {
   if (!DetectCpuFeatures().avx512) return {CpuVectors::kAvx2};
   return {CpuVectors::kAvx2, CpuVectors::kAvx512};
-}
-
-Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule) {
-  ToyRun run(model, backend, 3, 640);
-  for (const auto& chunks : schedule) run.Step(chunks);
-  return run.logits();
 }
 
 Logits Reference(const ToyModel& model, const Schedule& schedule, KvType kv_type = KvType::kBF16) {

@@ -12,8 +12,6 @@
 namespace epic::kernels {
 namespace {
 
-using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
-using Schedule = std::vector<std::vector<ToyChunk>>;
 using Prompts = std::vector<int>;  // lengths, of three sequences
 
 constexpr uint32_t kNaN = 0x7fc00000u;  // as ToyRun reports every NaN
@@ -28,14 +26,6 @@ std::unique_ptr<Backend> Cpu(CpuOptions options) {
 std::unique_ptr<Backend> Reference(ReferenceOptions options) {
   options.prompt_attention = PromptAttention::kExpanded;
   return MakeReferenceBackend(options);
-}
-
-Logits RunAll(const ToyModel& model, Backend& backend, const Prompts& prompts,
-              const Schedule& schedule) {
-  ToyRun run(model, backend, 3, 640);
-  for (int i = 0; i < 3; ++i) run.SetPrompt(i, prompts[i]);
-  for (const auto& chunks : schedule) run.Step(chunks);
-  return run.logits();
 }
 
 std::vector<CpuVectors> VectorsOfThisCpu() {

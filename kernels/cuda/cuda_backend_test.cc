@@ -20,15 +20,6 @@
 namespace epic::kernels::cuda {
 namespace {
 
-using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
-using Schedule = std::vector<std::vector<ToyChunk>>;
-
-Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule) {
-  ToyRun run(model, backend, 2, 100);
-  for (const auto& chunks : schedule) run.Step(chunks);
-  return run.logits();
-}
-
 std::unique_ptr<Backend> Emulated(KvType kv_type = KvType::kBF16) {
   CudaBackendResult made = MakeCudaBackend({.kv_type = kv_type});
   EXPECT_EQ(made.error, "");

@@ -292,4 +292,16 @@ void ToyRun::Step(const std::vector<ToyChunk>& chunks) {
   }
 }
 
+Logits RunAll(const ToyModel& model, Backend& backend, const std::vector<int>& prompts,
+              const Schedule& schedule) {
+  ToyRun run(model, backend, 3, 640);
+  for (size_t i = 0; i < prompts.size(); ++i) run.SetPrompt(static_cast<int>(i), prompts[i]);
+  for (const auto& chunks : schedule) run.Step(chunks);
+  return run.logits();
+}
+
+Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule) {
+  return RunAll(model, backend, {}, schedule);
+}
+
 }  // namespace epic::kernels

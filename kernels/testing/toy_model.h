@@ -127,4 +127,13 @@ class ToyRun {
   std::map<std::pair<int, int>, std::vector<float>> values_;
 };
 
+// Of each (sequence, position), as ToyRun::logits; a schedule is its steps.
+using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
+using Schedule = std::vector<std::vector<ToyChunk>>;
+
+// A run of up to three sequences of up to 640 positions; prompts: the length of each one's.
+Logits RunAll(const ToyModel& model, Backend& backend, const std::vector<int>& prompts,
+              const Schedule& schedule);
+Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule);
+
 }  // namespace epic::kernels

@@ -17,9 +17,6 @@
 namespace epic::kernels::cuda {
 namespace {
 
-using Logits = std::map<std::pair<int, int>, std::vector<uint32_t>>;
-using Schedule = std::vector<std::vector<ToyChunk>>;
-
 constexpr int kVariants = 4;
 constexpr uint32_t kNaN = 0x7fc00000u;  // as ToyRun reports every NaN
 
@@ -28,12 +25,6 @@ std::unique_ptr<Backend> Device(KvType kv_type) {
   Expect(made.error.empty(), made.error);
   for (const std::string& note : made.notes) ReportFailure(note);
   return std::move(made.backend);
-}
-
-Logits RunAll(const ToyModel& model, Backend& backend, const Schedule& schedule) {
-  ToyRun run(model, backend, 3, 100);
-  for (const auto& chunks : schedule) run.Step(chunks);
-  return run.logits();
 }
 
 // The median over positions of the relative error of logits: where an expert changes, a position
