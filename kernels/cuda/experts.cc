@@ -42,19 +42,22 @@ class TableBuilder {
 
 }  // namespace
 
+DeviceRows MlpRunner::Input(RowForms forms, const BF16* x, int count, int columns) {
+  DeviceRows input = {.places = count, .columns = columns};
+  if (forms.quantised) {
+    input = input_.Get({.quantised = true}, 1, count, columns);
+    QuantiseRows(runtime_.stream(),
+                 {.rows = {.places = count}, .columns = columns, .x = x, .out = input.outputs()});
+  }
+  input.rounded = const_cast<BF16*>(x);
+  return input;
+}
+
 void MlpRunner::Apply(const CudaMlp& mlp, Tensor rows, Tensor out) {
   const auto count = static_cast<int>(rows.rows);
   if (count == 0) return;
   const Stream stream = runtime_.stream();
-  DeviceRows x = {.places = count, .columns = mlp.gate_up.k};
-  if (mlp.gate_up.type == GemmType::kE4M3) {
-    x = input_.Get({.quantised = true}, 1, count, mlp.gate_up.k);
-    QuantiseRows(stream, {.rows = {.places = count},
-                          .columns = x.columns,
-                          .x = rows.As<BF16>(),
-                          .out = x.outputs()});
-  }
-  x.rounded = rows.As<BF16>();
+  const DeviceRows x = Input(RowForms::Of({&mlp.gate_up}), rows.As<BF16>(), count, mlp.gate_up.k);
   auto* gate_up = gate_up_.Get<float>(int64_t{count} * mlp.gate_up.n);
   products_.Multiply(mlp.gate_up, x, GemmOutput::kF32, gate_up);
   const DeviceRows product = product_.Get(RowForms::Of({&mlp.down}), 1, count, mlp.down.k);
@@ -95,14 +98,7 @@ void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
   for (const ExpertOrder::Group& group : groups) {
     (Of(experts, group).gate_up.type == GemmType::kE4M3 ? forms.quantised : forms.rounded) = true;
   }
-  DeviceRows input = {.places = count, .columns = static_cast<int>(rows.cols)};
-  if (forms.quantised) {
-    input = input_.Get({.quantised = true}, 1, count, input.columns);
-    QuantiseRows(
-        runtime_.stream(),
-        {.rows = {.places = count}, .columns = input.columns, .x = x, .out = input.outputs()});
-  }
-  input.rounded = const_cast<BF16*>(x);
+  const DeviceRows input = Input(forms, x, count, static_cast<int>(rows.cols));
 
   const std::optional<MemoryUse> use = heap_.UseOf(out.data);
   BF16* to = use ? out.As<BF16>() : out_.Get<BF16>(out.rows * out.cols);

@@ -53,6 +53,8 @@ class MlpRunner {
     const float* const* down_scales = nullptr;
   };
 
+  // `count` rows as they are, and quantised where `forms` says so.
+  DeviceRows Input(RowForms forms, const BF16* x, int count, int columns);
   static Batch Place(std::span<const ExpertOrder::Group> groups);
   void RunBatch(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
                 const Batch& batch, const DeviceRows& x, BF16* out);

@@ -47,30 +47,25 @@ void Products::Multiply(const DeviceMatrix& w, const DeviceRows& x, GemmOutput o
   a.w_scale = w.scales;
   a.output = output;
   a.out = out;
-  a.sm_count = runtime_.sm_count();
-  a.row_tile = tiles_.For(w.type, a.layout, a.rows);
-  BlockGemm(runtime_.stream(), a);
+  Launch(a);
 }
 
 void Products::MultiplyHeads(const BF16* w, int heads, int n, int k, int rows, const BF16* x,
                              BF16* out, int out_stride) const {
-  BlockGemm(runtime_.stream(),
-            {.type = GemmType::kBF16,
-             .layout = GemmLayout::kMasked,
-             .groups = heads,
-             .rows = rows,
-             .n = n,
-             .k = k,
-             .x = x,
-             .x_row_stride = int64_t{heads} * k,
-             .x_group_stride = k,
-             .w = w,
-             .output = GemmOutput::kBF16,
-             .out = out,
-             .out_row_stride = int64_t{heads} * out_stride,
-             .out_group_stride = out_stride,
-             .sm_count = runtime_.sm_count(),
-             .row_tile = tiles_.For(GemmType::kBF16, GemmLayout::kMasked, rows)});
+  Launch({.type = GemmType::kBF16,
+          .layout = GemmLayout::kMasked,
+          .groups = heads,
+          .rows = rows,
+          .n = n,
+          .k = k,
+          .x = x,
+          .x_row_stride = int64_t{heads} * k,
+          .x_group_stride = k,
+          .w = w,
+          .output = GemmOutput::kBF16,
+          .out = out,
+          .out_row_stride = int64_t{heads} * out_stride,
+          .out_group_stride = out_stride});
 }
 
 void Products::MultiplyGroups(const DeviceMatrix& shape, const RowGroups& groups,
@@ -86,6 +81,10 @@ void Products::MultiplyGroups(const DeviceMatrix& shape, const RowGroups& groups
   a.group_rows = groups.group_rows;
   a.output = output;
   a.out = out;
+  Launch(a);
+}
+
+void Products::Launch(BlockGemmArguments a) const {
   a.sm_count = runtime_.sm_count();
   a.row_tile = tiles_.For(a.type, a.layout, a.rows);
   BlockGemm(runtime_.stream(), a);

@@ -75,6 +75,9 @@ class Products {
   }
 
  private:
+  // With the tile that the rows want.
+  void Launch(BlockGemmArguments a) const;
+
   DeviceRuntime& runtime_;
   const TileChoice tiles_;
 };
