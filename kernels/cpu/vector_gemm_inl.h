@@ -165,12 +165,12 @@ void SmallGemm(const GemmArguments& g, const Panels& panels) {
   const int64_t a_stride = RoundUp(g.weight.k, kFmaPanel);
   for (int r = 0; r < kRows; ++r) WidenRow(g.a + r * g.a_stride, g.weight.k, a + r * a_stride);
   constexpr int kPanels = SmallTilePanels(kRows);
-  SweepPanels < kPanels,
-      kPanels<4 ? 1 : 4, 1>(
-          g.n_begin / kFmaPanel, (g.n_end + kFmaPanel - 1) / kFmaPanel,
-          [&](auto count, int64_t panel, int64_t apart) {
-            SmallTile<Weight, kRows, count.value>(g, panels, a, a_stride, panel, apart);
-          });
+  constexpr int kNarrower = kPanels < 4 ? 1 : 4;
+  SweepPanels<kPanels, kNarrower, 1>(g.n_begin / kFmaPanel, (g.n_end + kFmaPanel - 1) / kFmaPanel,
+                                     [&](auto count, int64_t panel, int64_t apart) {
+                                       SmallTile<Weight, kRows, count.value>(g, panels, a, a_stride,
+                                                                             panel, apart);
+                                     });
 }
 
 // k values of kLargeTilePanels panels, decoded to [k][kWideColumns]; absent panels are zero.
