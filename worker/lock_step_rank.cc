@@ -67,7 +67,7 @@ absl::Status LockStepRank::RunEpoch() {
   if (collective_ == nullptr) return absl::OkStatus();  // it leaves before there is one
   RETURN_IF_ERROR(Load());
   RETURN_IF_ERROR(AwaitOthers());
-  Serve();
+  sequences_.Serve(*engine_, plan_.ready());
   while (connection_->refusal().ok() && !wave_->stopped()) {
     loop_.RunOnce(wave_->wait());
     sequences_.Advance();
@@ -100,18 +100,6 @@ void LockStepRank::LeaveEpoch() {
   wave_.reset();
   transformer_.reset();
   exchange_.reset();
-}
-
-void LockStepRank::Serve() {
-  v1::WorkerReady ready;
-  ready.set_profile(plan_.backend->profile());
-  ready.set_checkpoint(plan_.checkpoint->fingerprint());
-  ready.set_kv_page_count(plan_.memory.page_count);
-  ready.set_kv_page_tokens(kernels::kPageTokens);
-  ready.set_max_model_len(plan_.limits.max_model_len);
-  ready.set_max_num_seqs(plan_.limits.scheduler.max_num_seqs);
-  ready.set_description(plan_.backend->description());
-  sequences_.Serve(*engine_, std::move(ready));
 }
 
 void LockStepRank::Drain() {

@@ -51,7 +51,6 @@ class LockStepRank {
   absl::Status Load();
   absl::Status LoadExperts();
   absl::Status AwaitOthers();
-  void Serve();
   void LeaveEpoch();
   void ReportLoading(int64_t bytes);
   void OnLink(cluster::ControlLink* link);

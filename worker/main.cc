@@ -179,15 +179,7 @@ class Rank {
              absl::ToDoubleSeconds(env_.clock.Now() - began));
     service_.set_base_bytes(source_bytes);
     attention_.emplace(plan_, std::move(model), exchange_);
-    v1::WorkerReady ready;
-    ready.set_profile(plan_.backend->profile());
-    ready.set_checkpoint(plan_.checkpoint->fingerprint());
-    ready.set_kv_page_count(plan_.memory.page_count);
-    ready.set_kv_page_tokens(kernels::kPageTokens);
-    ready.set_max_model_len(plan_.limits.max_model_len);
-    ready.set_max_num_seqs(plan_.limits.scheduler.max_num_seqs);
-    ready.set_description(plan_.backend->description());
-    sequences_.Serve(attention_->engine, std::move(ready));
+    sequences_.Serve(attention_->engine, plan_.ready());
     return absl::OkStatus();
   }
 

@@ -88,6 +88,18 @@ ExchangeShape RankPlan::exchange_shape() const {
           .hidden = config.hidden_size};
 }
 
+v1::WorkerReady RankPlan::ready() const {
+  v1::WorkerReady ready;
+  ready.set_profile(backend->profile());
+  ready.set_checkpoint(checkpoint->fingerprint());
+  ready.set_kv_page_count(memory.page_count);
+  ready.set_kv_page_tokens(kernels::kPageTokens);
+  ready.set_max_model_len(limits.max_model_len);
+  ready.set_max_num_seqs(limits.scheduler.max_num_seqs);
+  ready.set_description(backend->description());
+  return ready;
+}
+
 SlotCount CountSlots(const model::ModelConfig& config, int expert_ranks, int tolerate_losses) {
   const int survivors = std::max(1, expert_ranks - tolerate_losses);
   const int share = config.sparse_layer_count() * CeilDivide(config.expert_count, expert_ranks);

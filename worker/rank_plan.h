@@ -10,6 +10,7 @@
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/model.h"
+#include "proto/epic/v1/worker.pb.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/memory_plan.h"
 #include "worker/exchange/dispatch_frame.h"
@@ -28,6 +29,8 @@ struct RankPlan {
   MemoryPlan memory;
 
   ExchangeShape exchange_shape() const;
+  // What the coordinator is told once attention is loaded.
+  v1::WorkerReady ready() const;
 };
 
 // How many experts a rank keeps room for: an even share of each layer's, or what survivors of
