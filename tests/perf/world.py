@@ -106,20 +106,18 @@ def cpu_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def costs(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float]]:
-    """Tokens a second of one process with two threads and of two processes with a core each, and the coordinator's CPU per token."""
+def costs(a: Server, b: Server, rounds: int) -> tuple[list[float], list[float], list[float]]:
+    """Tokens a second of one process with two threads (a) and of two with a core each (b), and the coordinator's CPU per token."""
     one, two, coordinator = [], [], []
-    with Server(folder / "one", "--threads", "2") as a, Server(folder / "two", "--attention-ranks", "2", "--threads", "1") as b:
-        whole(b, 2)
-        for server in (a, b):
-            streams(server, 8, 100)
-        for _ in range(rounds):
-            one.append(8 * 200 / streams(a, 8, 200)[2])
-            two.append(8 * 200 / streams(b, 8, 200)[2])
-            pid = a.children("epic-coordinator")[0]
-            before = cpu_seconds(pid)
-            streams(a, 32, 200)
-            coordinator.append((cpu_seconds(pid) - before) / (32 * 200))
+    for server in (a, b):
+        streams(server, 8, 100)
+    for _ in range(rounds):
+        one.append(8 * 200 / streams(a, 8, 200)[2])
+        two.append(8 * 200 / streams(b, 8, 200)[2])
+        pid = a.children("epic-coordinator")[0]
+        before = cpu_seconds(pid)
+        streams(a, 32, 200)
+        coordinator.append((cpu_seconds(pid) - before) / (32 * 200))
     return one, two, coordinator
 
 
@@ -139,20 +137,16 @@ def prompts(server: Server, seed: int, count: int, tokens: int) -> float:
     return count * tokens / (time.monotonic() - start)
 
 
-def prefills(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float]]:
-    """Prompt tokens a second of one process with two threads and of two processes with a core each, and the longest pause of a
-    stream of the latter while the other rank reads long prompts."""
-    folder.mkdir()
+def prefills(a: Server, b: Server, rounds: int) -> tuple[list[float], list[float], list[float]]:
+    """Prompt tokens a second of both, and the longest pause of a stream of b while its other rank reads a long prompt."""
     one, two, pauses = [], [], []
-    with Server(folder / "one", "--threads", "2") as a, Server(folder / "two", "--attention-ranks", "2", "--threads", "1") as b:
-        whole(b, 2)
-        for i in range(-1, rounds):
-            of_one, of_two = (prompts(server, i, 4, 2000) for server in (a, b))
-            _, pause, _ = streams(b, 1, 300, lambda: prompts(b, 1000 + i, 1, 4000))
-            if i >= 0:
-                one.append(of_one)
-                two.append(of_two)
-                pauses.append(pause)
+    for i in range(-1, rounds):
+        of_one, of_two = (prompts(server, i, 4, 2000) for server in (a, b))
+        _, pause, _ = streams(b, 1, 300, lambda: prompts(b, 1000 + i, 1, 4000))
+        if i >= 0:
+            one.append(of_one)
+            two.append(of_two)
+            pauses.append(pause)
     return one, two, pauses
 
 
@@ -185,8 +179,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         rows = [(what, spread(gaps, 1000, "ms")) for what, gaps in losses(Path(name), options.rounds)]
-        one, two, coordinator = costs(Path(name), options.rounds)
-        one_prompts, two_prompts, pauses = prefills(Path(name) / "prefills", options.rounds)
+        with (Server(Path(name) / "one", "--threads", "2") as a,
+              Server(Path(name) / "two", "--attention-ranks", "2", "--threads", "1") as b):
+            whole(b, 2)
+            one, two, coordinator = costs(a, b, options.rounds)
+            one_prompts, two_prompts, pauses = prefills(a, b, options.rounds)
     rows += [("8 streams, one process × 2 threads", spread(one, 1, "tokens/s")),
              ("8 streams, two processes × 1 core, experts shared", spread(two, 1, "tokens/s")),
              ("ratio of the two", spread([b / a for a, b in zip(one, two)], 1, "×", 2)),
