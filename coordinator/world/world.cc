@@ -159,13 +159,8 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
     case v1::ControlMessage::kLinkUp:
       return OnLink(rank, message, now);
     case v1::ControlMessage::kDrain:
-      if (member.draining) return;
-      if (const absl::Status status = Drain(rank, now); !status.ok()) {
-        Say("drain", rank, absl::StrCat("it ends all the same: ", std::string(status.message())));
-        NoteDraining(rank, now);
-        member.ends = true;
-      }
-      return;
+      if (const absl::Status status = Drain(rank, now); !status.ok()) EndAllTheSame(rank, status);
+      return NoteDraining(rank, now);
     case v1::ControlMessage::kEpochId:
       return OnEpochId(rank, message.epoch_id());
     case v1::ControlMessage::kEndEpoch:
@@ -249,6 +244,7 @@ void World::Refuse(int rank, const std::string& why) {
   links_.Forget(rank);
   if (hosts_) hosts_->Leave(rank);
   actions_.move.push_back(rank);
+  ReconsiderDrains();
   PlanUrgently();
 }
 
@@ -270,6 +266,7 @@ void World::Lose(int rank, const std::string& kind, const std::string& why, bool
     Remove(other, "revoke", absl::StrCat("its epoch has ended with rank ", rank, ": ", why));
   }
   actions_.lost.push_back({ranks, why, unexplained});
+  ReconsiderDrains();
   PlanUrgently();
 }
 

@@ -78,6 +78,7 @@ class World {
     std::string refusal;  // why it is of no use; its link stays
     bool draining = false;
     bool told_to_drain = false;  // the message went out; no way back
+    bool of_itself = false;      // it drains because it asked to, or takes nothing more
     bool ends = false;           // drains whatever the others can hold
     absl::Time draining_since;
     std::string avoided;     // why it gets no sequences for now: a broken link
@@ -99,7 +100,8 @@ class World {
 
   // What operators may do. NotFound for an unknown rank.
   absl::Status Fence(int rank, absl::Time now);
-  // FailedPrecondition, naming the shortfall, if the others cannot do its work.
+  // FailedPrecondition, naming the shortfall, if the others cannot do its work; it is taken back if
+  // losses make that true before the rank was told.
   absl::Status Drain(int rank, absl::Time now);
   absl::Status CancelDrain(int rank);
   void Freeze(bool frozen);
@@ -155,6 +157,14 @@ class World {
   void Convict(absl::Time now);
   void JudgeLinks(absl::Time now);
   void JudgePair(const BrokenPair& pair, absl::Time now);
+  // OK: the others can do its work.
+  absl::Status CheckDispensable(int rank) const;
+  void StartDraining(Member& member, absl::Time now);
+  void StopDraining(int rank, Member& member);
+  // `missed`: what the others will lack.
+  void EndAllTheSame(int rank, const absl::Status& missed);
+  // After losses.
+  void ReconsiderDrains();
   void AdvanceDrains(absl::Time now, const std::map<int, int>& sequences);
 
   bool mapped(const Member& member) const { return !member.whole && member.refusal.empty(); }

@@ -179,11 +179,8 @@ void World::JudgePair(const BrokenPair& pair, absl::Time now) {
   Lose(high_is_younger ? pair.high : pair.low, "revoke", pair.evidence, /*unexplained=*/false);
 }
 
-absl::Status World::Drain(int rank, absl::Time now) {
-  const auto at = members_.find(rank);
-  if (at == members_.end()) return absl::NotFoundError(absl::StrCat("there is no rank ", rank));
-  Member& member = at->second;
-  if (member.draining) return absl::OkStatus();
+absl::Status World::CheckDispensable(int rank) const {
+  const Member& member = members_.at(rank);
   if (started_ && !member.whole && member.identity.experts() && hosts_->Shortfall(rank) > 0) {
     return absl::FailedPreconditionError(
         absl::StrFormat("the other ranks lack %d slots for the %d experts of this model",
@@ -194,8 +191,17 @@ absl::Status World::Drain(int rank, absl::Time now) {
     return absl::FailedPreconditionError(
         absl::StrCat("no rank but rank ", rank, " takes requests"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status World::Drain(int rank, absl::Time now) {
+  const auto at = members_.find(rank);
+  if (at == members_.end()) return absl::NotFoundError(absl::StrCat("there is no rank ", rank));
+  Member& member = at->second;
+  if (member.draining) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckDispensable(rank));
   Say("drain", rank, "its experts and requests go elsewhere");
-  NoteDraining(rank, now);
+  StartDraining(member, now);
   if (hosts_) hosts_->SetLeaving(rank, true);
   PlanSoon();
   return absl::OkStatus();
@@ -211,18 +217,46 @@ absl::Status World::CancelDrain(int rank) {
   if (member.told_to_drain || member.ends) {
     return absl::FailedPreconditionError(absl::StrCat("rank ", rank, " is ending already"));
   }
-  member.draining = false;
   Say("drain", rank, "cancelled");
-  if (hosts_) hosts_->SetLeaving(rank, false);
-  PlanSoon();
+  StopDraining(rank, member);
   return absl::OkStatus();
 }
 
 void World::NoteDraining(int rank, absl::Time now) {
   const auto at = members_.find(rank);
-  if (at == members_.end() || at->second.draining) return;
-  at->second.draining = true;
-  at->second.draining_since = now;
+  if (at == members_.end()) return;
+  at->second.of_itself = true;
+  if (!at->second.draining) StartDraining(at->second, now);
+}
+
+void World::StartDraining(Member& member, absl::Time now) {
+  member.draining = true;
+  member.draining_since = now;
+}
+
+void World::StopDraining(int rank, Member& member) {
+  member.draining = member.of_itself = false;
+  if (hosts_) hosts_->SetLeaving(rank, false);
+  PlanSoon();
+}
+
+void World::EndAllTheSame(int rank, const absl::Status& missed) {
+  members_.at(rank).ends = true;
+  Say("drain", rank, absl::StrCat("it ends all the same: ", std::string(missed.message())));
+}
+
+void World::ReconsiderDrains() {
+  for (auto& [rank, member] : members_) {
+    if (!member.draining || member.told_to_drain || member.ends) continue;
+    const absl::Status status = CheckDispensable(rank);
+    if (status.ok()) continue;
+    if (member.of_itself) {
+      EndAllTheSame(rank, status);
+    } else {
+      Say("drain", rank, absl::StrCat("taken back: ", std::string(status.message())));
+      StopDraining(rank, member);
+    }
+  }
 }
 
 void World::AdvanceDrains(absl::Time now, const std::map<int, int>& sequences) {

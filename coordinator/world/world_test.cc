@@ -528,6 +528,32 @@ TEST_F(RunningWorldTest, ADrainMovesExpertsThenRequestsThenLetsTheRankEnd) {
   EXPECT_TRUE(world_->Routable(1));
 }
 
+TEST_F(RunningWorldTest, LossesTakeAnOperatorsDrainBack) {
+  EXPECT_TRUE(world_->Drain(4, clock_.Now()).ok());
+  EXPECT_TRUE(world_->Drain(1, clock_.Now()).ok());
+  Close(0);
+  EXPECT_TRUE(world_->Routable(1));
+  EXPECT_EQ(world_->State(4), "draining");
+  EXPECT_THAT(log_.Read(0), Contains(Field(&Event::text, HasSubstr("taken back: no rank but"))));
+  Close(3);
+  Settle();
+  EXPECT_EQ(world_->State(4), "ready");
+  EXPECT_EQ(MapOf(1).unhosted_count(), 0);
+  EXPECT_GT(world_->hosts()->held_count(4), 0);
+  EXPECT_THAT(log_.Read(0), Contains(Field(&Event::text, HasSubstr("taken back: the other"))));
+}
+
+TEST_F(RunningWorldTest, LossesHastenARankThatDrainsOfItself) {
+  v1::ControlMessage wish;
+  wish.mutable_drain();
+  world_->OnMessage(4, wish, clock_.Now());
+  Deliver();
+  EXPECT_FALSE(ranks_.at(4).told_to_drain);
+  Close(3);
+  Advance(absl::Milliseconds(50));
+  EXPECT_TRUE(ranks_.at(4).told_to_drain);
+}
+
 TEST_F(RunningWorldTest, ARankThatMustEndIsLetGoWhateverTheOthersCanHold) {
   Close(4);
   v1::ControlMessage wish;
