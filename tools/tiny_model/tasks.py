@@ -91,17 +91,17 @@ def _reversal(task: str, question: str, word: str) -> Sample:
 
 
 def sort_numbers(r: random.Random) -> Sample:
-    left = r.sample(range(1, 100), r.randint(3, 6))
-    shown, order, steps = list(left), [], []
-    while left:
-        m = min(left)
-        order.append(m)
-        left.remove(m)
-        steps.append(f"smallest {m}, left {' '.join(map(str, left)) or 'none'}")
+    """One line for each ten: to find all numbers that begin with a digit, then to order those few, is easier than to look for
+    the smallest of all again and again."""
+    shown = r.sample(range(1, 100), r.randint(3, 6))
+    lines = []
+    for ten in range(10):
+        here = sorted(n for n in shown if n // 10 == ten)
+        lines.append(f"{ten}: {' '.join(map(str, here)) or 'none'}")
     listing = ", ".join(map(str, shown))
     question = r.choice([f"Sort these numbers: {listing}.", f"Put in order: {listing}", f"Ordene os números: {listing}."])
-    answer = ", ".join(map(str, order))
-    return Sample("sort", question, "\n".join(steps), answer, answer)
+    answer = ", ".join(map(str, sorted(shown)))
+    return Sample("sort", question, "\n".join(lines), answer, answer)
 
 
 def extreme(r: random.Random) -> Sample:
@@ -180,8 +180,14 @@ TASKS = {f.__name__: f for f in (addition, count_letter, reverse_word, sort_numb
 # Practice that no evaluation asks.
 
 def spell(r: random.Random) -> Sample:
-    """For reversal: words without sense, so the letters of every token are learnt."""
-    word = "".join(r.choices(string.ascii_lowercase, k=r.randint(2, 8)))
+    """For reversal: words without sense, so the letters of every token are learnt, those of the known words' among them."""
+    if r.random() < 0.4:
+        word = "".join(r.choices(string.ascii_lowercase, k=r.randint(2, 8)))
+    else:
+        word = ""
+        while len(word) < 2:
+            parts = [r.choice(WORDS) for _ in range(2)]
+            word = parts[0][:r.randint(0, 5)] + parts[1][-r.randint(1, 5):]
     return _reversal("spell", f"Spell {word} backwards.", word)
 
 
@@ -202,8 +208,8 @@ def echo(r: random.Random) -> Sample:
 
 
 # How often each is drawn in training: the ones that copy exactly need most practice.
-WEIGHTS = {addition: 5, count_letter: 8, reverse_word: 9, spell: 9, sort_numbers: 22, extreme: 12, clock: 3, roman: 4,
-           recall_name: 3, lookup: 12, lookups: 8, echo: 3, to_json: 2}
+WEIGHTS = {addition: 6, count_letter: 4, reverse_word: 10, spell: 16, sort_numbers: 30, extreme: 9, clock: 4, roman: 3,
+           recall_name: 3, lookup: 6, lookups: 4, echo: 3, to_json: 2}
 
 
 EVALUATION_SEED, HELD_OUT = 10_000, 100

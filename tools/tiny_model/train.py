@@ -19,7 +19,7 @@ import published
 import tasks
 from model import Model
 
-ROWS, LENGTH, LR, RESUME_LR, MTP_WEIGHT, BIAS_STEP = 8, 320, 2.5e-3, 8e-4, 0.3, 0.002
+ROWS, LENGTH, LR, RESUME_LR, MTP_WEIGHT, BIAS_STEP = 8, 320, 2.5e-3, 7e-4, 0.3, 0.002
 GUIDANCE, GUIDED = 0.2, 0.7  # the weight of each guidance loss, and the share of the time in which it fades away
 SAVE_EVERY = 50
 
@@ -80,8 +80,12 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
         later = y[:, 1:].masked_fill(segments[:, 1:] != segments[:, :-1], -100)
         mtp = F.cross_entropy(after.float().flatten(0, 1), later.flatten(), ignore_index=-100)
         opt.zero_grad(set_to_none=True)
-        back, match = guidance.loss(model.attention(), positions, sources)
-        (loss + MTP_WEIGHT * mtp + GUIDANCE * max(0, 1 - done / GUIDED) * (back + match)).backward()
+        total, guided = loss + MTP_WEIGHT * mtp, ""
+        if done < GUIDED:
+            back, match = guidance.loss(model.attention(), positions, sources)
+            total = total + GUIDANCE * (1 - done / GUIDED) * (back + match)
+            guided = f"back {back.item():.3f} match {match.item():.3f} "
+        total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         for moe in model.gates():
@@ -92,7 +96,7 @@ def main(out: str, minutes: float, resume: str | None = None) -> None:
             right[task].append(hits[row, begin:end].all().item())
         if step % 25 == 0:
             skew = max((m.load.max() / m.load.mean()).item() for m in model.gates())
-            print(f"{step} {100 * done:.1f}% loss {loss.item():.4f} mtp {mtp.item():.4f} back {back.item():.3f} match {match.item():.3f} lr {lr:.5f} "
+            print(f"{step} {100 * done:.1f}% loss {loss.item():.4f} mtp {mtp.item():.4f} {guided}lr {lr:.5f} "
                   f"skew {skew:.2f} tokens/s {seen / (time.time() - start):.0f}", flush=True)
         if step % SAVE_EVERY == SAVE_EVERY - 1:
             torch.save(model.state_dict(), f"{out}/state.pt")
