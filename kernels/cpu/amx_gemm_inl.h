@@ -33,9 +33,10 @@ struct E4M3Weight {
   static constexpr bool kInt8 = false, kDecoded = true, kScaled = true;
   static constexpr int64_t kTileBytes = kCodeTileBytes;
   static constexpr int64_t kStretchOfFewRows = kTilesPerScale, kStretch = kTilesPerScale;
+  // Tile t of a panel.
   template <class Vectors>
-  static void Decode(const std::byte* from, std::byte* tile) {
-    Vectors::DecodeE4M3(from, tile);
+  static void Decode(const std::byte* panel, int64_t t, std::byte* tile) {
+    Vectors::DecodeE4M3(panel + t * kTileBytes, tile);
   }
 };
 struct NibbleWeight {
@@ -43,8 +44,8 @@ struct NibbleWeight {
   static constexpr int64_t kTileBytes = kInt4GroupBytes;
   static constexpr int64_t kStretchOfFewRows = 4, kStretch = 16;
   template <class Vectors>
-  static void Decode(const std::byte* from, std::byte* tile) {
-    Vectors::DecodeInt4(from, tile);
+  static void Decode(const std::byte* panel, int64_t t, std::byte* tile) {
+    Vectors::DecodeInt4(panel + Int4ScalesAt(t), panel + Int4LinesAt(t), tile);
   }
 };
 struct Int8Weight {
@@ -59,7 +60,7 @@ class Sweep {
   explicit Sweep(const GemmArguments& g)
       : g_(g),
         k_tiles_(Weight::kInt8 ? Int8Tiles(g.weight.k) : Bf16Tiles(g.weight.k)),
-        row_bytes_(Weight::kInt8 ? Int8RowBytes(g.weight.k) : TileRowBytes(g.weight.k)),
+        row_bytes_(g.prepared_stride),
         panel_bytes_(Weight::kInt8 ? Int8PanelBytes(g.weight.k)
                                    : TilePanelBytes(g.weight.k, g.weight.dtype)),
         header_bytes_(Weight::kInt8 ? kInt8HeaderBytes
@@ -111,8 +112,8 @@ class Sweep {
 
   static int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-  const std::byte* Packed(int64_t panel, int64_t tile) const {
-    return g_.weight.data + panel * panel_bytes_ + header_bytes_ + tile * Weight::kTileBytes;
+  const std::byte* Packed(int64_t panel) const {
+    return g_.weight.data + panel * panel_bytes_ + header_bytes_;
   }
   // Of FP8: by block; of INT8: by output.
   const float* Scales(int64_t panel) const {
@@ -123,8 +124,9 @@ class Sweep {
   void Stretch(const Group& group, int64_t t_begin, int64_t t_end) {
     const std::byte* b[kPanels] = {};
     for (int p = 0; p < group.count; ++p) {
-      b[p] = Packed(group.panel[p], t_begin);
-      if constexpr (Weight::kDecoded) b[p] = Decoded(p, b[p], t_end - t_begin);
+      const std::byte* packed = Packed(group.panel[p]);
+      b[p] = packed + t_begin * Weight::kTileBytes;
+      if constexpr (Weight::kDecoded) b[p] = Decoded(p, packed, t_begin, t_end);
     }
     for (int64_t row = 0; row < g_.m; row += kRowTiles * kTileRows) {
       int rows[kRowTiles];
@@ -140,14 +142,14 @@ class Sweep {
     }
   }
 
-  const std::byte* Decoded(int p, const std::byte* from, int64_t count) {
+  const std::byte* Decoded(int p, const std::byte* packed, int64_t t_begin, int64_t t_end) {
     std::byte* to = decoded_ + p * Smaller(Weight::kStretch, kPanels > 2 ? 4 : 16) * kBf16TileBytes;
-    for (int64_t t = 0; t < count; ++t) {
+    for (int64_t t = t_begin; t < t_end; ++t) {
       for (int64_t at = 0; at < Weight::kTileBytes; at += 64) {
-        Vectors::Prefetch(from + t * Weight::kTileBytes + kAheadBytes + at);
+        Vectors::Prefetch(packed + t * Weight::kTileBytes + kAheadBytes + at);
       }
       if constexpr (Weight::kDecoded) {
-        Weight::template Decode<Vectors>(from + t * Weight::kTileBytes, to + t * kBf16TileBytes);
+        Weight::template Decode<Vectors>(packed, t, to + (t - t_begin) * kBf16TileBytes);
       }
     }
     return to;

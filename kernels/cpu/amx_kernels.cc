@@ -73,20 +73,20 @@ struct WideVectors {
     return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   }
 
-  static void DecodeInt4(const std::byte* group, std::byte* tile) {
+  static void DecodeInt4(const std::byte* scales_at, const std::byte* lines, std::byte* tile) {
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i scales = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
+    const __m256i scales = _mm256_load_si256(reinterpret_cast<const __m256i*>(scales_at));
     const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
-    const auto* pairs = reinterpret_cast<const __m128i*>(group + kInt4ScaleBytes);
-    for (int r = 0; r < 16; ++r) {
-      const __m512i pair = _mm512_cvtepu8_epi32(_mm_loadu_si128(pairs + r));
-      const __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(pair, values), scale);
-      const __m512 odd =
-          _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(pair, 4), values), scale);
+    Repeat<16>([&](auto r) {
+      const __m512i line = _mm512_load_si512(lines + r.value / 4 * kInt4LineBytes);
+      const __m512i even_nibbles = _mm512_srli_epi32(line, r.value % 4 * 4);
+      const __m512i odd_nibbles = _mm512_srli_epi32(line, r.value % 4 * 4 + 16);
+      const __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(even_nibbles, values), scale);
+      const __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(odd_nibbles, values), scale);
       const __m512i high = _mm512_and_si512(RoundUp(odd), _mm512_set1_epi32(-65536));
-      _mm512_store_si512(tile + 64 * r,
+      _mm512_store_si512(tile + 64 * r.value,
                          _mm512_or_si512(_mm512_srli_epi32(RoundUp(even), 16), high));
-    }
+    });
   }
 
   static void AddScaled(const std::byte* partial, float scale, bool first, int rows, int columns,

@@ -30,13 +30,13 @@ struct PlainVectors {
     }
   }
 
-  static void DecodeInt4(const std::byte* group, std::byte* tile) {
+  static void DecodeInt4(const std::byte* scales, const std::byte* lines, std::byte* tile) {
     for (int r = 0; r < 16; ++r) {
       for (int i = 0; i < 32; ++i) {
-        const auto pair = static_cast<int>(group[kInt4ScaleBytes + r * 16 + i / 2]);
-        const int q = (i % 2 == 0 ? pair & 15 : pair >> 4) - 8;
-        uint16_t scale;
-        __builtin_memcpy(&scale, group + i / 2 * 2, 2);
+        uint16_t word, scale;
+        __builtin_memcpy(&word, lines + r / 4 * kInt4LineBytes + i * 2, 2);
+        __builtin_memcpy(&scale, scales + i / 2 * 2, 2);
+        const int q = (word >> r % 4 * 4 & 15) - 8;
         const float product = static_cast<float>(q) * AsFloat(uint32_t{scale} << 16);
         uint32_t bits = __builtin_bit_cast(uint32_t, product);
         bits += 0x7fffu + ((bits >> 16) & 1u);

@@ -51,6 +51,7 @@ bool ProductIsRight() {
   HugeMemory scratch(family.scratch_bytes(kInputs));
   std::vector<float> c(kRows * kOutputs);
   family.Gemm({.prepared = rows.data(),
+               .prepared_stride = row_bytes,
                .m = kRows,
                .weight = {packed.data(), kOutputs, kInputs, DType::kBF16},
                .n_end = kOutputs,

@@ -7,12 +7,14 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/huge_memory.h"
+#include "kernels/cpu/product_attention.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/number.h"
@@ -51,9 +53,11 @@ ThreadPool& Pool() {
 }
 
 bool Skip(benchmark::State& state) {
-  const bool skip = state.range(0) == 1 && !DetectCpuFeatures().avx512;
-  if (skip) state.SkipWithError("no AVX-512");
-  return skip;
+  const CpuFeatures features = DetectCpuFeatures();
+  const bool has[] = {features.avx2, features.avx512, features.avx512_bf16, AmxFailure().empty()};
+  if (has[state.range(0)]) return false;
+  state.SkipWithError("not on this CPU");
+  return true;
 }
 
 void FmaPeak(benchmark::State& state) {
@@ -70,11 +74,17 @@ void FmaPeak(benchmark::State& state) {
       benchmark::Counter(flops * state.iterations(), benchmark::Counter::kIsRate);
 }
 
-// Arguments: vectors (0 AVX2, 1 AVX-512), heads, sequences, rows of each, records before them,
-// latents (0 BF16, 1 FP8).
+// Arguments: family (0 fma on AVX2, 1 fma on AVX-512, 2 avx512-bf16, 3 amx-bf16), heads, sequences,
+// rows of each, records before them, latents (0 BF16, 1 FP8).
 void Attend(benchmark::State& state) {
   if (Skip(state)) return;
-  const VectorOps& ops = state.range(0) == 1 ? Avx512VectorOps() : Avx2VectorOps();
+  const VectorOps& ops = state.range(0) >= 1 ? Avx512VectorOps() : Avx2VectorOps();
+  const TileGemmFamily tiled = state.range(0) == 2 ? TileGemmFamily(RealAvx512Bf16Kernels())
+                                                   : TileGemmFamily(RealAmxKernels());
+  const VectorAttention by_vectors(ops);
+  const ProductAttention by_products(tiled, ops);
+  const SplitAttention* split_attention = &by_products;
+  if (state.range(0) < 2) split_attention = &by_vectors;
   const int heads = static_cast<int>(state.range(1));
   const int sequences = static_cast<int>(state.range(2));
   const int rows = static_cast<int>(state.range(3));
@@ -99,7 +109,7 @@ void Attend(benchmark::State& state) {
   std::vector<BF16> output(int64_t{plan.rows()} * heads * kLatent);
   const FmaGemmFamily family(ops);
   GemmRunner gemms(Pool());
-  AttentionRunner runner(family, ops, Pool(), gemms);
+  AttentionRunner runner(family, *split_attention, ops, Pool(), gemms);
   std::byte* const slabs[] = {slab.data()};
   for (auto _ : state) {
     runner.Attend(attention, plan, {layout, slabs, sequences * pages_each}, 0,
@@ -191,9 +201,9 @@ BENCHMARK(FmaPeak)->UseRealTime()->Unit(benchmark::kMillisecond)->Arg(1)->Arg(0)
 BENCHMARK(Attend)
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond)
-    ->ArgsProduct({{1, 0}, {16}, {1}, {1, 512}, {0, 8191}, {0, 1}})
-    ->ArgsProduct({{1, 0}, {16}, {8}, {1}, {8191}, {0, 1}})
-    ->ArgsProduct({{1, 0}, {128}, {1}, {1}, {8191}, {0, 1}});
+    ->ArgsProduct({{3, 2, 1, 0}, {16}, {1}, {1, 512}, {0, 8191}, {0, 1}})
+    ->ArgsProduct({{3, 2, 1, 0}, {16}, {8}, {1}, {8191}, {0, 1}})
+    ->ArgsProduct({{3, 2, 1, 0}, {128}, {1}, {1}, {8191}, {0, 1}});
 
 }  // namespace
 }  // namespace epic::kernels

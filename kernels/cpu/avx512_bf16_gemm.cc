@@ -15,62 +15,89 @@ constexpr int64_t kAheadBytes = 2048;
 constexpr int kFewRows = 4;
 constexpr int kRowTile = 6;
 constexpr int kGroup = 4;
-constexpr int64_t kStretchTiles = 16;
-static_assert(kAvx512Bf16ScratchBytes == kGroup * kStretchTiles * kBf16TileBytes);
+constexpr int64_t kStretchMax = 16;
+static_assert(kAvx512Bf16ScratchBytes == kGroup * kStretchMax * kBf16TileBytes);
 
 __mmask16 First(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
-// A tile as packed; Rows(i): its rows 2·i and 2·i + 1. kPrepared: there is work to be done once for
-// all of them, so that few panels are taken at a time.
-struct BF16Weight {
-  static constexpr bool kScaled = false, kDecoded = false, kPrepared = false;
-  static constexpr int64_t kTileBytes = kBf16TileBytes;
-  void Set(const std::byte* packed) { tile = packed; }
-  Bf16Rows Rows(int i) const {
-    return {_mm512_load_si512(tile + 128 * i), _mm512_load_si512(tile + 128 * i + 64)};
+// Four rows of a tile of BF16: [16 outputs][2 inputs] each.
+struct Quarter {
+  __m512i rows[4];
+};
+
+template <int kLines>
+[[gnu::always_inline]] inline void PrefetchLines(const std::byte* from) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kLines; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + 64 * i), _MM_HINT_T0);
   }
-  const std::byte* tile;
+}
+
+// At(panel, t): tile t of a panel as packed. Of what is decoded, Load: its quarter i; Prefetch: the
+// bytes that follow some tiles later. kTilesPerScale: tiles whose sum is multiplied by
+// Scale(header, t); 0: none. kStretch: tiles of K that many rows pass over.
+struct BF16Weight {
+  static constexpr bool kDecoded = false;
+  static constexpr int64_t kTilesPerScale = 0, kStretch = kStretchMax;
+  static const std::byte* At(const std::byte* panel, int64_t t) {
+    return panel + t * kBf16TileBytes;
+  }
 };
 
 struct E4M3Weight {
-  static constexpr bool kScaled = true, kDecoded = true, kPrepared = false;
-  static constexpr int64_t kTileBytes = kCodeTileBytes;
-  void Set(const std::byte* packed) { tile = packed; }
-  Bf16Rows Rows(int i) const { return DecodeE4M3Rows(tile + 64 * i); }
-  const std::byte* tile;
-};
-
-// [16 even inputs | 16 odd inputs] becomes [16 outputs][2 inputs].
-struct alignas(64) PairOrder {
-  uint16_t words[32] = {};
-  constexpr PairOrder() {
-    for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(i % 2 * 16 + i / 2);
+  static constexpr bool kDecoded = true;
+  static constexpr int64_t kTilesPerScale = kernels::kTilesPerScale, kStretch = kTilesPerScale;
+  static const std::byte* At(const std::byte* panel, int64_t t) {
+    return panel + t * kCodeTileBytes;
+  }
+  static void Prefetch(const std::byte* panel, int64_t t, int i) {
+    PrefetchLines<2>(At(panel, t) + 128 * i + kAheadBytes);
+  }
+  static Quarter Load(const std::byte* panel, int64_t t, int i) {
+    const std::byte* codes = At(panel, t) + 128 * i;
+    const Bf16Rows front = DecodeE4M3Rows(codes);
+    const Bf16Rows back = DecodeE4M3Rows(codes + 64);
+    return {{front.first, front.second, back.first, back.second}};
+  }
+  static __m512 Scale(const std::byte* header, int64_t t) {
+    return _mm512_set1_ps(reinterpret_cast<const float*>(header)[t / kTilesPerScale]);
   }
 };
-constexpr PairOrder kPairOrder;
+
+// BF16 of nibbles − 8, twice: the lookup goes by five bits of a word.
+struct alignas(64) NibbleValues {
+  uint16_t words[32] = {};
+  constexpr NibbleValues() {
+    for (int i = 0; i < 32; ++i) {
+      const auto value = static_cast<float>(i % 16 - 8);
+      words[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16);
+    }
+  }
+};
+constexpr NibbleValues kNibbleValues;
 
 struct NibbleWeight {
-  static constexpr bool kScaled = false, kDecoded = true, kPrepared = true;
-  static constexpr int64_t kTileBytes = kInt4GroupBytes;
-  void Set(const std::byte* packed) {
-    const __m256i scales = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
-    scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
-    pairs = reinterpret_cast<const __m128i*>(packed + kInt4ScaleBytes);
+  static constexpr bool kDecoded = true;
+  static constexpr int64_t kTilesPerScale = 1, kStretch = kStretchMax;
+  static const std::byte* At(const std::byte* panel, int64_t t) { return panel + Int4LinesAt(t); }
+  static void Prefetch(const std::byte* panel, int64_t t, int i) {
+    constexpr int64_t kAheadTiles = 8;
+    if (i == 0) PrefetchLines<1>(panel + Int4ScalesAt(t + kAheadTiles));
+    PrefetchLines<1>(At(panel, t + kAheadTiles) + kInt4LineBytes * i);
   }
-  __m512i Row(int row) const {
-    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m512i pair = _mm512_cvtepu8_epi32(_mm_loadu_si128(pairs + row));
-    const __m512i high = _mm512_srli_epi32(pair, 4);
-    const __m512bh rounded =
-        _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_permutexvar_ps(high, values), scale),
-                            _mm512_mul_ps(_mm512_permutexvar_ps(pair, values), scale));
-    return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.words),
-                                    reinterpret_cast<__m512i>(rounded));
+  static Quarter Load(const std::byte* panel, int64_t t, int i) {
+    const __m512i values = _mm512_load_si512(kNibbleValues.words);
+    const __m512i line = _mm512_load_si512(At(panel, t) + kInt4LineBytes * i);
+    return {{_mm512_permutexvar_epi16(line, values),
+             _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4), values),
+             _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 8), values),
+             _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 12), values)}};
   }
-  Bf16Rows Rows(int i) const { return {Row(2 * i), Row(2 * i + 1)}; }
-
-  __m512 scale;
-  const __m128i* pairs;
+  static __m512 Scale(const std::byte* panel, int64_t t) {
+    const __m256i scales =
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + Int4ScalesAt(t)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
+  }
 };
 
 struct Panels {
@@ -82,54 +109,63 @@ struct Panels {
       : base(weight.data),
         bytes(TilePanelBytes(weight.k, weight.dtype)),
         header_bytes(TileHeaderBytes(weight.k, weight.dtype)) {}
-  const std::byte* Tiles(int64_t panel) const { return base + panel * bytes + header_bytes; }
-  const float* Scales(int64_t panel) const {
-    return reinterpret_cast<const float*>(base + panel * bytes);
-  }
+  const std::byte* Header(int64_t panel) const { return base + panel * bytes; }
+  const std::byte* Tiles(int64_t panel) const { return Header(panel) + header_bytes; }
 };
 
-// acc continues over two pairs of inputs: a at 8 bytes of kRows rows.
+// acc continues over a pair of inputs: row r's at a + r·row_bytes.
 template <int kRows>
-[[gnu::always_inline]] inline void AddPairs(const Bf16Rows& w, const std::byte* a,
-                                            int64_t row_bytes, __m512* acc, int acc_stride) {
+[[gnu::always_inline]] inline void AddPair(__m512i w, const std::byte* a, int64_t row_bytes,
+                                           __m512* acc, int acc_stride) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    int32_t pairs[2];
-    __builtin_memcpy(pairs, a + r * row_bytes, 8);
+    int32_t pair;
+    __builtin_memcpy(&pair, a + r * row_bytes, 4);
     __m512& sum = acc[r * acc_stride];
-    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w.first),
-                           reinterpret_cast<__m512bh>(_mm512_set1_epi32(pairs[0])));
-    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w.second),
-                           reinterpret_cast<__m512bh>(_mm512_set1_epi32(pairs[1])));
+    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w),
+                           reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)));
   }
 }
 
+// acc continues over tile t of panels; `a` stands at its inputs. What is decoded comes by quarters;
+// what is read as it is comes by rows, so that sums and inputs fit in registers.
 template <class Weight, int kRows, int kPanels>
-[[gnu::always_inline]] inline void Accumulate(const std::byte* const (&tiles)[kPanels],
-                                              const std::byte* a, int64_t row_bytes, int64_t begin,
-                                              int64_t end, __m512 (&acc)[kRows][kPanels]) {
-  constexpr int kSide = Weight::kPrepared && kPanels % 2 == 0 ? 2 : kPanels;
-  for (int64_t t = begin; t < end; ++t) {
+[[gnu::always_inline]] inline void AddTile(const std::byte* const (&panels)[kPanels],
+                                           const std::byte* a, int64_t row_bytes, int64_t t,
+                                           __m512 (&acc)[kRows][kPanels]) {
+  if constexpr (!Weight::kDecoded) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; ++i) {
 #pragma GCC unroll 8
-    for (int first = 0; first < kPanels; first += kSide) {
-      Weight weights[kSide];
+      for (int p = 0; p < kPanels; ++p) {
+        const std::byte* row = Weight::At(panels[p], t) + 64 * i;
+        PrefetchLines<1>(row + kAheadBytes);
+        AddPair<kRows>(_mm512_load_si512(row), a + 4 * i, row_bytes, &acc[0][p], kPanels);
+      }
+    }
+  } else {
+    for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 8
-      for (int p = 0; p < kSide; ++p) weights[p].Set(tiles[first + p] + t * Weight::kTileBytes);
-#pragma GCC unroll 2
-      for (int i = 0; i < 8; ++i) {
-#pragma GCC unroll 8
-        for (int p = 0; p < kSide; ++p) {
-          const std::byte* ahead = tiles[first + p] + t * Weight::kTileBytes + kAheadBytes;
-          ahead += i * Weight::kTileBytes / 8;
-          _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
-          if constexpr (Weight::kTileBytes > 512) {
-            _mm_prefetch(reinterpret_cast<const char*>(ahead + 64), _MM_HINT_T0);
-          }
-          AddPairs<kRows>(weights[p].Rows(i), a + 64 * t + 8 * i, row_bytes, &acc[0][first + p],
-                          kPanels);
+      for (int p = 0; p < kPanels; ++p) {
+        Weight::Prefetch(panels[p], t, i);
+        const Quarter quarter = Weight::Load(panels[p], t, i);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          AddPair<kRows>(quarter.rows[j], a + 16 * i + 4 * j, row_bytes, &acc[0][p], kPanels);
         }
       }
     }
+  }
+}
+
+// acc continues over the tiles [begin, end) of panels; `a` stands at the inputs of the first of all
+// tiles.
+template <class Weight, int kRows, int kPanels>
+[[gnu::always_inline]] inline void Accumulate(const std::byte* const (&panels)[kPanels],
+                                              const std::byte* a, int64_t row_bytes, int64_t begin,
+                                              int64_t end, __m512 (&acc)[kRows][kPanels]) {
+  for (int64_t t = begin; t < end; ++t) {
+    AddTile<Weight>(panels, a + 64 * t, row_bytes, t, acc);
   }
 }
 
@@ -139,6 +175,33 @@ template <int kRows, int kPanels>
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_setzero_ps();
+  }
+}
+
+// acc continues over `count` tiles that stand as `Form` says at `panels`; they are the tiles of K
+// from t_begin on, with the scales of Weight at `headers`.
+template <class Weight, class Form, int kRows, int kPanels>
+[[gnu::always_inline]] inline void Continue(const std::byte* const (&headers)[kPanels],
+                                            const std::byte* const (&panels)[kPanels],
+                                            const std::byte* a, int64_t row_bytes, int64_t t_begin,
+                                            int64_t count, __m512 (&acc)[kRows][kPanels]) {
+  if constexpr (Weight::kTilesPerScale == 0) {
+    Accumulate<Form>(panels, a, row_bytes, 0, count, acc);
+  } else {
+    for (int64_t t = 0; t < count; t += Weight::kTilesPerScale) {
+      const int64_t t_end = t + Weight::kTilesPerScale < count ? t + Weight::kTilesPerScale : count;
+      __m512 partial[kRows][kPanels];
+      Clear(partial);
+      Accumulate<Form>(panels, a, row_bytes, t, t_end, partial);
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+        const __m512 scale = Weight::Scale(headers[p], t_begin + t);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          acc[r][p] = _mm512_fmadd_ps(partial[r][p], scale, acc[r][p]);
+        }
+      }
+    }
   }
 }
 
@@ -154,28 +217,16 @@ __mmask16 Columns(const GemmArguments& g, int64_t panel) {
 // All kRows == g.m rows by kPanels panels that stand `apart`.
 template <class Weight, int kRows, int kPanels>
 void SmallTile(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t apart) {
-  const int64_t k_tiles = Bf16Tiles(g.weight.k);
-  const int64_t row_bytes = TileRowBytes(g.weight.k);
+  const std::byte* headers[kPanels];
   const std::byte* tiles[kPanels];
-  for (int p = 0; p < kPanels; ++p) tiles[p] = panels.Tiles(panel + p * apart);
+  for (int p = 0; p < kPanels; ++p) {
+    headers[p] = panels.Header(panel + p * apart);
+    tiles[p] = panels.Tiles(panel + p * apart);
+  }
   __m512 acc[kRows][kPanels];
   Clear(acc);
-  if constexpr (Weight::kScaled) {
-    for (int64_t t = 0; t < k_tiles; t += kTilesPerScale) {
-      const int64_t t_end = t + kTilesPerScale < k_tiles ? t + kTilesPerScale : k_tiles;
-      __m512 partial[kRows][kPanels];
-      Clear(partial);
-      Accumulate<Weight>(tiles, g.prepared, row_bytes, t, t_end, partial);
-      for (int p = 0; p < kPanels; ++p) {
-        const __m512 scale = _mm512_set1_ps(panels.Scales(panel + p * apart)[t / kTilesPerScale]);
-        for (int r = 0; r < kRows; ++r) {
-          acc[r][p] = _mm512_fmadd_ps(partial[r][p], scale, acc[r][p]);
-        }
-      }
-    }
-  } else {
-    Accumulate<Weight>(tiles, g.prepared, row_bytes, 0, k_tiles, acc);
-  }
+  Continue<Weight, Weight>(headers, tiles, g.prepared, g.prepared_stride, 0, Bf16Tiles(g.weight.k),
+                           acc);
   for (int p = 0; p < kPanels; ++p) {
     const int64_t at = panel + p * apart;
     for (int r = 0; r < kRows; ++r) {
@@ -186,88 +237,95 @@ void SmallTile(const GemmArguments& g, const Panels& panels, int64_t panel, int6
 
 template <class Weight, int kRows>
 void SmallGemm(const GemmArguments& g, const Panels& panels) {
-  constexpr int kPanels = kRows == 1 ? 8 : kRows <= 3 && !Weight::kScaled ? 6 : kRows <= 3 ? 4 : 2;
+  constexpr bool kScaled = Weight::kTilesPerScale > 0;
+  constexpr int kPanels = kRows == 1 ? 8 : kRows <= 3 && !kScaled ? 6 : kRows <= 3 ? 4 : 2;
   SweepPanels<kPanels, 1>(g.n_begin / kTilePanel, (g.n_end + kTilePanel - 1) / kTilePanel,
                           [&](auto count, int64_t panel, int64_t apart) {
                             SmallTile<Weight, kRows, count.value>(g, panels, panel, apart);
                           });
 }
 
-// The rows [row, row + kRows) by a group's tiles [t_begin, t_end) of K, `tiles` being theirs as
-// BF16.
-template <class Weight, int kRows>
-void LargeTile(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t count,
-               const std::byte* const (&tiles)[kGroup], int64_t row, int64_t t_begin,
-               int64_t t_end) {
-  const int64_t row_bytes = TileRowBytes(g.weight.k);
-  __m512 acc[kRows][kGroup];
+// Some panels by a stretch of K from tile t_begin on.
+template <int kPanels>
+struct Stretch {
+  int64_t panel;
+  int64_t t_begin;
+  int64_t t_count;
+  const std::byte* headers[kPanels];
+  const std::byte* tiles[kPanels];  // of BF16
+};
+
+// The rows [row, row + kRows) by a stretch.
+template <class Weight, int kRows, int kPanels>
+void LargeTile(const GemmArguments& g, const Stretch<kPanels>& stretch, int64_t row) {
+  const int64_t row_bytes = g.prepared_stride;
+  __m512 acc[kRows][kPanels];
   Clear(acc);
-  const bool first = t_begin == 0;
-  if (!Weight::kScaled && !first) {
-    for (int64_t p = 0; p < count; ++p) {
+  if (stretch.t_begin > 0) {
+    for (int p = 0; p < kPanels; ++p) {
+      const int64_t at = stretch.panel + p;
       for (int r = 0; r < kRows; ++r) {
-        acc[r][p] =
-            _mm512_maskz_loadu_ps(Columns(g, panel + p), Destination(g, row + r, panel + p));
+        acc[r][p] = _mm512_maskz_loadu_ps(Columns(g, at), Destination(g, row + r, at));
       }
     }
   }
-  Accumulate<BF16Weight>(tiles, g.prepared + row * row_bytes + 64 * t_begin, row_bytes, 0,
-                         t_end - t_begin, acc);
-  for (int64_t p = 0; p < count; ++p) {
-    const __mmask16 columns = Columns(g, panel + p);
+  Continue<Weight, BF16Weight>(stretch.headers, stretch.tiles,
+                               g.prepared + row * row_bytes + 64 * stretch.t_begin, row_bytes,
+                               stretch.t_begin, stretch.t_count, acc);
+  for (int p = 0; p < kPanels; ++p) {
+    const int64_t at = stretch.panel + p;
     for (int r = 0; r < kRows; ++r) {
-      float* c = Destination(g, row + r, panel + p);
-      __m512 value = acc[r][p];
-      if constexpr (Weight::kScaled) {
-        const __m512 before = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(columns, c);
-        const float scale = panels.Scales(panel + p)[t_begin / kTilesPerScale];
-        value = _mm512_fmadd_ps(value, _mm512_set1_ps(scale), before);
-      }
-      _mm512_mask_storeu_ps(c, columns, value);
+      _mm512_mask_storeu_ps(Destination(g, row + r, at), Columns(g, at), acc[r][p]);
     }
   }
 }
 
+// Tiles [t_begin, t_end) of a panel, as BF16.
 template <class Weight>
-const std::byte* Ready(const std::byte* from, int64_t count, std::byte* to) {
-  if constexpr (!Weight::kDecoded) return from;
-  for (int64_t t = 0; t < count; ++t) {
-    const std::byte* tile = from + t * Weight::kTileBytes;
-    Weight weight;
-    weight.Set(tile);
-    for (int i = 0; i < 8; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(tile + 64 * i + kAheadBytes), _MM_HINT_T0);
-      const Bf16Rows rows = weight.Rows(i);
-      _mm512_store_si512(to + t * kBf16TileBytes + 128 * i, rows.first);
-      _mm512_store_si512(to + t * kBf16TileBytes + 128 * i + 64, rows.second);
+const std::byte* Ready(const std::byte* panel, int64_t t_begin, int64_t t_end, std::byte* to) {
+  if constexpr (!Weight::kDecoded) {
+    return Weight::At(panel, t_begin);
+  } else {
+    for (int64_t t = t_begin; t < t_end; ++t) {
+      std::byte* tile = to + (t - t_begin) * kBf16TileBytes;
+      for (int i = 0; i < 4; ++i) {
+        Weight::Prefetch(panel, t, i);
+        const Quarter quarter = Weight::Load(panel, t, i);
+        for (int r = 0; r < 4; ++r) {
+          _mm512_store_si512(tile + 64 * (4 * i + r), quarter.rows[r]);
+        }
+      }
     }
+    return to;
   }
-  return to;
+}
+
+// All rows by kPanels panels.
+template <class Weight, int kPanels>
+void LargeGroup(const GemmArguments& g, const Panels& panels, int64_t panel) {
+  const int64_t k_tiles = Bf16Tiles(g.weight.k);
+  Stretch<kPanels> stretch = {.panel = panel};
+  for (int p = 0; p < kPanels; ++p) stretch.headers[p] = panels.Header(panel + p);
+  for (int64_t t = 0; t < k_tiles; t += Weight::kStretch) {
+    const int64_t t_end = t + Weight::kStretch < k_tiles ? t + Weight::kStretch : k_tiles;
+    stretch.t_begin = t;
+    stretch.t_count = t_end - t;
+    for (int p = 0; p < kPanels; ++p) {
+      std::byte* scratch = g.scratch + p * Weight::kStretch * kBf16TileBytes;
+      stretch.tiles[p] = Ready<Weight>(panels.Tiles(panel + p), t, t_end, scratch);
+    }
+    ForRowPasses<kRowTile>(
+        g.m, [&](auto rows, int64_t row) { LargeTile<Weight, rows.value>(g, stretch, row); });
+  }
 }
 
 template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
-  constexpr int64_t kStretch = Weight::kScaled ? kTilesPerScale : kStretchTiles;
-  const int64_t k_tiles = Bf16Tiles(g.weight.k);
   const int64_t end = (g.n_end + kTilePanel - 1) / kTilePanel;
-  for (int64_t panel = g.n_begin / kTilePanel; panel < end; panel += kGroup) {
-    const int64_t count = end - panel < kGroup ? end - panel : kGroup;
-    for (int64_t t = 0; t < k_tiles; t += kStretch) {
-      const int64_t t_end = t + kStretch < k_tiles ? t + kStretch : k_tiles;
-      const std::byte* tiles[kGroup];
-      for (int p = 0; p < kGroup; ++p) {
-        if (p >= count) {  // computed again and dropped
-          tiles[p] = tiles[0];
-          continue;
-        }
-        tiles[p] = Ready<Weight>(panels.Tiles(panel + p) + t * Weight::kTileBytes, t_end - t,
-                                 g.scratch + p * kStretch * kBf16TileBytes);
-      }
-      ForRowPasses<kRowTile>(g.m, [&](auto rows, int64_t row) {
-        LargeTile<Weight, rows.value>(g, panels, panel, count, tiles, row, t, t_end);
-      });
-    }
-  }
+  int64_t panel = g.n_begin / kTilePanel;
+  for (; panel + kGroup <= end; panel += kGroup) LargeGroup<Weight, kGroup>(g, panels, panel);
+  for (; panel + 2 <= end; panel += 2) LargeGroup<Weight, 2>(g, panels, panel);
+  for (; panel < end; ++panel) LargeGroup<Weight, 1>(g, panels, panel);
 }
 
 template <class Weight>

@@ -207,12 +207,12 @@ void AttentionRunner::RunSplit(const Tile& tile, const Keys& keys, int split, st
   for (int i = 0; i <= kSplitPages && begin + i * kPageTokens < tile.keys; ++i) {
     pages[i] = keys.slab + tile.pages[split * kSplitPages + i] * keys.page_bytes;
   }
-  ops_.attention_split(tile.lanes, pages, begin, end, scratch, partial);
+  attention_.Split(tile.lanes, pages, begin, end, scratch, partial);
 }
 
 void AttentionRunner::RunTile(const Tile& tile, const Keys& keys, std::byte* scratch, float* total,
                               float* partial) const {
-  ops_.attention_load(tile.lanes, scratch);
+  attention_.Load(tile.lanes, scratch);
   RunSplit(tile, keys, 0, scratch, total);
   for (int split = 1; split < SplitCount(tile.keys); ++split) {
     RunSplit(tile, keys, split, scratch, partial);
@@ -226,8 +226,8 @@ void AttentionRunner::AddTiles(const std::vector<Tile>& tiles, const Keys& keys,
   next_task_ = 0;
   gemms_.Part(cost, [&, this](int thread, int) {
     const int64_t partial_bytes = 4 * AttentionPartialFloats(keys.latent_dim, keys.lanes_max);
-    auto* total =
-        scratch_[thread].Get<std::byte>(2 * partial_bytes + AttentionScratchBytes(keys.width));
+    auto* total = scratch_[thread].Get<std::byte>(
+        2 * partial_bytes + attention_.ScratchBytes(keys.width, keys.latent_dim, false));
     std::byte* partial = total + partial_bytes;
     for (size_t i = next_task_.fetch_add(1); i < tiles.size(); i = next_task_.fetch_add(1)) {
       RunTile(tiles[i], keys, partial + partial_bytes, reinterpret_cast<float*>(total),
@@ -247,10 +247,11 @@ void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys
   auto* partials = partials_.Get<float>(static_cast<int64_t>(tasks_.size()) * partial_floats);
   next_task_ = 0;
   gemms_.Part(cost, [&, this, partials, partial_floats](int thread, int) {
-    auto* scratch = scratch_[thread].Get<std::byte>(AttentionScratchBytes(keys.width));
+    auto* scratch = scratch_[thread].Get<std::byte>(
+        attention_.ScratchBytes(keys.width, keys.latent_dim, false));
     for (size_t i = next_task_.fetch_add(1); i < tasks_.size(); i = next_task_.fetch_add(1)) {
       const Tile& tile = tiles[tasks_[i].tile];
-      ops_.attention_load(tile.lanes, scratch);
+      attention_.Load(tile.lanes, scratch);
       RunSplit(tile, keys, tasks_[i].split, scratch,
                partials + static_cast<int64_t>(i) * partial_floats);
       pool_.Breathe(thread);

@@ -9,6 +9,7 @@
 #include "kernels/cpu/cpu_weights.h"
 #include "kernels/cpu/expanded_attention.h"
 #include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/split_attention.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/rope_table.h"
 
@@ -16,13 +17,14 @@ namespace epic::kernels {
 
 class AttentionRunner {
  public:
-  AttentionRunner(const GemmFamily& family, const VectorOps& ops, ThreadPool& pool,
-                  GemmRunner& gemms)
+  AttentionRunner(const GemmFamily& family, const SplitAttention& attention, const VectorOps& ops,
+                  ThreadPool& pool, GemmRunner& gemms)
       : family_(family),
+        attention_(attention),
         ops_(ops),
         pool_(pool),
         gemms_(gemms),
-        expanded_(family, ops, pool, gemms),
+        expanded_(family, attention, ops, pool, gemms),
         scratch_(pool.threads()) {}
 
   void In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
@@ -61,6 +63,7 @@ class AttentionRunner {
   void AddSplits(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost);
 
   const GemmFamily& family_;
+  const SplitAttention& attention_;
   const VectorOps& ops_;
   ThreadPool& pool_;
   GemmRunner& gemms_;

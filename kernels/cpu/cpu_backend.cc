@@ -12,6 +12,7 @@
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/int8_gemm.h"
+#include "kernels/cpu/product_attention.h"
 #include "kernels/cpu/tile_gemm.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/expert_order.h"
@@ -41,10 +42,11 @@ class CpuBackend : public Backend {
               options.pin && options.ranks == 1, options.ranks),
         loader_(family_, fma_, options.quantization, options.prompt_attention, pool_),
         gemms_(pool_),
-        attention_(family_, ops_, pool_, gemms_) {}
+        split_attention_(MakeSplitAttention()),
+        attention_(family_, *split_attention_, ops_, pool_, gemms_) {}
 
   std::string profile() const override {
-    return std::string("epic-numerics-1/") + family_.name() + "/" + ProfileTypes(quantization_) +
+    return std::string("epic-numerics-2/") + family_.name() + "/" + ProfileTypes(quantization_) +
            ",kv:" + KvTypeName(kv_type_) + "/" + PromptAttentionName(prompt_attention_) +
            "/split512";
   }
@@ -125,6 +127,11 @@ class CpuBackend : public Backend {
             Tensor logits) override;
 
  private:
+  std::unique_ptr<SplitAttention> MakeSplitAttention() const {
+    if (tiled_.has_value()) return std::make_unique<ProductAttention>(*tiled_, ops_);
+    return std::make_unique<VectorAttention>(ops_);
+  }
+
   // Rows of one MLP: x [rows, hidden] dense; product [rows, intermediate] is scratch.
   struct MlpRows {
     const CpuMlp* mlp;
@@ -149,6 +156,7 @@ class CpuBackend : public Backend {
   ThreadPool pool_;
   WeightLoader loader_;
   GemmRunner gemms_;
+  const std::unique_ptr<SplitAttention> split_attention_;
   AttentionRunner attention_;
   ExpertOrder order_;
   RopeTable rope_;

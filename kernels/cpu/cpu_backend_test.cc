@@ -28,10 +28,22 @@ std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
   return std::move(result.backend);
 }
 
-std::unique_ptr<Backend> EmulatedAmx(int threads, Quantization quantization = Quantization::kNone) {
+std::unique_ptr<Backend> EmulatedAmx(int threads, Quantization quantization = Quantization::kNone,
+                                     KvType kv_type = KvType::kBF16) {
   CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kAmxBf16,
                                             .quantization = quantization,
                                             .emulate_amx = true,
+                                            .kv_type = kv_type,
+                                            .threads = threads});
+  EXPECT_EQ(result.error, "");
+  return std::move(result.backend);
+}
+
+std::unique_ptr<Backend> Avx512Bf16(int threads, Quantization quantization = Quantization::kNone,
+                                    KvType kv_type = KvType::kBF16) {
+  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kAvx512Bf16,
+                                            .quantization = quantization,
+                                            .kv_type = kv_type,
                                             .threads = threads});
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
@@ -229,13 +241,10 @@ TEST_P(FamilyAvx512Bf16, HasTheBitsOfTheReferenceOnAnyThreadCount) {
   if (!DetectCpuFeatures().avx512_bf16) GTEST_SKIP() << "no AVX-512 BF16 here";
   const auto [variant, quantization] = GetParam();
   const ToyModel model(Variant(variant), 47 + variant);
-  const auto reference = MakeReferenceBackend({.quantization = quantization, .odd_first = true});
+  const auto reference = MakeReferenceBackend({.quantization = quantization, .avx512_bf16 = true});
   const Logits expected = RunAll(model, *reference, kMixed);
   for (const int threads : {1, 3}) {
-    const auto backend =
-        MakeCpuBackend(
-            {.family = CpuFamily::kAvx512Bf16, .quantization = quantization, .threads = threads})
-            .backend;
+    const auto backend = Avx512Bf16(threads, quantization);
     EXPECT_EQ(backend->profile(), reference->profile());
     EXPECT_EQ(RunAll(model, *backend, kMixed), expected) << variant;
   }
@@ -337,10 +346,58 @@ TEST(CpuBackend, HasTheBitsOfTheReferenceInRandomShapes) {
   }
 }
 
+TEST(CpuBackend, Avx512Bf16HasTheBitsOfTheReferenceInRandomShapes) {
+  if (!DetectCpuFeatures().avx512_bf16) GTEST_SKIP() << "no AVX-512 BF16 here";
+  Random random(2027);
+  for (int trial = 0; trial < 24; ++trial) {
+    const ToyModel model(RandomShape(random), trial);
+    const Schedule schedule = RandomSchedule(random);
+    const KvType kv_type = trial % 2 == 0 ? KvType::kBF16 : KvType::kFP8;
+    const auto quantization = static_cast<Quantization>(random.Integer(0, 2));
+    const auto reference = MakeReferenceBackend(
+        {.quantization = quantization, .avx512_bf16 = true, .kv_type = kv_type});
+    const auto backend = Avx512Bf16(random.Integer(1, 3), quantization, kv_type);
+    EXPECT_EQ(RunAll(model, *backend, schedule), RunAll(model, *reference, schedule)) << trial;
+  }
+}
+
+// Heads so few that rows share tiles, and so many that they do not; records whose width a tile
+// divides, and others.
+std::vector<ToyShape> ShapesOfAttention() {
+  std::vector<ToyShape> shapes(3, SmallToyShape());
+  shapes[1].attention.kv_rank = 96;
+  shapes[1].attention.rope_dim = 32;
+  shapes[2].attention.heads = 21;
+  shapes[2].attention.nope_dim = shapes[2].attention.v_dim = 3;
+  return shapes;
+}
+
+const Schedule kLong = {{{0, 63}}, {{0, 1}},         {{0, 1}}, {{0, 446}, {1, 4}},
+                        {{0, 1}},  {{0, 1}, {1, 1}}, {{0, 3}}, {{0, 100}}};
+
+TEST(CpuBackend, FamiliesThatAttendByProductsCrossPagesAndSplits) {
+  const bool avx512_bf16 = DetectCpuFeatures().avx512_bf16;
+  for (const ToyShape& shape : ShapesOfAttention()) {
+    const ToyModel model(shape, 3);
+    for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+      const Logits whole =
+          RunAll(model, *EmulatedAmx(1, Quantization::kNone, kv_type), {{{0, 616}}});
+      const Logits cut = RunAll(model, *EmulatedAmx(3, Quantization::kNone, kv_type), kLong);
+      for (const auto& [key, bits] : whole) EXPECT_EQ(cut.at(key), bits) << key.second;
+      if (!avx512_bf16) continue;
+      const auto reference = MakeReferenceBackend({.avx512_bf16 = true, .kv_type = kv_type});
+      const Logits expected = RunAll(model, *reference, kLong);
+      EXPECT_EQ(RunAll(model, *Avx512Bf16(3, Quantization::kNone, kv_type), kLong), expected);
+      EXPECT_EQ(
+          RunAll(model, *Avx512Bf16(1, Quantization::kNone, kv_type), {{{0, 616}}}).at({0, 615}),
+          expected.at({0, 615}));
+    }
+  }
+}
+
 TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
   const ToyModel model(SmallToyShape(), 3);
-  const Schedule schedule = {{{0, 63}}, {{0, 1}},         {{0, 1}}, {{0, 446}, {1, 4}},
-                             {{0, 1}},  {{0, 1}, {1, 1}}, {{0, 3}}, {{0, 100}}};
+  const Schedule& schedule = kLong;
   for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
     const Logits expected = Reference(model, schedule, kv_type);
     for (const CpuVectors vectors : VectorsOfThisCpu()) {
@@ -359,16 +416,24 @@ TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
 }
 
 TEST(CpuBackend, ARowOfNaNsDoesNotReachEarlierRowsOrOtherSequencesOfItsChunk) {
-  for (const CpuVectors vectors : VectorsOfThisCpu()) {
-    const auto backend = Cpu(vectors, 2, Quantization::kNone,
-                             vectors == CpuVectors::kAvx2 ? KvType::kFP8 : KvType::kBF16);
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+    for (const CpuVectors vectors : VectorsOfThisCpu()) {
+      backends.push_back(Cpu(vectors, 2, Quantization::kNone, kv_type));
+    }
+    backends.push_back(EmulatedAmx(2, Quantization::kNone, kv_type));
+    if (DetectCpuFeatures().avx512_bf16) {
+      backends.push_back(Avx512Bf16(2, Quantization::kNone, kv_type));
+    }
+  }
+  for (const auto& backend : backends) {
     ToyModel model(SmallToyShape(), 4);
     const Schedule schedule = {{{0, 20}, {1, 20}}};
     const Logits sound = RunAll(model, *backend, schedule);
     model.BreakToken(model.Token(0, 5));
     const Logits broken = RunAll(model, *backend, schedule);
     for (int i = 0; i < 20; ++i) {
-      EXPECT_EQ(broken.at({0, i}) == sound.at({0, i}), i < 5) << i;
+      EXPECT_EQ(broken.at({0, i}) == sound.at({0, i}), i < 5) << i << ", " << backend->profile();
       EXPECT_EQ(broken.at({1, i}), sound.at({1, i})) << i;
     }
     EXPECT_THAT(broken.at({0, 5}), testing::Each(kNaN));

@@ -135,8 +135,8 @@ void ExpandedAttention::RunTile(const Sequence& sequence, const Range& range, in
   const int width = shape.nope_dim + shape.rope_dim;
   const int64_t partial_bytes = 4 * PartialFloats(shape);
   const int64_t queries_bytes = (int64_t{2} * kRows * width + 63) / 64 * 64;
-  auto* partial_memory = scratch_[thread].Get<std::byte>(partial_bytes + queries_bytes +
-                                                         AttentionScratchBytes(width, shape.v_dim));
+  auto* partial_memory = scratch_[thread].Get<std::byte>(
+      partial_bytes + queries_bytes + attention_.ScratchBytes(width, shape.v_dim, true));
   auto* partial = reinterpret_cast<float*>(partial_memory);
   auto* queries = reinterpret_cast<BF16*>(partial_memory + partial_bytes);
   std::byte* scratch = partial_memory + partial_bytes + queries_bytes;
@@ -165,7 +165,7 @@ void ExpandedAttention::RunTile(const Sequence& sequence, const Range& range, in
     tile.positions[i] = sequence.plan.positions[row];
     out[i] = sequence.values + (row * shape.heads + head) * shape.v_dim;
   }
-  ops_.attention_load(tile, scratch);
+  attention_.Load(tile, scratch);
   const int end = std::min(range.end, tile.positions[tile.lanes - 1] + 1);
   const std::byte* of_head = records + int64_t{head} * range.count() * layout.record_bytes;
   for (int begin = range.begin; begin < end; begin += kSplitTokens) {
@@ -174,7 +174,7 @@ void ExpandedAttention::RunTile(const Sequence& sequence, const Range& range, in
     for (int key = begin; key < split_end; key += kPageTokens) {
       pages[(key - begin) / kPageTokens] = of_head + (key - range.begin) * layout.record_bytes;
     }
-    ops_.attention_split(tile, pages, begin, split_end, scratch, begin == 0 ? total : partial);
+    attention_.Split(tile, pages, begin, split_end, scratch, begin == 0 ? total : partial);
     if (begin > 0) ops_.attention_merge(tile, begin, partial, total);
   }
   if (range.end == sequence.keys()) ops_.attention_finish(tile, total, out);

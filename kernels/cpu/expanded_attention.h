@@ -9,6 +9,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_weights.h"
 #include "kernels/cpu/gemm_runner.h"
+#include "kernels/cpu/split_attention.h"
 #include "kernels/cpu/vector_ops.h"
 
 namespace epic::kernels {
@@ -20,9 +21,14 @@ inline int ExpandedRows(const CpuAttention& attention, const SequenceRows& seque
 
 class ExpandedAttention {
  public:
-  ExpandedAttention(const GemmFamily& family, const VectorOps& ops, ThreadPool& pool,
-                    GemmRunner& gemms)
-      : family_(family), ops_(ops), pool_(pool), gemms_(gemms), scratch_(pool.threads()) {}
+  ExpandedAttention(const GemmFamily& family, const SplitAttention& attention, const VectorOps& ops,
+                    ThreadPool& pool, GemmRunner& gemms)
+      : family_(family),
+        attention_(attention),
+        ops_(ops),
+        pool_(pool),
+        gemms_(gemms),
+        scratch_(pool.threads()) {}
 
   // Row `row` of values [heads·v_dim] for each row that attends so, whose q_nope [heads·nope_dim]
   // stands in `nope` and whose rotated q_rope stands in `query` as Backend::AttentionIn leaves it.
@@ -46,6 +52,7 @@ class ExpandedAttention {
                const std::byte* records, int thread, float* total);
 
   const GemmFamily& family_;
+  const SplitAttention& attention_;
   const VectorOps& ops_;
   ThreadPool& pool_;
   GemmRunner& gemms_;

@@ -63,7 +63,7 @@ TEST(ExpandedAttention, HasTheBitsOfTheReferenceInRandomShapes) {
     const auto quantization = static_cast<Quantization>(random.Integer(0, 2));
     const bool pairs = trial % 3 == 0 && DetectCpuFeatures().avx512_bf16;
     const auto reference =
-        Reference({.quantization = quantization, .odd_first = pairs, .kv_type = kv_type});
+        Reference({.quantization = quantization, .avx512_bf16 = pairs, .kv_type = kv_type});
     const Logits expected = RunAll(model, *reference, prompts, kSchedule);
     for (const CpuVectors vectors : VectorsOfThisCpu()) {
       const auto backend = Cpu({.family = pairs ? CpuFamily::kAvx512Bf16 : CpuFamily::kFma,

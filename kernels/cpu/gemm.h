@@ -30,9 +30,10 @@ struct PackedWeight {
 struct GemmArguments {
   const BF16* a = nullptr;  // row i starts at a + i·a_stride; 2-byte aligned; k values each
   int64_t a_stride = 0;     // in elements, ≥ k
-  // Instead of `a` where the family prepares rows: row i at prepared + i·row_bytes(k, dtype),
-  // 64-byte aligned.
+  // Instead of `a` where the family prepares rows: row i at prepared + i·prepared_stride bytes, as
+  // PrepareRow writes it.
   const std::byte* prepared = nullptr;
+  int64_t prepared_stride = 0;
   int64_t m = 0;  // rows, ≥ 1
   PackedWeight weight;
   int64_t n_begin = 0;  // a multiple of panel_columns()

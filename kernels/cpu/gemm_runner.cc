@@ -106,8 +106,10 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const st
   auto* second = c + block_bytes;
 
   const int64_t row_bytes = family.row_bytes(job.weight.k, job.weight.dtype);
-  GemmArguments arguments{
-      .a_stride = job.a_stride, .c_stride = stride, .scratch = second + block_bytes};
+  GemmArguments arguments{.a_stride = job.a_stride,
+                          .prepared_stride = row_bytes,
+                          .c_stride = stride,
+                          .scratch = second + block_bytes};
   for (int64_t n = range.panel_begin * width; n < n_end; n += block_columns) {
     arguments.n_begin = n;
     arguments.n_end = std::min(n_end, n + block_columns);

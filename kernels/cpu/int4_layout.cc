@@ -16,19 +16,20 @@ void PackInt4Panels(const SourceMatrix& source, int64_t panel_begin, int64_t pan
   std::vector<BF16> scales(groups);
   const auto pack = [&](int64_t first, std::byte* panel) {
     for (int64_t g = 0; g < groups; ++g) {
-      std::memset(panel + g * kInt4GroupBytes + kInt4ScaleBytes, kZeroPair, 256);
+      std::memset(panel + Int4LinesAt(g), kZeroPair, 4 * kInt4LineBytes);
     }
     ForOutputs(source, first, [&](int64_t n, int64_t lane) {
       ReadInt4Row(source, n, row.data(), scales.data());
       for (int64_t g = 0; g < groups; ++g) {
-        reinterpret_cast<BF16*>(panel + g * kInt4GroupBytes)[lane] = scales[g];
+        reinterpret_cast<BF16*>(panel + Int4ScalesAt(g))[lane] = scales[g];
       }
       for (int64_t k = 0; k < source.cols; ++k) {
-        std::byte* group = panel + k / kInt4Group * kInt4GroupBytes + kInt4ScaleBytes;
-        std::byte& pair = group[k % kInt4Group / 2 * kPanelOutputs + lane];
-        const auto nibble = static_cast<uint8_t>(row[k] + 8);
-        pair = k % 2 == 0 ? (pair & std::byte{0xf0}) | std::byte{nibble}
-                          : (pair & std::byte{0x0f}) | static_cast<std::byte>(nibble << 4);
+        std::byte* line = panel + Int4LinesAt(k / kInt4Group) + k % kInt4Group / 8 * kInt4LineBytes;
+        const int64_t nibble = k % 8 / 2;
+        std::byte& pair = line[2 * (2 * lane + k % 2) + nibble / 2];
+        const auto value = static_cast<uint8_t>(row[k] + 8);
+        pair = nibble % 2 == 0 ? (pair & std::byte{0xf0}) | std::byte{value}
+                               : (pair & std::byte{0x0f}) | static_cast<std::byte>(value << 4);
       }
     });
   };

@@ -26,7 +26,7 @@ Int8Row EndOf(const std::byte* row, int64_t k) {
 // kRows rows from `rows` by kPanels panels from `panel`, which stand `apart`.
 template <int kRows, int kPanels>
 void Tile(const GemmArguments& g, int64_t panel, int64_t apart, const std::byte* rows, float* c) {
-  const int64_t row_bytes = Int8RowBytes(g.weight.k);
+  const int64_t row_bytes = g.prepared_stride;
   const int64_t apart_bytes = apart * Int8PanelBytes(g.weight.k);
   const std::byte* header = g.weight.data + panel * Int8PanelBytes(g.weight.k);
   const std::byte* weights = header + kInt8HeaderBytes;
@@ -59,7 +59,7 @@ void Tile(const GemmArguments& g, int64_t panel, int64_t apart, const std::byte*
 // In `passes` of kRows rows or one fewer.
 template <int kRows>
 void GemmInPasses(const GemmArguments& g, int64_t passes) {
-  const int64_t row_bytes = Int8RowBytes(g.weight.k);
+  const int64_t row_bytes = g.prepared_stride;
   const int64_t full = g.m - passes * (kRows - 1);  // passes of kRows
   const auto tile = [&](auto panels, int64_t panel, int64_t apart) {
     for (int64_t pass = 0, row = 0; pass < passes; ++pass) {

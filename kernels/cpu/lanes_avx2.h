@@ -116,6 +116,14 @@ inline void StoreBF16(void* p, F16 x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+// Of values that BF16 holds exactly, and NaN.
+inline void StoreExactBF16(void* p, F16 x) {
+  const __m256i lo = _mm256_srli_epi32(_mm256_castps_si256(x.lo), 16);
+  const __m256i hi = _mm256_srli_epi32(_mm256_castps_si256(x.hi), 16);
+  const __m256i packed = _mm256_packus_epi32(lo, hi);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
 inline void SplitPairs(__m256i x, __m256& first, __m256& second) {
   first = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
   second = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(-65536)));
@@ -150,16 +158,17 @@ inline __m256 Int4Weights(__m256i nibbles, __m256 scale) {
   const __m256 values = _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
   return RoundedToBF16(_mm256_mul_ps(values, scale));
 }
-// 16 bytes: the weights of the low nibbles, those of the high ones.
-inline void LoadInt4Pairs(const char* p, F16 scale, F16& first, F16& second) {
-  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m256i lo = _mm256_cvtepu8_epi32(x);
-  const __m256i hi = _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8));
-  const __m256i low_nibble = _mm256_set1_epi32(15);
-  first = {Int4Weights(_mm256_and_si256(lo, low_nibble), scale.lo),
-           Int4Weights(_mm256_and_si256(hi, low_nibble), scale.hi)};
-  second = {Int4Weights(_mm256_srli_epi32(lo, 4), scale.lo),
-            Int4Weights(_mm256_srli_epi32(hi, 4), scale.hi)};
+// Of nibble j of the words of a line (int4_layout.h): the weights of even words and of odd ones.
+inline void LoadInt4Pairs(const char* line, int j, F16 scale, F16& first, F16& second) {
+  const auto* halves = reinterpret_cast<const __m256i*>(line);
+  const __m128i shift = _mm_cvtsi32_si128(4 * j);
+  const __m256i lo = _mm256_srl_epi32(_mm256_load_si256(halves), shift);
+  const __m256i hi = _mm256_srl_epi32(_mm256_load_si256(halves + 1), shift);
+  const __m256i nibble = _mm256_set1_epi32(15);
+  first = {Int4Weights(_mm256_and_si256(lo, nibble), scale.lo),
+           Int4Weights(_mm256_and_si256(hi, nibble), scale.hi)};
+  second = {Int4Weights(_mm256_and_si256(_mm256_srli_epi32(lo, 16), nibble), scale.lo),
+            Int4Weights(_mm256_and_si256(_mm256_srli_epi32(hi, 16), nibble), scale.hi)};
 }
 
 }  // namespace

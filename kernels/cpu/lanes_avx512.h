@@ -66,6 +66,12 @@ inline void StoreBF16(void* p, F16 x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
 }
 
+// Of values that BF16 holds exactly, and NaN.
+inline void StoreExactBF16(void* p, F16 x) {
+  const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(x.v), 16);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits));
+}
+
 // 16 pairs of BF16: first members, second members.
 inline void LoadBF16Pairs(const char* p, F16& first, F16& second) {
   const __m512i x = _mm512_load_si512(p);
@@ -90,12 +96,13 @@ inline F16 RoundedToBF16(F16 x) {
   return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
 }
 
-// 16 bytes: (low nibble − 8)·scale, (high nibble − 8)·scale, each rounded to BF16.
-inline void LoadInt4Pairs(const char* p, F16 scale, F16& first, F16& second) {
+// Of nibble j of the words of a line (int4_layout.h): (nibble − 8)·scale rounded to BF16, of even
+// words and of odd ones.
+inline void LoadInt4Pairs(const char* line, int j, F16 scale, F16& first, F16& second) {
   const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i x = _mm512_srl_epi32(_mm512_load_si512(line), _mm_cvtsi32_si128(4 * j));
   first = RoundedToBF16(F16{_mm512_permutexvar_ps(x, values)} * scale);
-  second = RoundedToBF16(F16{_mm512_permutexvar_ps(_mm512_srli_epi32(x, 4), values)} * scale);
+  second = RoundedToBF16(F16{_mm512_permutexvar_ps(_mm512_srli_epi32(x, 16), values)} * scale);
 }
 
 }  // namespace

@@ -1,14 +1,15 @@
 // Families `amx-bf16` and `avx512-bf16`: products of BF16, whose weights and rows are laid out in
 // tiles (tile_layout.h). In both FP8 gives C = Σ_b fma(partial_b, scale_b, C), each partial sum
-// over 128 inputs, INT4 the product of the weights that Int4Weight (quantize.h) says, and denormals
-// count as zero. What differs is how products of BF16 are summed:
+// over 128 inputs, and denormals count as zero. What differs is how products of BF16 are summed:
 //
 // amx-bf16 (TDPBF16PS): C goes through tiles of 32 inputs in order; in each, the products of even
 // inputs and those of odd inputs are summed by fused multiply-add in FP32, ascending, from 0; the
-// two sums are added, and their sum is added to C.
+// two sums are added, and their sum is added to C. INT4 weights are those that Int4Weight
+// (quantize.h) says: to scale each tile's sum would take longer than its product.
 //
 // avx512-bf16 (VDPBF16PS): one accumulator per output and fused multiply-add; pairs of inputs in
-// order, in each pair the odd input first.
+// order, in each pair the odd input first. INT4 gives C = Σ_g fma(partial_g, scale_g, C), each
+// partial sum over the 32 inputs of a group and its weights without scale.
 #pragma once
 
 #include <algorithm>

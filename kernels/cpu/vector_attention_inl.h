@@ -296,7 +296,7 @@ void AttentionFinish(const AttentionTile& tile, const float* total, BF16* const*
     const F16 factor = Set1(1.0f) / Load(total + lanes + lane);
     for (int d = 0; d < tile.value_dim; ++d) {
       BF16 rounded[kLanes];
-      StoreBF16(rounded, Load(total + int64_t{2 + d} * lanes + lane) * factor);
+      StoreBF16(rounded, Fma(Load(total + int64_t{2 + d} * lanes + lane), factor, Zero()));
       for (int i = 0; i < count; ++i) out[lane + i][d] = rounded[i];
     }
   }

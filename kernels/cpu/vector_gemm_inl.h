@@ -42,11 +42,11 @@ struct E4M3Weight {
 struct Int4Weight {
   static constexpr bool kScaled = false;
   static constexpr int64_t Offset(int64_t k) {
-    return k / kInt4Group * kInt4GroupBytes + kInt4ScaleBytes + k % kInt4Group * 8;
+    return Int4LinesAt(k / kInt4Group) + k % kInt4Group / 8 * kInt4LineBytes;
   }
   static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
-    LoadInt4Pairs(panel + Offset(k), LoadBF16(panel + k / kInt4Group * kInt4GroupBytes), first,
-                  second);
+    LoadInt4Pairs(panel + Offset(k), static_cast<int>(k % 8 / 2),
+                  LoadBF16(panel + Int4ScalesAt(k / kInt4Group)), first, second);
   }
 };
 

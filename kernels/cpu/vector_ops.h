@@ -66,6 +66,22 @@ struct VectorOps {
   // it is not null.
   void (*attention_split)(const AttentionTile& tile, const std::byte* const* pages, int key_begin,
                           int key_end, std::byte* scratch, float* partial);
+  // Steps of a split whose products are a GEMM family's (product_attention.h).
+  //
+  // to ← the record's key in BF16, zero up to a multiple of 32 values.
+  void (*key_row)(const AttentionTile& tile, const std::byte* record, BF16* to);
+  // Panel i of `to`, at to + i·panel_bytes: 16 pairs (even, odd) of values from 16·i on, zero past
+  // `count`. Null: zeros.
+  void (*interleave)(const BF16* even, const BF16* odd, int64_t count, std::byte* to,
+                     int64_t panel_bytes);
+  // Softmax of `keys` keys: (m, l) of `partial` and row i of `rows`, lane i's weights in BF16, zero
+  // up to a multiple of 32 keys, from scores [keys][stride]. l is the sum of the rounded weights.
+  void (*key_weights)(const AttentionTile& tile, int key_begin, int keys, const float* scores,
+                      std::byte* rows, int64_t row_bytes, float* partial);
+  // to[column][row] ← from[row][column]; to's rows are `rows` long, a multiple of 16, and those up
+  // to a multiple of 8 columns are written.
+  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
+                    float* to);
   // total ← merge(total, partial of the split from key_begin); lanes before it stay as they are.
   void (*attention_merge)(const AttentionTile& tile, int key_begin, const float* partial,
                           float* total);

@@ -1,6 +1,7 @@
 // AVX-512 instance of the vector operations. Compiled with flags for AVX-512: see CMakeLists.txt.
 #include "kernels/cpu/lanes_avx512.h"
 // The lanes come first: the rest is written over them.
+#include "kernels/cpu/product_attention_inl.h"
 #include "kernels/cpu/vector_attention_inl.h"
 #include "kernels/cpu/vector_gemm_inl.h"
 #include "kernels/cpu/vector_ops.h"
@@ -20,6 +21,10 @@ const VectorOps& Avx512VectorOps() {
       .add_scaled = &AddScaled,
       .attention_load = &AttentionLoad,
       .attention_split = &AttentionSplit,
+      .key_row = &KeyRow,
+      .interleave = &Interleave,
+      .key_weights = &KeyWeights,
+      .transpose = &Transpose,
       .attention_merge = &AttentionMerge,
       .attention_finish = &AttentionFinish,
   };

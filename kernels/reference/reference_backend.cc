@@ -98,7 +98,7 @@ class ReferenceBackend : public Backend {
   explicit ReferenceBackend(const ReferenceOptions& options)
       : rounded_(options.round_to_bf16),
         quantization_(options.quantization),
-        odd_first_(options.odd_first),
+        pairs_(options.avx512_bf16),
         fp8_activations_(options.fp8_activations),
         kv_type_(options.kv_type),
         expanded_(options.prompt_attention == PromptAttention::kExpanded),
@@ -109,8 +109,8 @@ class ReferenceBackend : public Backend {
   std::string profile() const override {
     const std::string form =
         PromptAttentionName(expanded_ ? PromptAttention::kExpanded : PromptAttention::kAbsorbed);
-    if (!rounded_) return "epic-numerics-1/reference/w:f32,a:f32,kv:f32/" + form + "/split512";
-    return std::string("epic-numerics-1/") + (odd_first_ ? "avx512-bf16/" : "fma/") +
+    if (!rounded_) return "epic-numerics-2/reference/w:f32,a:f32,kv:f32/" + form + "/split512";
+    return std::string("epic-numerics-2/") + (pairs_ ? "avx512-bf16/" : "fma/") +
            ProfileTypes(quantization_) + ",kv:" + KvTypeName(kv_type_) + "/" + form + "/split512";
   }
   KvType kv_type() const override { return kv_type_; }
@@ -156,9 +156,9 @@ class ReferenceBackend : public Backend {
       attention->w_uv.push_back(
           SliceKvB(source.kv_b, row + shape.nope_dim, shape.v_dim, false, rounded_));
       attention->w_k.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, false, rounded_));
-      attention->w_uk.back().odd_first = odd_first_;
-      attention->w_uv.back().odd_first = odd_first_;
-      attention->w_k.back().odd_first = odd_first_;
+      attention->w_uk.back().odd_first = pairs_;
+      attention->w_uv.back().odd_first = pairs_;
+      attention->w_k.back().odd_first = pairs_;
     }
     attention->packed_bytes = attention->q_a.packed_bytes + attention->q.packed_bytes +
                               attention->kv_a.packed_bytes + attention->o.packed_bytes;
@@ -312,8 +312,8 @@ class ReferenceBackend : public Backend {
 
   ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
     if (!rounded_) return MakeReferenceF32Matrix(source);
-    ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_);
-    matrix.odd_first = odd_first_;
+    ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_, /*group_scales=*/pairs_);
+    matrix.odd_first = pairs_;
     matrix.quantised_rows = fp8_activations_ && !matrix.scales.empty();
     return matrix;
   }
@@ -425,8 +425,9 @@ class ReferenceBackend : public Backend {
       Partial split;
       split.values.resize(value_dim);
       const int end = std::min(keys, begin + kSplitTokens);
-      for (int block = begin; block < end; block += kPageTokens) {
-        AddBlock(scale, q, block, std::min(end, block + kPageTokens), key_at, split);
+      const int step = pairs_ ? kSplitTokens : kPageTokens;  // keys that share a maximum
+      for (int block = begin; block < end; block += step) {
+        AddBlock(scale, q, block, std::min(end, block + step), key_at, split);
       }
       if (begin == 0) {
         total = split;
@@ -435,7 +436,16 @@ class ReferenceBackend : public Backend {
       }
     }
     const float factor = 1.0f / total.sum;
-    for (int i = 0; i < value_dim; ++i) out[i] = total.values[i] * factor;
+    for (int i = 0; i < value_dim; ++i) out[i] = Fma(total.values[i], factor, 0.0f);  // no −0
+  }
+
+  // body(i) for [0, count) in the order in which products are added.
+  template <class Body>
+  void InOrder(size_t count, const Body& body) const {
+    for (size_t i = 0; i < (pairs_ ? (count + 1) / 2 * 2 : count); ++i) {
+      const size_t at = pairs_ ? i ^ 1 : i;
+      if (at < count) body(at);
+    }
   }
 
   template <class KeyAt>
@@ -447,9 +457,8 @@ class ReferenceBackend : public Backend {
     for (int position = begin; position < end; ++position) {
       keys.push_back(key_at(position));
       float score = 0;
-      for (size_t i = 0; i < keys.back().key.size(); ++i) {
-        score = Fma(q[i], keys.back().key[i], score);
-      }
+      InOrder(keys.back().key.size(),
+              [&](size_t i) { score = Fma(q[i], keys.back().key[i], score); });
       score *= scale;
       scores.push_back(score);
       maximum = score > maximum ? score : maximum;
@@ -458,13 +467,16 @@ class ReferenceBackend : public Backend {
     split.maximum = maximum;
     split.sum *= correction;
     for (float& value : split.values) value *= correction;
-    for (size_t j = 0; j < scores.size(); ++j) {
-      const float p = Exp(scores[j] - maximum);
-      split.sum += p;
-      for (size_t i = 0; i < split.values.size(); ++i) {
-        split.values[i] = Fma(p, keys[j].value[i], split.values[i]);
-      }
+    for (float& score : scores) {
+      score = Exp(score - maximum);
+      if (pairs_) score = RoundToBF16(score);
+      split.sum += score;
     }
+    InOrder(scores.size(), [&](size_t j) {
+      for (size_t i = 0; i < split.values.size(); ++i) {
+        split.values[i] = Fma(scores[j], keys[j].value[i], split.values[i]);
+      }
+    });
   }
 
   static void Merge(const Partial& split, Partial& total) {
@@ -489,7 +501,7 @@ class ReferenceBackend : public Backend {
 
   bool rounded_;
   Quantization quantization_;
-  bool odd_first_;
+  bool pairs_;  // family avx512-bf16
   bool fp8_activations_;
   KvType kv_type_;
   bool expanded_;

@@ -16,9 +16,9 @@ struct ReferenceOptions {
   bool round_to_bf16 = true;
   // With round_to_bf16 only.
   Quantization quantization = Quantization::kNone;
-  // With round_to_bf16 only: the tree of family avx512-bf16, which takes inputs in pairs, the odd
-  // one first.
-  bool odd_first = false;
+  // With round_to_bf16 only: the arithmetic of family avx512-bf16, which takes inputs in pairs, the
+  // odd one first, scales the sums of INT4's groups, and attends by products.
+  bool avx512_bf16 = false;
   // With round_to_bf16 only: rows that meet FP8 weights are quantised first, as family sm90 has it:
   // to E4M3 per 128 inputs, scale = max(largest, 1e-4)/448.
   bool fp8_activations = false;

@@ -60,14 +60,18 @@ ReferenceMatrix MakeInt8Matrix(const SourceMatrix& source) {
   return matrix;
 }
 
-ReferenceMatrix MakeInt4Matrix(const SourceMatrix& source) {
+ReferenceMatrix MakeInt4Matrix(const SourceMatrix& source, bool group_scales) {
   ReferenceMatrix matrix = Empty(source.rows, source.cols);
   std::vector<int8_t> row(source.cols);
   std::vector<BF16> scales((source.cols + kInt4Group - 1) / kInt4Group);
+  if (group_scales) matrix.group_scales.resize(std::ssize(scales) * source.rows);
   for (int64_t n = 0; n < source.rows; ++n) {
     ReadInt4Row(source, n, row.data(), scales.data());
     for (int64_t k = 0; k < source.cols; ++k) {
-      matrix.transposed[k * source.rows + n] = Int4Weight(row[k], scales[k / kInt4Group]);
+      const BF16 scale = scales[k / kInt4Group];
+      if (group_scales) matrix.group_scales[k / kInt4Group * source.rows + n] = ToFloat(scale);
+      matrix.transposed[k * source.rows + n] =
+          group_scales ? static_cast<float>(row[k]) : Int4Weight(row[k], scale);
     }
   }
   return matrix;
@@ -78,21 +82,25 @@ ReferenceMatrix MakeInt4Matrix(const SourceMatrix& source) {
 void ReferenceMatrix::Multiply(const float* x, float* out) const {
   if (!integers.empty()) return MultiplyIntegers(*this, x, out);
   std::fill_n(out, rows, 0.0f);
-  if (scales.empty()) {
-    AddProducts(*this, x, 0, cols, out);
-    return;
-  }
-  const int64_t blocks = (cols + kScaleBlock - 1) / kScaleBlock;
+  if (!scales.empty() || !group_scales.empty()) return MultiplyScaled(x, out);
+  AddProducts(*this, x, 0, cols, out);
+}
+
+void ReferenceMatrix::MultiplyScaled(const float* x, float* out) const {
+  const int64_t size = scales.empty() ? kInt4Group : kScaleBlock;
+  const int64_t blocks = (cols + size - 1) / size;
   std::vector<float> partial(rows);
   std::vector<float> row(x, x + cols);
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = b * kScaleBlock;
-    const int64_t end = std::min(cols, begin + kScaleBlock);
+    const int64_t begin = b * size;
+    const int64_t end = std::min(cols, begin + size);
     const float row_scale = quantised_rows ? QuantiseBlock(row.data() + begin, end - begin) : 1.0f;
     std::fill(partial.begin(), partial.end(), 0.0f);
     AddProducts(*this, row.data(), begin, end, partial.data());
     for (int64_t n = 0; n < rows; ++n) {
-      out[n] = Fma(partial[n], row_scale * scales[n / kScaleBlock * blocks + b], out[n]);
+      const float scale =
+          scales.empty() ? group_scales[b * rows + n] : scales[n / kScaleBlock * blocks + b];
+      out[n] = Fma(partial[n], row_scale * scale, out[n]);
     }
   }
 }
@@ -107,10 +115,11 @@ ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source) {
   return matrix;
 }
 
-ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization) {
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization,
+                                    bool group_scales) {
   const DType dtype = PackedDType(source.dtype, source.cols, quantization);
   if (dtype == DType::kI8) return MakeInt8Matrix(source);
-  if (dtype == DType::kI4) return MakeInt4Matrix(source);
+  if (dtype == DType::kI4) return MakeInt4Matrix(source, group_scales);
   ReferenceMatrix matrix = MakeReferenceF32Matrix(source);
   if (dtype != DType::kF8E4M3) {
     for (float& value : matrix.transposed) value = RoundToBF16(value);

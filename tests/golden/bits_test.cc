@@ -82,24 +82,24 @@ struct ProfileHashes {
   const char* fp8;
 };
 constexpr ProfileHashes kProfileHashes[] = {
-    {"epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "f65f308d772e76fa",
+    {"epic-numerics-2/fma/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "f65f308d772e76fa",
      "b98e6a789dbab772"},
-    {"epic-numerics-1/amx-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "895bb9fe28bc9975",
-     "5a71cc369a9ae65e"},
-    {"epic-numerics-1/fma/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
+    {"epic-numerics-2/amx-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512", "71901c430e98ae2a",
+     "d4690c54aba11b04"},
+    {"epic-numerics-2/fma/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
      "951202a6e3eb0240"},
-    {"epic-numerics-1/fma/w:int4,a:bf16,kv:bf16/absorbed/split512", "2e5da8461b67a7b8",
+    {"epic-numerics-2/fma/w:int4,a:bf16,kv:bf16/absorbed/split512", "2e5da8461b67a7b8",
      "90be9ba53893c076"},
-    {"epic-numerics-1/amx-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
-     "13c01443659493da"},
-    {"epic-numerics-1/amx-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "5fe7abcd5bf4c82f",
-     "b59fa254b7042092"},
-    {"epic-numerics-1/avx512-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512",
-     "00e690d3a21313ad", "84b6345759ded28c"},
-    {"epic-numerics-1/avx512-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "49c3d836480452bb",
-     "951202a6e3eb0240"},
-    {"epic-numerics-1/avx512-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "8f4190fbf5213c42",
-     "6d79e227e7221c45"}};
+    {"epic-numerics-2/amx-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "2970aed615ad63a0",
+     "ae53b844efe6a05b"},
+    {"epic-numerics-2/amx-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "c16f23874a4f0328",
+     "e4a1f6d98c49bb06"},
+    {"epic-numerics-2/avx512-bf16/w:checkpoint,a:bf16,kv:bf16/absorbed/split512",
+     "e423d2dbaab20065", "491b4b0a10d9cb17"},
+    {"epic-numerics-2/avx512-bf16/w:int8,a:int8,kv:bf16/absorbed/split512", "2970aed615ad63a0",
+     "ae53b844efe6a05b"},
+    {"epic-numerics-2/avx512-bf16/w:int4,a:bf16,kv:bf16/absorbed/split512", "4bb23d5d7744762b",
+     "dfdd97d09d4905e6"}};
 
 struct ProfileCase {
   const char* name;
@@ -121,7 +121,7 @@ std::string HashOn(bool fp8, kernels::Backend& backend) {
 TEST(ProfileOfFp8Pages, KeepsItsBits) {
   const auto backend = Cpu({.family = kernels::CpuFamily::kFma, .kv_type = kernels::KvType::kFP8});
   ASSERT_NE(backend, nullptr);
-  EXPECT_EQ(backend->profile(), "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:fp8/absorbed/split512");
+  EXPECT_EQ(backend->profile(), "epic-numerics-2/fma/w:checkpoint,a:bf16,kv:fp8/absorbed/split512");
   EXPECT_EQ(HashOn(false, *backend), "c5e8b202fcb62ca0");
   EXPECT_EQ(HashOn(true, *backend), "0ddcfa746a723ab0");
 }
@@ -131,7 +131,7 @@ TEST(ProfileOfExpandedPrompts, KeepsItsBits) {
                             .prompt_attention = kernels::PromptAttention::kExpanded});
   ASSERT_NE(backend, nullptr);
   EXPECT_EQ(backend->profile(),
-            "epic-numerics-1/fma/w:checkpoint,a:bf16,kv:bf16/expanded/split512");
+            "epic-numerics-2/fma/w:checkpoint,a:bf16,kv:bf16/expanded/split512");
   EXPECT_EQ(HashOn(false, *backend), "8dac99d5c7b01405");
   EXPECT_EQ(HashOn(true, *backend), "3fe1381b44698f4c");
 }

@@ -176,7 +176,8 @@ void Fixed(benchmark::State& state) {
   attention.shape = {.heads = kHeads, .kv_rank = 512, .rope_dim = 64, .softmax_scale = 0.1f};
   const FmaGemmFamily family(Ops());
   GemmRunner gemms(Pool());
-  AttentionRunner runner(family, Ops(), Pool(), gemms);
+  const VectorAttention split_attention(Ops());
+  AttentionRunner runner(family, split_attention, Ops(), Pool(), gemms);
   std::byte* const slabs[] = {batch.slab.data()};
   const KvView kv{kLayout, slabs, static_cast<int>(batch.plan.pages.size())};
   const int64_t rows = batch.plan.rows();

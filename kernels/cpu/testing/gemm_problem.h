@@ -83,6 +83,7 @@ inline std::vector<float> Multiply(const GemmFamily& family, const GemmProblem& 
       family.Gemm({.a = p.a.data() + row * k,
                    .a_stride = k,
                    .prepared = rows.data() + row * row_bytes,
+                   .prepared_stride = row_bytes,
                    .m = std::min(row_step, p.m - row),
                    .weight = {packed.data(), n, k, dtype},
                    .n_begin = panel * width,
