@@ -24,15 +24,21 @@ absl::Status ControlSession::Connect(uint64_t peer_acknowledged) {
   }
   written_ = acknowledged_;
   told_ = received_;
+  untold_bytes_ = 0;
   return absl::OkStatus();
+}
+
+bool ControlSession::AcknowledgementDue() const {
+  return received_ - told_ >= kAcknowledgedMessages || untold_bytes_ >= kAcknowledgedBytes;
 }
 
 std::optional<v1::ControlFrame> ControlSession::NextFrame() {
   const bool message_waits = written_ < acknowledged_ + sent_.size();
-  if (!message_waits && told_ == received_) return std::nullopt;
+  if (!message_waits && !AcknowledgementDue()) return std::nullopt;
   v1::ControlFrame frame;
   frame.set_acknowledged(received_);
   told_ = received_;
+  untold_bytes_ = 0;
   if (message_waits) {
     *frame.mutable_message() = sent_[written_ - acknowledged_];
     frame.set_number(++written_);
@@ -49,6 +55,7 @@ absl::Status ControlSession::OnFrame(const v1::ControlFrame& frame, bool* fresh)
                                             " arrived, ", received_ + 1, " was next"));
   }
   received_ = frame.number();
+  untold_bytes_ += frame.ByteSizeLong();
   *fresh = true;
   return absl::OkStatus();
 }

@@ -18,6 +18,10 @@ namespace epic::cluster {
 class ControlSession {
  public:
   static constexpr size_t kUnacknowledgedBytesMax = size_t{512} << 20;
+  // An acknowledgement goes along with a message; alone it goes after so many messages or bytes. A
+  // frame for each message of a busy rank would cost more than all that is done with the message.
+  static constexpr uint64_t kAcknowledgedMessages = 16;
+  static constexpr size_t kAcknowledgedBytes = size_t{1} << 20;
 
   // Queues a message. ResourceExhausted if the peer has not acknowledged for so long that
   // kUnacknowledgedBytesMax is passed: the session is of no use any more.
@@ -40,6 +44,7 @@ class ControlSession {
 
  private:
   absl::Status Acknowledge(uint64_t number);
+  bool AcknowledgementDue() const;
 
   std::deque<v1::ControlMessage> sent_;  // numbers acknowledged_ + 1, …
   size_t sent_bytes_ = 0;
@@ -47,6 +52,7 @@ class ControlSession {
   uint64_t written_ = 0;       // on this connection
   uint64_t received_ = 0;
   uint64_t told_ = 0;  // highest acknowledgement written on this connection
+  size_t untold_bytes_ = 0;
 };
 
 }  // namespace epic::cluster
