@@ -147,7 +147,7 @@ bool Core::Place(uint64_t id) {
     RankLoad load{.rank = rank,
                   .ready = true,
                   .running = static_cast<int>(worker.sequences.size()),
-                  .kv_pages_used = worker.step.kv_pages_used(),
+                  .kv_pages_used = worker.step.kv_pages_used,
                   .kv_page_count = world_.members().at(rank).ready->kv_page_count()};
     for (const uint64_t other : worker.sequences) {
       load.uncomputed_tokens += sequences_.at(other).uncomputed_tokens;

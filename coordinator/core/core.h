@@ -104,7 +104,13 @@ class Core : public Inference, public Operators {
   };
   struct Worker {
     std::unique_ptr<cluster::ControlLink> link;
-    v1::StepReport step;  // the last one's numbers
+    struct {
+      int running = 0;
+      int waiting = 0;
+      int kv_pages_used = 0;
+      int64_t number = 0;
+      int64_t preemptions = 0;
+    } step;  // the last that it reported
     std::set<uint64_t> sequences;
     absl::Time last_step_at;
   };

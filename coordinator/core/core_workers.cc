@@ -41,9 +41,11 @@ void Core::OnReady(int rank) {
 void Core::OnStep(int rank, const v1::StepReport& report) {
   Worker& worker = workers_.at(rank);
   worker.last_step_at = env_.clock.Now();
-  worker.step = report;
-  worker.step.clear_tokens();
-  worker.step.clear_prompts();
+  worker.step = {.running = report.running(),
+                 .waiting = report.waiting(),
+                 .kv_pages_used = report.kv_pages_used(),
+                 .number = static_cast<int64_t>(report.step()),
+                 .preemptions = report.preemptions()};
   for (const v1::PromptScored& prompt : report.prompts()) OnPrompt(rank, prompt);
   for (const v1::SequenceToken& token : report.tokens()) OnToken(rank, token);
   PlaceWaiting();
@@ -253,11 +255,11 @@ RankStatus Core::StatusOf(int rank, const Worker& worker) const {
     status.profile = member.ready->profile();
     status.kv_page_count = member.ready->kv_page_count();
   }
-  status.running = worker.step.running();
-  status.waiting = worker.step.waiting();
-  status.kv_pages_used = worker.step.kv_pages_used();
-  status.steps = static_cast<int64_t>(worker.step.step());
-  status.preemptions = worker.step.preemptions();
+  status.running = worker.step.running;
+  status.waiting = worker.step.waiting;
+  status.kv_pages_used = worker.step.kv_pages_used;
+  status.steps = worker.step.number;
+  status.preemptions = worker.step.preemptions;
   status.last_step_age = StepAge(worker);
   status.last_report_age = world_.liveness().ReportAge(rank, now);
   status.sequences = static_cast<int>(worker.sequences.size());

@@ -72,7 +72,9 @@ class StreamedAnswer {
   std::string ChatEvents(const Generation::Output& output);
   std::string CompletionEvents(const Generation::Output& output);
   Json Echo(int index);
-  std::string Event(const Json& choice) const;
+  std::string TokenIds(const Generation::Output& output) const;
+  // `choice`: its JSON.
+  std::string Event(const std::string& choice) const;
 
   const FrontendContext& context_;
   const OpenAiRequest& request_;

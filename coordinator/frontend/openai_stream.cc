@@ -1,4 +1,5 @@
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "coordinator/frontend/errors.h"
 #include "coordinator/frontend/openai_answer.h"
 
@@ -24,8 +25,8 @@ std::string StreamedAnswer::Begin() {
   for (int i = 0; i < generation_.choice_count(); ++i) {
     if (request_.chat) {
       const Json delta = {{"role", "assistant"}, {"content", ""}};
-      events += Event(
-          {{"index", i}, {"delta", delta}, {"logprobs", nullptr}, {"finish_reason", nullptr}});
+      events += Event(Dump(
+          {{"index", i}, {"delta", delta}, {"logprobs", nullptr}, {"finish_reason", nullptr}}));
     }
   }
   return events;
@@ -36,36 +37,35 @@ std::string StreamedAnswer::Events(const Generation::Output& output) {
   return request_.chat ? ChatEvents(output) : CompletionEvents(output);
 }
 
+// Written as text: every token of every stream passes here, and a tree of values costs as much as
+// all else that is done for it.
 std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
-  Json extras = Json::object();  // what goes with the first event of this output
-  if (output.token && request_.return_token_ids) {
-    extras["token_ids"] = Json::array({output.token->token});
-    if (output.position == 1) extras["prompt_token_ids"] = generation_.prompt(0);
-  }
-  Json logprobs;
+  std::string extras = TokenIds(output);  // what goes with the first event of this output
+  std::string logprobs = "null";
   if (output.token && request_.logprobs >= 0) {
-    logprobs = {{"content",
-                 Json::array({ChatLogprob(*context_.tokenizer, *output.token, request_.logprobs)})},
-                {"refusal", nullptr}};
+    logprobs =
+        Dump({{"content",
+               Json::array({ChatLogprob(*context_.tokenizer, *output.token, request_.logprobs)})},
+              {"refusal", nullptr}});
   }
   std::string events;
-  const auto add = [&](Json delta, FinishReason finish) {
-    Json choice = {{"index", output.index},
-                   {"delta", std::move(delta)},
-                   {"logprobs", std::move(logprobs)},
-                   {"finish_reason", FinishReasonJson(finish)}};
-    choice.update(extras);
+  const auto add = [&](const std::string& delta, FinishReason finish) {
+    events += Event(absl::StrCat(R"({"index":)", output.index, R"(,"delta":)", delta,
+                                 R"(,"logprobs":)", logprobs, R"(,"finish_reason":)",
+                                 Dump(FinishReasonJson(finish)), extras, "}"));
     extras.clear();
-    logprobs = nullptr;
-    events += Event(choice);
+    logprobs = "null";
   };
   if (!output.reasoning.empty()) {
-    add({{"reasoning_content", output.reasoning}, {"reasoning", output.reasoning}},
+    const std::string text = Dump(output.reasoning);
+    add(absl::StrCat(R"({"reasoning_content":)", text, R"(,"reasoning":)", text, "}"),
         FinishReason::kNone);
   }
-  if (!output.text.empty()) add({{"content", output.text}}, FinishReason::kNone);
-  if (output.finish != FinishReason::kNone || !extras.empty() || !logprobs.is_null()) {
-    add(Json::object(), output.finish);
+  if (!output.text.empty()) {
+    add(absl::StrCat(R"({"content":)", Dump(output.text), "}"), FinishReason::kNone);
+  }
+  if (output.finish != FinishReason::kNone || !extras.empty() || logprobs != "null") {
+    add("{}", output.finish);
   }
   return events;
 }
@@ -73,22 +73,29 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
 std::string StreamedAnswer::CompletionEvents(const Generation::Output& output) {
   std::string events;
   if (request_.echo && output.position <= 1 && output.token) {
-    events += Event(Echo(output.index));
+    events += Event(Dump(Echo(output.index)));
   }
-  const bool wanted = output.token && (request_.logprobs >= 0 || request_.return_token_ids);
-  if (output.text.empty() && output.finish == FinishReason::kNone && !wanted) return events;
-  Json choice = {{"index", output.index}, {"text", output.text}, {"logprobs", nullptr}};
-  if (output.token && request_.logprobs >= 0) {
-    choice["logprobs"] = logprobs_[output.index].Next({&*output.token, 1});
+  const std::string ids = TokenIds(output);
+  const bool has_logprobs = output.token && request_.logprobs >= 0;
+  if (output.text.empty() && output.finish == FinishReason::kNone && !has_logprobs && ids.empty()) {
+    return events;
   }
-  choice["finish_reason"] = FinishReasonJson(output.finish);
-  if (output.token && request_.return_token_ids) {
-    choice["token_ids"] = Json::array({output.token->token});
-    if (output.position == 1) {
-      choice["prompt_token_ids"] = generation_.prompt(generation_.prompt_of(output.index));
-    }
+  std::string logprobs = "null";
+  if (has_logprobs) logprobs = Dump(logprobs_[output.index].Next({&*output.token, 1}));
+  return events + Event(absl::StrCat(R"({"index":)", output.index, R"(,"text":)", Dump(output.text),
+                                     R"(,"logprobs":)", logprobs, R"(,"finish_reason":)",
+                                     Dump(FinishReasonJson(output.finish)), ids, "}"));
+}
+
+// The fields of a choice for return_token_ids, with a comma before each.
+std::string StreamedAnswer::TokenIds(const Generation::Output& output) const {
+  if (!output.token || !request_.return_token_ids) return "";
+  std::string fields = absl::StrCat(R"(,"token_ids":[)", output.token->token, "]");
+  if (output.position == 1) {
+    const auto& prompt = generation_.prompt(generation_.prompt_of(output.index));
+    absl::StrAppend(&fields, R"(,"prompt_token_ids":[)", absl::StrJoin(prompt, ","), "]");
   }
-  return events + Event(choice);
+  return fields;
 }
 
 Json StreamedAnswer::Echo(int index) {
@@ -118,9 +125,9 @@ std::string StreamedAnswer::Error(const absl::Status& status) {
   return absl::StrCat("data: ", ErrorBody(status), "\n\ndata: [DONE]\n\n");
 }
 
-std::string StreamedAnswer::Event(const Json& choice) const {
-  return absl::StrCat("id: ", identity_.id, ":", token_count_, "\ndata: ", before_choice_,
-                      Dump(choice), after_choice_, "\n\n");
+std::string StreamedAnswer::Event(const std::string& choice) const {
+  return absl::StrCat("id: ", identity_.id, ":", token_count_, "\ndata: ", before_choice_, choice,
+                      after_choice_, "\n\n");
 }
 
 }  // namespace epic::coordinator
