@@ -1,7 +1,7 @@
-"""Measures kernels in turns and prints tables: `python tests/perf/kernels.py [weights] [prompt] [splits] [--rounds 7] [--write]`.
+"""Measures kernels in turns and prints tables: `python tests/perf/kernels.py [weights] [prompt] [splits] [step] [--rounds 7] [--write]`.
 
 weights: decoding by each type of weight, its time against INT8's scaled by bytes. prompt: an attention sub-layer on chunks of prompts,
-absorbed and expanded. splits: attention by splits of fixed tokens against splits that threads and batch choose. Medians over rounds that
+absorbed and expanded. splits: attention by splits of fixed tokens against splits that threads and batch choose. step: what a step of tiny-r1 takes beyond its operations. Medians over rounds that
 alternate between all cases, with the lowest and highest; --write puts the tables into tests/perf/RESULTS.md.
 """
 from __future__ import annotations
@@ -19,17 +19,22 @@ from report import ROOT, commit, table, write_section
 class Times:
     """Seconds of each benchmark, by its name without the suffixes of the library."""
 
-    def __init__(self, build: Path, program: str, pattern: str, rounds: int):
-        command = [build / "bin" / program, f"--benchmark_filter={pattern}", f"--benchmark_repetitions={rounds}",
+    def __init__(self, build: Path, program: str, pattern: str, rounds: int, *arguments):
+        command = [build / "bin" / program, *arguments, f"--benchmark_filter={pattern}", f"--benchmark_repetitions={rounds}",
                    "--benchmark_enable_random_interleaving=true", "--benchmark_min_time=0.05", "--benchmark_format=json"]
         done = subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.of: dict[str, list[float]] = {}
         self.bandwidth: dict[str, list[float]] = {}
-        for run in json.loads(done.stdout)["benchmarks"]:
+        self.beyond: dict[str, list[float]] = {}
+        runs = json.loads(done.stdout)["benchmarks"]
+        runs.sort(key=lambda run: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", run["run_name"])])
+        for run in runs:
             if run["run_type"] != "iteration" or "error_occurred" in run:
                 continue
             name = run["run_name"].split("/real_time")[0].split("/repeats:")[0]
             self.of.setdefault(name, []).append(run["real_time"] * {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1}[run["time_unit"]])
+            if "beyond" in run:
+                self.beyond.setdefault(name, []).append(run["beyond"])
             if "bytes_per_second" in run:
                 self.bandwidth.setdefault(name, []).append(run["bytes_per_second"])
 
@@ -91,9 +96,17 @@ def splits(build: Path, rounds: int) -> str:
             + table(["sequences", "rows of each", "records before", "fixed ms", "dynamic ms", "price"], rows))
 
 
+def step(build: Path, rounds: int) -> str:
+    times = Times(build, "step_benchmark", ".", rounds, ROOT / "models/tiny-r1")
+    rows = [[name.split("/")[1], times.text(name), f"{100 * statistics.median(times.beyond[name]):.1f} %"] for name in times.of]
+    return ("A step of tiny-r1 in the engine, sampling in and network out, against the time within its operations.\n\n"
+            + table(["sequences", "ms", "beyond its operations"], rows))
+
+
 SECTIONS = {"weights": ("Decoding by type of weight", weights, "gemm_benchmark"),
             "prompt": ("Prompts absorbed and expanded", prompt, "attention_benchmark"),
-            "splits": ("The price of the fixed tree", splits, "split_benchmark")}
+            "splits": ("The price of the fixed tree", splits, "split_benchmark"),
+            "step": ("A step beyond its operations", step, "step_benchmark")}
 
 
 def main() -> None:
