@@ -6,9 +6,13 @@
 #include <functional>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "proto/epic/v1/worker.pb.h"
 
 namespace epic::cluster {
+
+// How often a rank says what it does (v1.RankReport): silence is how a hang is known.
+inline constexpr absl::Duration kReportInterval = absl::Milliseconds(100);
 
 // Loop thread only (base/env.h); handlers are called there.
 class ControlLink {

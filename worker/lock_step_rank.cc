@@ -1,7 +1,5 @@
 #include "worker/lock_step_rank.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -13,6 +11,11 @@
 #include "worker/exchange/static_map.h"
 
 namespace epic::worker {
+namespace {
+
+constexpr absl::Duration kStillMax = absl::Seconds(10);  // longer than any step
+
+}  // namespace
 
 WorkerOptions LockStepOptions(WorkerOptions options, int rank_count) {
   options.roles = {"attention", "experts"};
@@ -36,16 +39,19 @@ LockStepRank::LockStepRank(const WorkerOptions& options, const RankPlan& plan,
       connection_(
           std::in_place, env, options.coordinator, Identity(), std::move(token),
           Connection::Handlers{.on_message = [this](const v1::ControlMessage& m) { OnMessage(m); },
-                               .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {}
+                               .on_link = [this](cluster::ControlLink* link) { OnLink(link); }}) {
+  plan_.backend->SetInterlude([this] {
+    if (env_.clock.Now() >= reported_at_ + cluster::kReportInterval) Report();
+  });
+  ReportAgain();
+}
+
+LockStepRank::~LockStepRank() { plan_.backend->SetInterlude({}); }
 
 v1::WorkerIdentity LockStepRank::Identity() const {
-  v1::WorkerIdentity identity;
+  v1::WorkerIdentity identity = plan_.identity();
   identity.set_attention(true);
   identity.set_experts(true);
-  identity.set_profile(plan_.backend->profile());
-  identity.set_checkpoint(plan_.checkpoint->fingerprint());
-  identity.set_description(plan_.backend->description());
-  identity.set_process_id(getpid());
   epochs_.Introduce(identity);
   return identity;
 }
@@ -74,6 +80,7 @@ absl::Status LockStepRank::RunEpoch() {
     if (ends_ && sequences_.drained()) wave_->End();
     RETURN_IF_ERROR(wave_->Join());
     if (epoch_over_) return absl::AbortedError("the coordinator's link has ended");
+    RETURN_IF_ERROR(CheckMoving());
   }
   return connection_->refusal();
 }
@@ -92,7 +99,19 @@ absl::Status LockStepRank::AwaitEpoch() {
   return connection_->refusal();
 }
 
+absl::Status LockStepRank::CheckMoving() {
+  if (!revoked_at_) return absl::OkStatus();
+  if (wave_->moved_at() > *revoked_at_) {
+    revoked_at_.reset();
+  } else if (env_.clock.Now() - *revoked_at_ > kStillMax) {
+    return absl::AbortedError(
+        absl::StrCat("revoked, and the world has not moved for ", absl::FormatDuration(kStillMax)));
+  }
+  return absl::OkStatus();
+}
+
 void LockStepRank::LeaveEpoch() {
+  revoked_at_.reset();
   while (!epochs_.Left()) loop_.RunOnce(absl::Milliseconds(1));
   collective_ = nullptr;
   sequences_.StopServing();
@@ -173,7 +192,31 @@ absl::Status LockStepRank::AwaitOthers() {
   }
 }
 
+void LockStepRank::ReportAgain() {
+  Report();
+  loop_.At(reported_at_ + cluster::kReportInterval, [this] { ReportAgain(); });
+}
+
+void LockStepRank::Report() {
+  reported_at_ = env_.clock.Now();
+  if (link_ == nullptr) return;
+  v1::ControlMessage message;
+  v1::RankReport& report = *message.mutable_rank_report();
+  if (!engine_) {
+    report.set_activity(v1::RankReport::LOADING);
+    report.set_loaded_bytes(loaded_bytes_);
+  } else if (sequences_.busy()) {
+    const StepPlace place = wave_->place();
+    report.set_activity(v1::RankReport::COMPUTING);
+    report.set_stage(place.stage);
+    report.set_layer(place.layer);
+  }
+  report.set_ticks(++reports_);
+  link_->Send(std::move(message));
+}
+
 void LockStepRank::ReportLoading(int64_t bytes) {
+  loaded_bytes_ = bytes;
   const int64_t total = plan_.weights.source_bytes + experts_.order_total_bytes();
   sequences_.ReportLoading(std::min(bytes, total), total);
   loop_.RunOnce(absl::ZeroDuration());
@@ -185,6 +228,7 @@ void LockStepRank::OnMessage(const v1::ControlMessage& message) {
     LOG_INFO("the coordinator calls this process rank {}", message.welcome().rank());
   } else if (message.has_revoked()) {
     LOG_WARNING("the coordinator has revoked this rank: {}", message.revoked().reason());
+    revoked_at_ = env_.clock.Now();
     connection_->Renew();
   } else if (!message.has_join_epoch()) {
     sequences_.OnMessage(message);

@@ -34,6 +34,7 @@ class LockStepRank {
   LockStepRank(const WorkerOptions& options, const RankPlan& plan,
                std::optional<cluster::JoinToken> token, EpochSource& epochs, EpollLoop& loop,
                Env env);
+  ~LockStepRank();
 
   // Loads, waits for the other ranks, and serves until all ranks want to leave, over as many epochs
   // as it takes. FailedPrecondition if the ranks are not alike or the coordinator refuses this one;
@@ -52,7 +53,13 @@ class LockStepRank {
   absl::Status LoadExperts();
   absl::Status AwaitOthers();
   void LeaveEpoch();
+  // Aborted: this rank was revoked and the world stands still. A world that outlives the revocation
+  // goes on; one with a rank that hangs never does.
+  absl::Status CheckMoving();
   void ReportLoading(int64_t bytes);
+  // Whoever reports nothing any more hangs (docs/collective.md).
+  void Report();
+  void ReportAgain();
   void OnLink(cluster::ControlLink* link);
   void OnMessage(const v1::ControlMessage& message);
   void TellDrain();
@@ -67,6 +74,10 @@ class LockStepRank {
   // Before the connection, whose handlers use them.
   cluster::ControlLink* link_ = nullptr;
   bool ends_ = false;
+  absl::Time reported_at_ = absl::InfinitePast();
+  int64_t loaded_bytes_ = 0;
+  uint64_t reports_ = 0;
+  std::optional<absl::Time> revoked_at_;  // until the world has moved since
   std::optional<Connection> connection_;
   // Once loaded.
   std::unique_ptr<model::Model> model_;

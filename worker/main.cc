@@ -144,18 +144,14 @@ class Rank {
   bool MayLeave() const { return told_to_drain_ || env_.clock.Now() >= leave_at_; }
 
   v1::WorkerIdentity Identity() const {
-    v1::WorkerIdentity identity;
+    v1::WorkerIdentity identity = plan_.identity();
     identity.set_attention(options_.attention());
     identity.set_experts(options_.experts());
-    identity.set_profile(plan_.backend->profile());
-    identity.set_checkpoint(plan_.checkpoint->fingerprint());
-    identity.set_description(plan_.backend->description());
     identity.set_host(HostName());
     identity.set_run_dir(options_.run_dir);
     identity.set_address(transport_.address());
     identity.set_expert_slots(plan_.expert_slots);
     identity.set_expert_bytes(plan_.expert.packed_bytes);
-    identity.set_process_id(getpid());
     identity.set_layer_count(plan_.config.layer_count);
     // The plan has checked that dense layers come first.
     identity.set_first_expert_layer(plan_.config.layer_count - plan_.config.sparse_layer_count());
@@ -208,14 +204,14 @@ class Rank {
 
   // In the midst of a long operation, where the loop does not turn.
   void Interlude() {
-    if (env_.clock.Now() < reported_at_ + RankService::kReportInterval) return;
+    if (env_.clock.Now() < reported_at_ + cluster::kReportInterval) return;
     service_.ticks().Tick(false);
     Report();
   }
 
   void OnReportTime() {
     Report();
-    loop_.At(reported_at_ + RankService::kReportInterval, [this] { OnReportTime(); });
+    loop_.At(reported_at_ + cluster::kReportInterval, [this] { OnReportTime(); });
   }
 
   void Report() {

@@ -1,5 +1,7 @@
 #include "worker/rank_plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -86,6 +88,15 @@ ExchangeShape RankPlan::exchange_shape() const {
           .expert_count = config.expert_count,
           .experts_per_token = config.experts_per_token,
           .hidden = config.hidden_size};
+}
+
+v1::WorkerIdentity RankPlan::identity() const {
+  v1::WorkerIdentity identity;
+  identity.set_profile(backend->profile());
+  identity.set_checkpoint(checkpoint->fingerprint());
+  identity.set_description(backend->description());
+  identity.set_process_id(getpid());
+  return identity;
 }
 
 v1::WorkerReady RankPlan::ready() const {

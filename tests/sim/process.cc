@@ -41,7 +41,7 @@ Process::Process(SimLoop& loop, SimNetwork& network, const ProcessOptions& optio
       service_(loop, exchange_, options.experts ? &slots_ : nullptr,
                {.on_revoked = [this](const std::string&) { leaves_ = true; }}),
       starts_at_(loop.Now() + options.start_time),
-      next_report_(loop.Now() + worker::RankService::kReportInterval) {}
+      next_report_(loop.Now() + cluster::kReportInterval) {}
 
 Process::~Process() { *alive_ = false; }
 
@@ -213,7 +213,7 @@ void Process::SayGoodbye() {
 }
 
 void Process::Report() {
-  next_report_ = loop_.Now() + worker::RankService::kReportInterval;
+  next_report_ = loop_.Now() + cluster::kReportInterval;
   service_.Report({.computing = sequences_.busy()});
 }
 

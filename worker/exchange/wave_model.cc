@@ -69,6 +69,7 @@ absl::StatusOr<TokenModel::Progress> WaveModel::Turn() {
     }
   }
   waits_ = progress == Progress::kWaiting;
+  if (!waits_) moved_at_ = clock_.Now();
   return progress;
 }
 

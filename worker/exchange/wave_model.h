@@ -52,6 +52,8 @@ class WaveModel : public TokenModel {
   // This rank will begin no more steps: it takes part until all ranks have said so.
   void End() { ends_ = true; }
   bool stopped() const { return stopped_; }
+  // When a turn last did something, or found the world at rest.
+  absl::Time moved_at() const { return moved_at_; }
   // Votes without work since the last step; the world is at rest when there is one.
   int rests() const { return rests_; }
 
@@ -75,6 +77,7 @@ class WaveModel : public TokenModel {
   bool stopped_ = false;
   int rests_ = 0;
   absl::Time next_vote_ = absl::InfinitePast();
+  absl::Time moved_at_ = absl::InfinitePast();
 };
 
 }  // namespace epic::worker

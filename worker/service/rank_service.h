@@ -4,7 +4,7 @@
 //   rank.Connect(&link);                       // and again after each redial as a new generation
 //   if (!rank.OnMessage(message)) …;           // not for the rank: WorkerService's
 //   while (…) { … rank.Advance(); … }          // loads an expert, if one is to be loaded
-//   loop.At(…, [&] { rank.Report(place); });   // every kReportInterval
+//   loop.At(…, [&] { rank.Report(place); });   // every cluster::kReportInterval
 //
 // A plain object, one thread.
 #pragma once
@@ -48,8 +48,6 @@ class WorkTicks {
 
 class RankService {
  public:
-  static constexpr absl::Duration kReportInterval = absl::Milliseconds(100);
-
   struct Handlers {
     // This generation is out of the world: drop all sequences and dial anew as another.
     std::function<void(const std::string& reason)> on_revoked;
