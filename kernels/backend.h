@@ -196,7 +196,7 @@ class Backend {
   virtual void AttentionIn(const Attention& attention, const StepPlan& plan, const KvView& kv,
                            int layer, Tensor residual, Tensor query) = 0;
   // output BF16 [T, heads·kv_rank]: Σ softmax(scale·query·record)·latent over the records 0 ..
-  // position of the row's sequence, as stored. Key blocks of 64, splits of 512, merged in order.
+  // position of the row's sequence, as stored. Splits of 512 keys, merged in order.
   // Where attends_slices() is true, `plan` may be a slice of the step's plan, with those rows of
   // the tensors.
   // Rows that attend expanded leave their part of `output` as it is: from AttentionIn to

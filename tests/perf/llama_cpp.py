@@ -1,7 +1,8 @@
 """Runs llama.cpp and EPIC in turns on the same weights: `python tests/perf/llama_cpp.py LLAMA_BENCH [--rounds 5] [--write]`.
 
 LLAMA_BENCH is the llama-bench program that you built (cmake --build build --target llama-bench llama-batched-bench). If
-llama-batched-bench stands beside it, decoding at several sequences is compared too. The weights are a synthetic checkpoint in
+llama-batched-bench stands beside it, decoding at several sequences is compared too, without context: it would compute every
+sequence's prompt first. The weights are a synthetic checkpoint in
 V2-Lite's widths: EPIC reads it with --quantization int8, llama.cpp as Q8_0, or both in BF16 (--type bf16); bytes a weight of
 both are printed. Needs numpy for the GGUF file, which is made once.
 """
@@ -59,19 +60,17 @@ class Rivals:
             for line in lines:
                 key = ("prefill", context, line["n_prompt"]) if line["n_prompt"] else ("decode", context, 1)
                 speeds[key] = line["avg_ts"]
-            batches = [b for b in o.batch if b > 1]
-            if batches and self.batched.exists():
-                speeds |= self.llama_batched(context, batches)
+        batches = [b for b in o.batch if b > 1]
+        if batches and 0 in o.context and self.batched.exists():
+            speeds |= self.llama_batched(batches)
         return speeds
 
-    def llama_batched(self, context: int, batches: list[int]) -> dict:
-        o = self.options
-        records = max(context, 1)
-        lines = output_of(self.batched, "-m", self.gguf, "-t", o.threads, "-npp", records, "-ntg", STEPS,
-                          "-npl", ",".join(map(str, batches)), "-c", max(batches) * (records + STEPS), "-b", 2048, "-ub", 2048,
+    def llama_batched(self, batches: list[int]) -> dict:
+        lines = output_of(self.batched, "-m", self.gguf, "-t", self.options.threads, "-npp", 1, "-ntg", STEPS,
+                          "-npl", ",".join(map(str, batches)), "-c", max(batches) * (1 + STEPS), "-b", 2048, "-ub", 2048,
                           "--output-format", "jsonl")
         found = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
-        return {("decode", context, line["pl"]): line["speed_tg"] for line in found}
+        return {("decode", 0, line["pl"]): line["speed_tg"] for line in found}
 
 
 def spread(values: list[float]) -> str:

@@ -152,6 +152,7 @@ def prefills(a: Server, b: Server, rounds: int) -> tuple[list[float], list[float
 
 def round_trips(rounds: int) -> list[tuple[str, list[float]]]:
     """Of a batch of one at V2-Lite's widths, between two processes; median microseconds of each run."""
+    subprocess.run(["ninja", "-C", ROOT / "build", "transport_benchmark"], check=True, stdout=subprocess.DEVNULL)
     rows = {}
     for _ in range(rounds):
         out = subprocess.run([ROOT / "build/bin/transport_benchmark", "--rounds", "5000"], stdout=subprocess.PIPE, check=True, text=True).stdout
