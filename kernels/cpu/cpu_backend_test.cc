@@ -395,6 +395,24 @@ TEST(CpuBackend, FamiliesThatAttendByProductsCrossPagesAndSplits) {
   }
 }
 
+TEST(CpuBackend, AttentionByProductsHasTheSameBitsOnEveryVectorWidth) {
+  for (const ToyShape& shape : ShapesOfAttention()) {
+    const ToyModel model(shape, 9);
+    for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
+      std::vector<Logits> found;
+      for (const CpuVectors vectors : VectorsOfThisCpu()) {
+        const CpuBackendResult made = MakeCpuBackend({.family = CpuFamily::kAmxBf16,
+                                                      .vectors = vectors,
+                                                      .emulate_amx = true,
+                                                      .kv_type = kv_type,
+                                                      .threads = 2});
+        found.push_back(RunAll(model, *made.backend, {{{0, 130}, {1, 9}}, {{0, 1}, {1, 1}}}));
+      }
+      for (const Logits& logits : found) EXPECT_EQ(logits, found[0]);
+    }
+  }
+}
+
 TEST(CpuBackend, CrossesThePagesAndSplitsOfALongSequence) {
   const ToyModel model(SmallToyShape(), 3);
   const Schedule& schedule = kLong;
