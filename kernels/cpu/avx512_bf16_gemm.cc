@@ -12,7 +12,7 @@ namespace epic::kernels {
 namespace {
 
 constexpr int64_t kAheadBytes = 2048;
-constexpr int kFewRows = 4;
+constexpr int kFewRows = 4;  // twice as many of what is decoded
 constexpr int kRowTile = 6;
 constexpr int kGroup = 4;
 constexpr int64_t kStretchMax = 16;
@@ -238,7 +238,11 @@ void SmallTile(const GemmArguments& g, const Panels& panels, int64_t panel, int6
 template <class Weight, int kRows>
 void SmallGemm(const GemmArguments& g, const Panels& panels) {
   constexpr bool kScaled = Weight::kTilesPerScale > 0;
-  constexpr int kPanels = kRows == 1 ? 8 : kRows <= 3 && !kScaled ? 6 : kRows <= 3 ? 4 : 2;
+  constexpr int kPanels = kRows == 1               ? 8
+                          : kRows <= 3 && !kScaled ? 6
+                          : kRows <= 3             ? 4
+                          : kRows == 4             ? 2
+                                                   : 1;
   SweepPanels<kPanels, 1>(g.n_begin / kTilePanel, (g.n_end + kTilePanel - 1) / kTilePanel,
                           [&](auto count, int64_t panel, int64_t apart) {
                             SmallTile<Weight, kRows, count.value>(g, panels, panel, apart);
@@ -331,8 +335,9 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
 template <class Weight>
 void GemmOf(const GemmArguments& g) {
   const Panels panels(g.weight);
-  if (g.m > kFewRows) return LargeGemm<Weight>(g, panels);
-  WithCount<kFewRows>(g.m, [&](auto rows) { SmallGemm<Weight, rows.value>(g, panels); });
+  constexpr int kFew = Weight::kDecoded ? 2 * kFewRows : kFewRows;
+  if (g.m > kFew) return LargeGemm<Weight>(g, panels);
+  WithCount<kFew>(g.m, [&](auto rows) { SmallGemm<Weight, rows.value>(g, panels); });
 }
 
 void Gemm(const GemmArguments& g) {
