@@ -16,37 +16,39 @@
 namespace epic::kernels {
 namespace {
 
-std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
-                             Quantization quantization = Quantization::kNone,
-                             KvType kv_type = KvType::kBF16) {
-  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kFma,
-                                            .vectors = vectors,
-                                            .quantization = quantization,
-                                            .kv_type = kv_type,
-                                            .threads = threads});
+std::unique_ptr<Backend> Make(const CpuOptions& options) {
+  CpuBackendResult result = MakeCpuBackend(options);
   EXPECT_EQ(result.error, "");
   return std::move(result.backend);
 }
 
+std::unique_ptr<Backend> Cpu(CpuVectors vectors, int threads,
+                             Quantization quantization = Quantization::kNone,
+                             KvType kv_type = KvType::kBF16) {
+  return Make({.family = CpuFamily::kFma,
+               .vectors = vectors,
+               .quantization = quantization,
+               .kv_type = kv_type,
+               .threads = threads});
+}
+
 std::unique_ptr<Backend> EmulatedAmx(int threads, Quantization quantization = Quantization::kNone,
-                                     KvType kv_type = KvType::kBF16) {
-  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kAmxBf16,
-                                            .quantization = quantization,
-                                            .emulate_amx = true,
-                                            .kv_type = kv_type,
-                                            .threads = threads});
-  EXPECT_EQ(result.error, "");
-  return std::move(result.backend);
+                                     KvType kv_type = KvType::kBF16,
+                                     CpuVectors vectors = CpuVectors::kAuto) {
+  return Make({.family = CpuFamily::kAmxBf16,
+               .vectors = vectors,
+               .quantization = quantization,
+               .emulate_amx = true,
+               .kv_type = kv_type,
+               .threads = threads});
 }
 
 std::unique_ptr<Backend> Avx512Bf16(int threads, Quantization quantization = Quantization::kNone,
                                     KvType kv_type = KvType::kBF16) {
-  CpuBackendResult result = MakeCpuBackend({.family = CpuFamily::kAvx512Bf16,
-                                            .quantization = quantization,
-                                            .kv_type = kv_type,
-                                            .threads = threads});
-  EXPECT_EQ(result.error, "");
-  return std::move(result.backend);
+  return Make({.family = CpuFamily::kAvx512Bf16,
+               .quantization = quantization,
+               .kv_type = kv_type,
+               .threads = threads});
 }
 
 std::vector<CpuVectors> VectorsOfThisCpu() {
@@ -403,12 +405,8 @@ TEST(CpuBackend, AttentionByProductsHasTheSameBitsOnEveryVectorWidth) {
     for (const KvType kv_type : {KvType::kBF16, KvType::kFP8}) {
       std::vector<Logits> found;
       for (const CpuVectors vectors : VectorsOfThisCpu()) {
-        const CpuBackendResult made = MakeCpuBackend({.family = CpuFamily::kAmxBf16,
-                                                      .vectors = vectors,
-                                                      .emulate_amx = true,
-                                                      .kv_type = kv_type,
-                                                      .threads = 2});
-        found.push_back(RunAll(model, *made.backend, {{{0, 130}, {1, 9}}, {{0, 1}, {1, 1}}}));
+        const auto backend = EmulatedAmx(2, Quantization::kNone, kv_type, vectors);
+        found.push_back(RunAll(model, *backend, {{{0, 130}, {1, 9}}, {{0, 1}, {1, 1}}}));
       }
       for (const Logits& logits : found) EXPECT_EQ(logits, found[0]);
     }
