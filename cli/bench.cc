@@ -70,7 +70,8 @@ struct Plan {
   std::vector<std::string> notes;
 };
 
-absl::StatusOr<Plan> MakePlan(const BenchOptions& options, const model::Model& model) {
+absl::StatusOr<Plan> MakePlan(const BenchOptions& options, const model::Model& model,
+                              const kernels::Backend& backend) {
   Plan plan;
   const int positions = model.config().max_position;
   const int decode = kWarmSteps + options.steps;
@@ -98,7 +99,7 @@ absl::StatusOr<Plan> MakePlan(const BenchOptions& options, const model::Model& m
   plan.limits.decode_max = decode;
   plan.limits.sequences = *std::ranges::max_element(options.batches);
   ASSIGN_OR_RETURN(const int64_t available, worker::AvailableMemoryBytes());
-  const int64_t needed = BenchRun::Bytes(model, plan.limits);
+  const int64_t needed = BenchRun::Bytes(model, backend, plan.limits);
   if (needed > available) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "--batch ", plan.limits.sequences, " after --context ", plan.limits.context_max, " needs ",
@@ -145,7 +146,7 @@ absl::StatusOr<nlohmann::json> Bench(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<model::Model> model,
                    model::Model::Load(config, *checkpoint, *backend));
   const double load_seconds = absl::ToDoubleSeconds(RealClock().Now() - start);
-  ASSIGN_OR_RETURN(const Plan plan, MakePlan(options, *model));
+  ASSIGN_OR_RETURN(const Plan plan, MakePlan(options, *model, *backend));
   nlohmann::json report = {{"model", options.model},
                            {"backend", backend->description()},
                            {"profile", backend->profile()},

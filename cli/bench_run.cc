@@ -57,11 +57,12 @@ int64_t BenchRun::WeightBytes(const model::Model& model) {
   return bytes;
 }
 
-int64_t BenchRun::Bytes(const model::Model& model, const BenchLimits& limits) {
+int64_t BenchRun::Bytes(const model::Model& model, const kernels::Backend& backend,
+                        const BenchLimits& limits) {
   int64_t pages = 0;
   for (int s = 0; s < limits.sequences; ++s) pages += PagesOf(limits, s);
   return pages * model.kv_layout().page_bytes() * model.config().layer_count +
-         model::StepBuffers::Bytes(model.config(), RowsMax(limits), limits.sequences);
+         model::StepBuffers::Bytes(model.config(), backend, RowsMax(limits), limits.sequences);
 }
 
 BenchRun::BenchRun(const model::Model& model, kernels::Backend& backend, Clock& clock,

@@ -38,7 +38,8 @@ class BenchRun {
   // As packed, the embedding too.
   static int64_t WeightBytes(const model::Model& model);
   // KV pages and step buffers.
-  static int64_t Bytes(const model::Model& model, const BenchLimits& limits);
+  static int64_t Bytes(const model::Model& model, const kernels::Backend& backend,
+                       const BenchLimits& limits);
 
   // Gives every sequence `context` records: a few are computed, the rest are copies of them.
   void SetContext(int context);

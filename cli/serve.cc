@@ -29,6 +29,7 @@ struct ServeOptions {
   int attention_ranks = 1;
   int expert_ranks = 0;  // 0: the attention ranks hold the experts too
   std::string operators = coordinator::CoordinatorOptions().operators;
+  bool enforce_eager = false;
   bool dry_run = false;
 
   int ranks() const { return attention_ranks + expert_ranks; }
@@ -74,6 +75,7 @@ std::vector<std::string> WorkerCommand(const ServeOptions& options, const std::s
   for (const auto& [name, value] : options.worker) {
     if (!value->empty()) command.insert(command.end(), {name, *value});
   }
+  if (options.enforce_eager) command.push_back("--enforce-eager");
   if (options.dry_run) {
     command.push_back("--dry-run");
   } else {
@@ -287,6 +289,8 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
       ->add_option("--operators", options->operators,
                    "Where epic admin and epic top ask: host:port or unix:/path")
       ->capture_default_str();
+  command->add_flag("--enforce-eager", options->enforce_eager,
+                    "On a card: launch every kernel by itself, never a step's as CUDA graphs");
   command->add_flag("--dry-run", options->dry_run, "Print the memory plan and exit");
   command->callback([options, exit_code] { *exit_code = Serve(*options); });
 }

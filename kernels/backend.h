@@ -183,6 +183,10 @@ class Backend {
   virtual std::unique_ptr<Gate> LoadGate(const GateShape& shape, const SourceMatrix& weight,
                                          std::span<const float> correction_bias) = 0;
 
+  // How many rows the tensors of a step have whose plan has `rows`: as many, or more, which no
+  // operation reads for others and whose values mean nothing. Logits have those of the plan.
+  virtual int StepRows(int rows) const { return rows; }
+
   // A step: BeginStep, then per layer AttentionIn, Attend, AttentionOut and the layer's MLP, then
   // Head. `plan` and what Rope holds stay unchanged until the step's last operation.
   virtual void BeginStep(const StepPlan& plan, const Rope& rope) = 0;

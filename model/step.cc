@@ -55,12 +55,13 @@ kernels::MemoryUse StepBuffers::UseOf(Slot slot) {
   }
 }
 
-int64_t StepBuffers::Bytes(const ModelConfig& config, int rows_max, int logit_rows_max) {
+int64_t StepBuffers::Bytes(const ModelConfig& config, const kernels::Backend& backend, int rows_max,
+                           int logit_rows_max) {
+  const int rows = backend.StepRows(rows_max);
   int64_t total = 0;
-  for (int slot = 0; slot < kSlotCount; ++slot) {
-    const Shape shape = ShapeOf(config, static_cast<Slot>(slot));
-    const int64_t rows = slot == kLogits ? logit_rows_max : rows_max;
-    total += rows * shape.rows_per_row * shape.cols * kernels::DTypeBytes(shape.dtype);
+  for (int i = 0; i < kSlotCount; ++i) {
+    const auto slot = static_cast<Slot>(i);
+    total += ShapeOf(config, slot).BytesOf(slot == kLogits ? logit_rows_max : rows);
   }
   return total;
 }
@@ -68,13 +69,12 @@ int64_t StepBuffers::Bytes(const ModelConfig& config, int rows_max, int logit_ro
 StepBuffers::StepBuffers(const ModelConfig& config, kernels::Backend& backend, int rows_max,
                          int logit_rows_max)
     : rows_max_(rows_max), logit_rows_max_(logit_rows_max) {
-  for (int slot = 0; slot < kSlotCount; ++slot) {
-    const Shape shape = ShapeOf(config, static_cast<Slot>(slot));
-    const int64_t rows = slot == kLogits ? logit_rows_max : rows_max;
-    const int64_t bytes = rows * shape.rows_per_row * shape.cols * kernels::DTypeBytes(shape.dtype);
-    shapes_.push_back(shape);
-    memory_.push_back(
-        backend.Allocate(std::max<int64_t>(bytes, 1), UseOf(static_cast<Slot>(slot))));
+  const int rows = backend.StepRows(rows_max);
+  for (int i = 0; i < kSlotCount; ++i) {
+    const auto slot = static_cast<Slot>(i);
+    const Shape& shape = shapes_.emplace_back(ShapeOf(config, slot));
+    const int64_t bytes = shape.BytesOf(slot == kLogits ? logit_rows_max : rows);
+    memory_.push_back(backend.Allocate(std::max<int64_t>(bytes, 1), UseOf(slot)));
   }
 }
 
@@ -93,15 +93,16 @@ Step::Step(const Model& model, kernels::Backend& backend, ExpertExchange& exchan
       exchange_(exchange),
       kv_(kv),
       plan_(plan),
-      buffers_(buffers) {
+      buffers_(buffers),
+      rows_(backend.StepRows(plan.rows())) {
   const int rows = plan.rows();
   CHECK(rows > 0 && rows <= buffers.rows_max_) << rows << " rows, buffers " << buffers.rows_max_;
   CHECK_LE(static_cast<int>(plan.logit_rows.size()), buffers.logit_rows_max_);
-  residual_ = buffers.View(StepBuffers::kResidual, rows);
-  chosen_ = {.rows = buffers.View(StepBuffers::kNormed, rows),
-             .experts = buffers.View(StepBuffers::kExperts, rows),
-             .weights = buffers.View(StepBuffers::kWeights, rows),
-             .faults = buffers.View(StepBuffers::kFaults, rows)};
+  residual_ = buffers.View(StepBuffers::kResidual, rows_);
+  chosen_ = {.rows = buffers.View(StepBuffers::kNormed, rows_),
+             .experts = buffers.View(StepBuffers::kExperts, rows_),
+             .weights = buffers.View(StepBuffers::kWeights, rows_),
+             .faults = buffers.View(StepBuffers::kFaults, rows_)};
 }
 
 absl::StatusOr<Step::Progress> Step::Advance() {
@@ -146,7 +147,7 @@ void Step::Start() {
 
 void Step::RunAttentionIn() {
   backend_.AttentionIn(*model_.layers()[layer_].attention, plan_, kv_, layer_, residual_,
-                       buffers_.View(StepBuffers::kQuery, plan_.rows()));
+                       buffers_.View(StepBuffers::kQuery, rows_));
   stage_ = Stage::kAttend;
 }
 
@@ -167,12 +168,15 @@ int Step::AttendEnd() {
 
 void Step::RunAttend() {
   const int begin = attended_rows_, end = AttendEnd();
-  const auto attend = [&](const kernels::StepPlan& plan) {
-    backend_.Attend(*model_.layers()[layer_].attention, plan, kv_, layer_,
-                    buffers_.View(StepBuffers::kQuery, plan_.rows()).Slice(begin, end),
-                    buffers_.View(StepBuffers::kAttended, plan_.rows()).Slice(begin, end));
-  };
-  end - begin == plan_.rows() ? attend(plan_) : attend(plan_.Slice(begin, end));
+  const Tensor query = buffers_.View(StepBuffers::kQuery, rows_);
+  const Tensor output = buffers_.View(StepBuffers::kAttended, rows_);
+  const kernels::Attention& attention = *model_.layers()[layer_].attention;
+  if (end - begin == plan_.rows()) {
+    backend_.Attend(attention, plan_, kv_, layer_, query, output);
+  } else {
+    backend_.Attend(attention, plan_.Slice(begin, end), kv_, layer_, query.Slice(begin, end),
+                    output.Slice(begin, end));
+  }
   attended_rows_ = end;
   if (end < plan_.rows()) return;
   attended_rows_ = 0;
@@ -181,8 +185,7 @@ void Step::RunAttend() {
 
 void Step::RunAttentionOut() {
   const Layer& layer = model_.layers()[layer_];
-  backend_.AttentionOut(*layer.attention, buffers_.View(StepBuffers::kAttended, plan_.rows()),
-                        residual_);
+  backend_.AttentionOut(*layer.attention, buffers_.View(StepBuffers::kAttended, rows_), residual_);
   backend_.Norm(layer.mlp_norm.tensor, static_cast<float>(model_.config().rms_norm_eps), residual_,
                 chosen_.rows);
   if (layer.dense != nullptr) {
@@ -193,7 +196,7 @@ void Step::RunAttentionOut() {
 }
 
 void Step::RunDense() {
-  const Tensor out = buffers_.View(StepBuffers::kMlpOut, plan_.rows());
+  const Tensor out = buffers_.View(StepBuffers::kMlpOut, rows_);
   backend_.ApplyMlp(*model_.layers()[layer_].dense, chosen_.rows, out);
   backend_.Combine(out, {}, {}, residual_);
   EnterNextLayer();
@@ -204,8 +207,8 @@ void Step::BeginExchange() {
   backend_.Wait();
   for (int row = 0; row < plan_.rows(); ++row) faults_[row] |= chosen_.faults.As<uint8_t>()[row];
   ticket_ = exchange_.Begin({.layer = layer_,
-                             .rows = chosen_.rows,
-                             .experts = chosen_.experts,
+                             .rows = chosen_.rows.Slice(0, plan_.rows()),
+                             .experts = chosen_.experts.Slice(0, plan_.rows()),
                              .out = buffers_.View(StepBuffers::kExpertRows, plan_.rows()),
                              .decode = plan_.sequences.size() == plan_.token_ids.size()});
   stage_ = Stage::kShared;
@@ -215,16 +218,16 @@ void Step::RunShared() {
   const kernels::Mlp* shared = model_.layers()[layer_].shared.get();
   shared_ = {};
   if (shared != nullptr) {
-    shared_ = buffers_.View(StepBuffers::kMlpOut, plan_.rows());
+    shared_ = buffers_.View(StepBuffers::kMlpOut, rows_);
     backend_.ApplyMlp(*shared, chosen_.rows, shared_);
   }
   stage_ = Stage::kFinish;
 }
 
 absl::Status Step::FinishExchange() {
-  const Tensor rows = buffers_.View(StepBuffers::kExpertRows, plan_.rows());
-  RETURN_IF_ERROR(exchange_.Finish(ticket_, rows));
-  backend_.Combine(shared_, rows, chosen_.weights, residual_);
+  RETURN_IF_ERROR(exchange_.Finish(ticket_, buffers_.View(StepBuffers::kExpertRows, plan_.rows())));
+  backend_.Combine(shared_, buffers_.View(StepBuffers::kExpertRows, rows_), chosen_.weights,
+                   residual_);
   EnterNextLayer();
   return absl::OkStatus();
 }

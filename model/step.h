@@ -27,12 +27,14 @@ namespace epic::model {
 // Scratch of a step in backend memory, reused from step to step, by one step at a time.
 class StepBuffers {
  public:
-  // For steps of up to `rows_max` rows, `logit_rows_max` of which want logits.
+  // For steps of up to `rows_max` rows, `logit_rows_max` of which want logits. The backend is that
+  // of the steps.
   StepBuffers(const ModelConfig& config, kernels::Backend& backend, int rows_max,
               int logit_rows_max);
 
   // What such buffers take.
-  static int64_t Bytes(const ModelConfig& config, int rows_max, int logit_rows_max);
+  static int64_t Bytes(const ModelConfig& config, const kernels::Backend& backend, int rows_max,
+                       int logit_rows_max);
 
   int rows_max() const { return rows_max_; }
   int logit_rows_max() const { return logit_rows_max_; }
@@ -56,6 +58,10 @@ class StepBuffers {
     kernels::DType dtype;
     int64_t rows_per_row;  // rows of the tensor for each row of the batch
     int64_t cols;
+
+    int64_t BytesOf(int64_t rows) const {
+      return rows * rows_per_row * cols * kernels::DTypeBytes(dtype);
+    }
   };
   static Shape ShapeOf(const ModelConfig& config, Slot slot);
   static kernels::MemoryUse UseOf(Slot slot);
@@ -128,6 +134,7 @@ class Step {
   const kernels::KvView& kv_;
   const kernels::StepPlan& plan_;
   StepBuffers& buffers_;
+  const int rows_;  // of the tensors: Backend::StepRows
   Stage stage_ = Stage::kStart;
   int layer_ = 0;
   int attended_rows_ = 0;  // of the layer

@@ -253,9 +253,9 @@ TEST_F(StepTest, ANaNIsThatRowsFaultAlone) {
 }
 
 TEST_F(StepTest, BuffersTakeWhatWasPlanned) {
-  const int64_t one = StepBuffers::Bytes(model_->config(), 1, 0);
-  EXPECT_EQ(StepBuffers::Bytes(model_->config(), 8, 0), 8 * one);
-  EXPECT_EQ(StepBuffers::Bytes(model_->config(), 8, 2), 8 * one + 2 * 157 * 4);
+  const int64_t one = StepBuffers::Bytes(model_->config(), *backend_, 1, 0);
+  EXPECT_EQ(StepBuffers::Bytes(model_->config(), *backend_, 8, 0), 8 * one);
+  EXPECT_EQ(StepBuffers::Bytes(model_->config(), *backend_, 8, 2), 8 * one + 2 * 157 * 4);
 }
 
 }  // namespace

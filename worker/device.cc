@@ -96,8 +96,8 @@ absl::StatusOr<Device> OpenCard(const WorkerOptions& options, const model::Model
   RETURN_IF_ERROR(CheckCudaFlags(options, config));
   kernels::CudaBackendResult made = kernels::MakeCudaBackend(
       {.ordinal = card,
-       .kv_type =
-           options.kv_cache_dtype == "fp8" ? kernels::KvType::kFP8 : kernels::KvType::kBF16});
+       .kv_type = options.kv_cache_dtype == "fp8" ? kernels::KvType::kFP8 : kernels::KvType::kBF16,
+       .graphs = !options.enforce_eager});
   for (const std::string& note : made.notes) LOG_WARNING("{}", note);
   if (made.backend == nullptr) {
     return absl::FailedPreconditionError(

@@ -90,6 +90,8 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
                  "prompts computed in long chunks, slower for short ones")
       ->check(CLI::IsMember({"absorbed", "expanded"}))
       ->capture_default_str();
+  app.add_flag("--enforce-eager", options.enforce_eager,
+               "On a card: launch every kernel by itself, never a step's as CUDA graphs");
   app.add_option("--max-model-len", options.max_model_len,
                  "Tokens of prompt and answer together; 0: what the model says")
       ->check(CLI::Range(0, 1 << 30))

@@ -31,6 +31,7 @@ struct WorkerOptions {
   std::string quantization = "none";
   std::string kv_cache_dtype = "auto";  // auto: bf16
   std::string prompt_attention = "absorbed";
+  bool enforce_eager = false;
   int max_model_len = 0;  // 0: what the model says
   int max_num_seqs = 256;
   int max_num_batched_tokens = 2048;

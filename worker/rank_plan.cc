@@ -75,8 +75,8 @@ absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryN
   needs.weights_bytes = plan.weights.packed_bytes;
   needs.embedding_bytes = plan.weights.embedding_bytes;
   needs.loading_bytes = plan.weights.largest_tensor_bytes;
-  needs.buffers_bytes +=
-      model::StepBuffers::Bytes(plan.config, rows_max, plan.limits.scheduler.max_logit_rows);
+  needs.buffers_bytes += model::StepBuffers::Bytes(plan.config, *plan.backend, rows_max,
+                                                   plan.limits.scheduler.max_logit_rows);
   needs.page_bytes = KvPool::PageBytes(layout, plan.config.layer_count);
   return absl::OkStatus();
 }

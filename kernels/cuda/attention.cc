@@ -66,33 +66,31 @@ const float* AttentionRunner::Query(const CudaAttention& attention, const Device
   return q;
 }
 
-void AttentionRunner::Attend(const CudaAttention& attention, const StepPlan& plan,
-                             StepArrays& arrays, const KvView& kv, int layer, Tensor query,
+void AttentionRunner::Attend(const CudaAttention& attention, const StepArrays& arrays,
+                             const StepArrays::Mla& mla, const KvView& kv, int layer, Tensor query,
                              Tensor output) {
   const AttentionShape& shape = attention.shape;
-  MlaArguments a = {.kv_type = kv.layout.type,
-                    .rows = static_cast<int>(query.rows),
-                    .heads = shape.heads,
-                    .latent_dim = shape.kv_rank,
-                    .split_tokens = kSplitTokens,
-                    .softmax_scale = shape.softmax_scale,
-                    .query = query.As<BF16>(),
-                    .slab = kv.slabs[layer],
-                    .page_count = kv.page_count,
-                    .pages = arrays.pages,
-                    .positions = arrays.positions,
-                    .out = output.As<BF16>(),
-                    .sm_count = runtime_.sm_count()};
-  for (const StepArrays::Mla& mla : arrays.MlaFor(plan, shape.heads)) {
-    const int64_t partial_rows = mla.plan.partial_rows;
-    a.tiles = mla.tiles;
-    a.units = mla.units;
-    a.tile_count = static_cast<int>(mla.plan.tiles.size());
-    a.unit_count = static_cast<int>(mla.plan.units.size());
-    a.partial_values = partial_values_.Get<float>(partial_rows * shape.kv_rank);
-    a.partial_states = partial_states_.Get<MlaState>(partial_rows);
-    MlaDecode(runtime_.stream(), a);
-  }
+  MlaDecode(
+      runtime_.stream(),
+      {.kv_type = kv.layout.type,
+       .rows = static_cast<int>(query.rows),
+       .heads = shape.heads,
+       .latent_dim = shape.kv_rank,
+       .softmax_scale = shape.softmax_scale,
+       .query = query.As<BF16>(),
+       .slab = kv.slabs[layer],
+       .page_count = kv.page_count,
+       .pages = arrays.pages,
+       .positions = arrays.positions,
+       .tiles = mla.tiles,
+       .units = mla.units,
+       .tile_count = mla.tile_count,
+       .unit_count = mla.unit_count,
+       .counts = mla.counts,
+       .partial_values = partial_values_.Get<float>(int64_t{mla.partial_rows} * shape.kv_rank),
+       .partial_states = partial_states_.Get<MlaState>(mla.partial_rows),
+       .out = output.As<BF16>(),
+       .sm_count = runtime_.sm_count()});
 }
 
 void AttentionRunner::Out(const CudaAttention& attention, Tensor output, Tensor residual) {

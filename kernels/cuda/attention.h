@@ -24,7 +24,8 @@ class AttentionRunner {
 
   void In(const CudaAttention& attention, const StepArrays& arrays, const KvView& kv, int layer,
           Tensor residual, Tensor query);
-  void Attend(const CudaAttention& attention, const StepPlan& plan, StepArrays& arrays,
+  // One of the launches that the step needs (StepArrays::MlaFor).
+  void Attend(const CudaAttention& attention, const StepArrays& arrays, const StepArrays::Mla& mla,
               const KvView& kv, int layer, Tensor query, Tensor output);
   void Out(const CudaAttention& attention, Tensor output, Tensor residual);
 

@@ -11,7 +11,7 @@ CudaBackendResult MakeCudaBackend(const CudaOptions& options) {
   std::string error;
   auto runtime = cuda::DeviceRuntime::Open(options.ordinal, error);
   if (runtime == nullptr) return {.error = std::move(error)};
-  return cuda::MakeBackendOn(std::move(runtime), options.kv_type, cuda::BlockGemm);
+  return cuda::MakeBackendOn(std::move(runtime), options, cuda::BlockGemm);
 }
 
 }  // namespace epic::kernels

@@ -19,6 +19,7 @@ namespace epic::kernels {
 struct CudaOptions {
   int ordinal = 0;  // of the cards that this process sees
   KvType kv_type = KvType::kBF16;
+  bool graphs = true;  // replay small steps as CUDA graphs; changes no bit
 };
 
 struct CudaBackendResult {
@@ -48,6 +49,6 @@ struct CudaModelShape {
 std::string CudaShapeProblem(const CudaModelShape& shape);
 // What steps of so many rows take of the card beside weights, pages and the caller's buffers; an
 // upper estimate.
-int64_t CudaScratchBytes(const CudaModelShape& shape, int64_t rows, int64_t logit_rows);
+int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_rows);
 
 }  // namespace epic::kernels

@@ -1,6 +1,7 @@
 // CudaBackend over any DeviceRuntime, for backend.h and for tests.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -8,6 +9,8 @@
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/experts.h"
+#include "kernels/cuda/limits.h"
+#include "kernels/cuda/operation_graphs.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/step_arrays.h"
 #include "kernels/cuda/weights.h"
@@ -15,25 +18,32 @@
 namespace epic::kernels::cuda {
 
 // As MakeCudaBackend, with `product` in the tiles' test.
-CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, KvType kv_type,
+CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, const CudaOptions& options,
                                 const TileProduct& product);
 
 class CudaBackend : public Backend {
  public:
   // Of each type `tiles` has admitted one at least. The heap is of the runtime.
   CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<DeviceHeap> heap,
-              TileChoice tiles, KvType kv_type);
+              TileChoice tiles, const CudaOptions& options);
   ~CudaBackend() override;
 
   std::string profile() const override;
   KvType kv_type() const override { return kv_type_; }
   std::string description() const override;
 
-  void Wait() override { runtime_->Wait(); }
+  void Wait() override {
+    graphs_.Flush();
+    runtime_->Wait();
+  }
   void Write(std::byte* to, const void* from, int64_t bytes) override {
+    graphs_.Flush();
     runtime_->Upload(to, from, bytes);
   }
-  void Zero(std::byte* at, int64_t bytes) override { runtime_->Zero(at, bytes); }
+  void Zero(std::byte* at, int64_t bytes) override {
+    graphs_.Flush();
+    runtime_->Zero(at, bytes);
+  }
 
   std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
     return heap_->Allocate(bytes, use);
@@ -53,7 +63,11 @@ class CudaBackend : public Backend {
     return loader_.LoadGate(shape, weight, correction_bias);
   }
 
-  void BeginStep(const StepPlan& plan, const Rope& rope) override { arrays_.Begin(plan, rope); }
+  int StepRows(int rows) const override { return BucketOf(rows); }
+  void BeginStep(const StepPlan& plan, const Rope& rope) override {
+    graphs_.Flush();
+    arrays_.Begin(plan, StepRows(plan.rows()), rope);
+  }
   void Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) override;
   void AttentionIn(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
                    Tensor residual, Tensor query) override;
@@ -69,12 +83,19 @@ class CudaBackend : public Backend {
   void Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan, Tensor residual,
             Tensor logits) override;
 
+  const OperationGraphs& graphs() const { return graphs_; }
+
  private:
+  // An operation on so many rows: see OperationGraphs::Run.
+  template <typename... Words>
+  void Give(int64_t rows, std::function<void()> operation, const char* name, const Words&... words);
+
   const std::unique_ptr<DeviceRuntime> runtime_;
   const std::unique_ptr<DeviceHeap> heap_;
   const KvType kv_type_;
   const Products products_;
   const WeightLoader loader_;
+  OperationGraphs graphs_;
   StepArrays arrays_;
   AttentionRunner attention_;
   MlpRunner mlps_;

@@ -20,8 +20,8 @@
 namespace epic::kernels::cuda {
 namespace {
 
-std::unique_ptr<Backend> Emulated(KvType kv_type = KvType::kBF16) {
-  CudaBackendResult made = MakeCudaBackend({.kv_type = kv_type});
+std::unique_ptr<Backend> Emulated(CudaOptions options = {}) {
+  CudaBackendResult made = MakeCudaBackend(options);
   EXPECT_EQ(made.error, "");
   EXPECT_THAT(made.notes, testing::IsEmpty());
   return std::move(made.backend);
@@ -265,7 +265,7 @@ TEST_P(Operations, RoutersOfAnyTypeChooseAsTheReference) {
 }
 
 TEST(CudaBackend, NamesWhatFixesItsBits) {
-  EXPECT_EQ(Emulated(KvType::kFP8)->profile(),
+  EXPECT_EQ(Emulated({.kv_type = KvType::kFP8})->profile(),
             "epic-numerics-2/sm90-emulated/w:checkpoint,a:checkpoint,kv:fp8/absorbed/split512");
 }
 
@@ -273,6 +273,84 @@ TEST(CudaBackend, RefusesACardThatIsNotThere) {
   const CudaBackendResult made = MakeCudaBackend({.ordinal = 1});
   EXPECT_EQ(made.backend, nullptr);
   EXPECT_THAT(made.error, testing::HasSubstr("card 1"));
+}
+
+std::unique_ptr<Backend> Eager() { return Emulated({.graphs = false}); }
+const OperationGraphs& GraphsOf(const Backend& backend) {
+  return static_cast<const CudaBackend&>(backend).graphs();
+}
+
+// Steps of one bucket, with prompts among them, other pages and other experts each time; one that
+// makes scratch memory move; then another bucket.
+TEST(Graphs, StepsOfABucketAreReplayedWithTheirBits) {
+  const Schedule schedule = {
+      {{0, 3}},         {{0, 1}, {1, 2}}, {{1, 4}, {0, 1}}, {{2, 1}},          {{1, 40}},
+      {{1, 1}, {2, 2}}, {{2, 1}, {1, 1}}, {{2, 9}, {0, 9}}, {{1, 10}, {0, 7}}, {{0, 17}}};
+  const ToyModel model(BackendShape(1), 21);
+  const auto backend = Emulated({.kv_type = KvType::kFP8});
+  const auto eager = Emulated({.kv_type = KvType::kFP8, .graphs = false});
+  ToyRun run(model, *backend, 3, 64), expected(model, *eager, 3, 64);
+  for (const auto& chunks : schedule) {
+    run.Step(chunks);
+    expected.Step(chunks);
+  }
+  EXPECT_EQ(run.logits(), expected.logits());
+  EXPECT_GT(GraphsOf(*backend).recorded(), 8);
+  EXPECT_GT(GraphsOf(*backend).replayed(), 5);
+  EXPECT_EQ(GraphsOf(*eager).recorded(), 0);
+  // Rows that fill a bucket leave no record: what was never written is as it was.
+  for (int layer = 0; layer < 2; ++layer) {
+    EXPECT_THAT(run.Record(layer, 0, 63), testing::Each(std::byte{0xff}));
+    EXPECT_THAT(run.Record(layer, 2, 0), testing::Not(testing::Each(std::byte{0xff})));
+  }
+}
+
+// What one recording of splits serves: any number of them, but none without.
+TEST(Graphs, ASequenceGrowsPastASplit) {
+  ToyShape shape = BackendShape(0);
+  shape.gate.experts = 2;
+  shape.gate.top_k = 1;
+  shape.attention.hidden = 32;
+  shape.attention.heads = 1;
+  shape.intermediate = 16;
+  const ToyModel model(shape, 3);
+  const auto backend = Emulated(), eager = Eager();
+  Schedule schedule = {{{0, 509}}, {{1, 3}}};
+  for (int i = 0; i < 6; ++i) schedule.push_back({{0, 1}, {1, 1}});
+  const Logits logits = RunAll(model, *backend, schedule);
+  EXPECT_EQ(logits, RunAll(model, *eager, schedule));
+  EXPECT_GT(GraphsOf(*backend).replayed(), 10);
+}
+
+TEST_P(Operations, AReplayFindsTheExpertsOfNow) {
+  constexpr int kRows = 5, kHidden = 48, kWidth = 32;
+  const Pair x = Random(DType::kBF16, kRows, kHidden);
+  const Pair out = Random(DType::kBF16, 2 * kRows, kHidden);
+  for (int round = 0; round < 6; ++round) {
+    std::vector<ToyMatrix> matrices;
+    for (int e = 0; e < 3; ++e) {
+      matrices.push_back(Weight(kWidth, kHidden));
+      matrices.push_back(Weight(kWidth, kHidden));
+      matrices.push_back(Weight(kHidden, kWidth));
+    }
+    // 9 or 10 pairs, of two or three experts.
+    std::vector<ExpertRow> pairs;
+    for (int i = 0; i < 9 + round % 2; ++i) pairs.push_back({i / 2, i % (2 + round % 2)});
+    OnBoth([&](Backend& backend, int i) {
+      std::vector<std::unique_ptr<Mlp>> loaded;
+      std::vector<const Mlp*> experts;
+      for (int e = 0; e < 3; ++e) {
+        loaded.push_back(backend.LoadMlp(matrices[3 * e].source(), matrices[3 * e + 1].source(),
+                                         matrices[3 * e + 2].source()));
+        experts.push_back(loaded.back().get());
+      }
+      backend.Experts(experts, x.of[i], pairs, out.of[i].Slice(0, std::ssize(pairs)));
+      backend.Wait();
+    });
+    EXPECT_TRUE(Same(out)) << round;
+  }
+  EXPECT_EQ(GraphsOf(*backends_[0]).recorded(), 1);
+  EXPECT_EQ(GraphsOf(*backends_[0]).replayed(), 4);
 }
 
 // A tile that errs: the product of its rows is off by as much as `error`, for few or many rows.
@@ -299,7 +377,7 @@ TEST(TileTest, ATileThatErrsIsNotUsedAndIsNamed) {
              "other bits beside other rows"},
         Case{GemmType::kBF16, 128, false, 1e-4f, "BF16 tile of 128 rows"}}) {
     std::string error;
-    const CudaBackendResult made = MakeBackendOn(DeviceRuntime::Open(0, error), KvType::kBF16,
+    const CudaBackendResult made = MakeBackendOn(DeviceRuntime::Open(0, error), {},
                                                  Wrong(c.type, c.tile, c.beside_many, c.error));
     EXPECT_NE(made.backend, nullptr);
     EXPECT_THAT(made.notes, testing::ElementsAre(testing::StartsWith(c.line)));
@@ -311,15 +389,15 @@ TEST(TileTest, WithoutItsTileABackendComputesTheSameBits) {
   const Schedule schedule = {{{0, 3}}, {{0, 1}, {1, 2}}};
   const Logits expected = RunAll(model, *Emulated(), schedule);
   std::string error;
-  const CudaBackendResult made = MakeBackendOn(DeviceRuntime::Open(0, error), KvType::kBF16,
-                                               Wrong(GemmType::kE4M3, 16, false, 1.0f));
+  const CudaBackendResult made =
+      MakeBackendOn(DeviceRuntime::Open(0, error), {}, Wrong(GemmType::kE4M3, 16, false, 1.0f));
   EXPECT_EQ(RunAll(model, *made.backend, schedule), expected);
 }
 
 TEST(TileTest, WithoutAnyTileThereIsNoBackend) {
   std::string error;
-  const CudaBackendResult made = MakeBackendOn(DeviceRuntime::Open(0, error), KvType::kBF16,
-                                               [](Stream, const BlockGemmArguments&) {});
+  const CudaBackendResult made =
+      MakeBackendOn(DeviceRuntime::Open(0, error), {}, [](Stream, const BlockGemmArguments&) {});
   EXPECT_EQ(made.backend, nullptr);
   EXPECT_THAT(made.error, testing::HasSubstr("every tile"));
   EXPECT_EQ(made.notes.size(), 8u);

@@ -1,6 +1,7 @@
 // Memory of a device, with its owner and its use known by address.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -42,9 +43,12 @@ class DeviceHeap {
   }
   // Of the memory that `address` lies in; none: it is nobody's here, and no kernel may touch it.
   std::optional<MemoryUse> UseOf(const void* address) const;
+  // How often any Scratch has got other memory.
+  int64_t scratch_moves() const { return scratch_moves_; }
 
  private:
   friend class DeviceMemory;
+  friend class Scratch;
   struct Range {
     int64_t bytes;
     MemoryUse use;
@@ -53,6 +57,7 @@ class DeviceHeap {
   DeviceRuntime& runtime_;
   mutable std::mutex mutex_;
   std::map<const std::byte*, Range> ranges_;
+  std::atomic<int64_t> scratch_moves_ = 0;
 };
 
 // Memory for one purpose of the operations, reused from call to call: what was in it is lost.

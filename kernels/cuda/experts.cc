@@ -1,6 +1,7 @@
 #include "kernels/cuda/experts.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/cuda/limits.h"
@@ -8,6 +9,8 @@
 
 namespace epic::kernels::cuda {
 namespace {
+
+constexpr int kGroupCapacityMin = 8;
 
 int RoundUp(int64_t value, int unit) { return static_cast<int>((value + unit - 1) / unit * unit); }
 
@@ -43,12 +46,14 @@ class TableBuilder {
 }  // namespace
 
 DeviceRows MlpRunner::Input(RowForms forms, const BF16* x, int count, int columns) {
-  DeviceRows input = {.places = count, .columns = columns};
+  DeviceRows input = {.columns = columns};
   if (forms.quantised) {
-    input = input_.Get({.quantised = true}, 1, count, columns);
+    // A stride of scales for all counts of a bucket.
+    input = input_.Get({.quantised = true}, 1, BucketOf(count), columns);
     QuantiseRows(runtime_.stream(),
                  {.rows = {.places = count}, .columns = columns, .x = x, .out = input.outputs()});
   }
+  input.places = count;
   input.rounded = const_cast<BF16*>(x);
   return input;
 }
@@ -70,16 +75,32 @@ void MlpRunner::Apply(const CudaMlp& mlp, Tensor rows, Tensor out) {
 }
 
 // Masked where groups are small or even, else contiguous: whichever pads less.
-MlpRunner::Batch MlpRunner::Place(std::span<const ExpertOrder::Group> groups) {
-  int64_t largest = 0, segments = 0;
+MlpRunner::Batch MlpRunner::Place(std::span<const ExpertOrder::Group> groups) const {
+  int64_t pairs = 0, largest = 0, segments = 0;
   for (const ExpertOrder::Group& group : groups) {
+    pairs += group.count;
     largest = std::max(largest, group.count);
     segments += RoundUp(group.count, kSegmentRows);
   }
-  if (largest * static_cast<int64_t>(groups.size()) <= segments) {
-    return {groups, GemmLayout::kMasked, static_cast<int>(largest)};
+  Batch batch = {.groups = groups,
+                 .places = static_cast<int>(largest),
+                 .group_capacity = static_cast<int>(groups.size()),
+                 .pair_capacity = static_cast<int>(pairs)};
+  if (largest * batch.group_capacity > segments) {
+    batch.layout = GemmLayout::kContiguous;
+    batch.places = static_cast<int>(segments);
+    return batch;
   }
-  return {groups, GemmLayout::kContiguous, static_cast<int>(segments)};
+  const int places = BucketOf(batch.places);
+  const auto capacity = static_cast<int>(std::bit_ceil(groups.size()));
+  if (!graphs_.enabled() || places > kBucketRowsMax || places * capacity > kBatchPlacesMax) {
+    return batch;
+  }
+  batch.places = places;
+  batch.group_capacity = std::max(capacity, kGroupCapacityMin);
+  batch.pair_capacity = static_cast<int>(std::bit_ceil(static_cast<uint64_t>(pairs)));
+  batch.replayed = true;
+  return batch;
 }
 
 void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
@@ -144,6 +165,14 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
     gate_up_scales.push_back(mlp.gate_up.scales);
     down_scales.push_back(mlp.down.scales);
   }
+  row.resize(batch.pair_capacity, 0);
+  pair.resize(batch.pair_capacity, -1);
+  place.resize(batch.pair_capacity, -1);
+  group_rows.resize(batch.group_capacity, 0);
+  gate_up_maps.resize(batch.group_capacity, gate_up_maps[0]);
+  down_maps.resize(batch.group_capacity, down_maps[0]);
+  gate_up_scales.resize(batch.group_capacity, nullptr);
+  down_scales.resize(batch.group_capacity, nullptr);
   TableBuilder builder;
   const auto add = [&]<typename T>(const std::vector<T>& values) {
     return builder.Add(std::span<const T>(values));
@@ -155,12 +184,12 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
   auto* data = tables_.Get<std::byte>(bytes);
   runtime_.Upload(data, builder.bytes().data(), bytes);
   const auto integers = [&](int i) { return reinterpret_cast<const int32_t*>(data + at[i]); };
-  return {.pairs = static_cast<int>(pair.size()),
+  return {.pairs = batch.pair_capacity,
           .row = integers(0),
           .pair = integers(1),
           .place = integers(2),
           .groups = {.layout = batch.layout,
-                     .count = static_cast<int>(batch.groups.size()),
+                     .count = batch.group_capacity,
                      .segment_group = integers(4),
                      .group_rows = integers(3)},
           .gate_up_maps = reinterpret_cast<const TensorMap*>(data + at[5]),
@@ -171,9 +200,19 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
 
 void MlpRunner::RunBatch(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
                          const Batch& batch, const DeviceRows& x, BF16* out) {
-  const Stream stream = runtime_.stream();
   const CudaMlp& mlp = Of(experts, batch.groups[0]);
   const Tables tables = Upload(experts, pairs, batch);
+  const auto launch = [=, this, &mlp] { LaunchBatch(mlp, batch, tables, x, out); };
+  if (!batch.replayed) return graphs_.RunNow(launch);
+  graphs_.Run(launch, "experts", mlp.gate_up.type, mlp.gate_up.n, mlp.gate_up.k, mlp.up_offset,
+              mlp.down.type, mlp.down.n, mlp.down.k, batch.places, batch.group_capacity,
+              batch.pair_capacity, tables.row, x.rounded, x.codes, x.scales, x.scale_stride, out);
+  graphs_.Flush();
+}
+
+void MlpRunner::LaunchBatch(const CudaMlp& mlp, const Batch& batch, const Tables& tables,
+                            const DeviceRows& x, BF16* out) {
+  const Stream stream = runtime_.stream();
   const bool masked = batch.layout == GemmLayout::kMasked;
   const int groups = masked ? tables.groups.count : 1;
   const bool fp8 = mlp.gate_up.type == GemmType::kE4M3;

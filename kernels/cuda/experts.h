@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cuda/operation_graphs.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/weights.h"
 #include "kernels/expert_order.h"
@@ -13,10 +14,11 @@ namespace epic::kernels::cuda {
 
 class MlpRunner {
  public:
-  MlpRunner(DeviceHeap& heap, const Products& products)
+  MlpRunner(DeviceHeap& heap, const Products& products, OperationGraphs& graphs)
       : heap_(heap),
         runtime_(heap.runtime()),
         products_(products),
+        graphs_(graphs),
         input_(heap),
         packed_(heap),
         product_(heap),
@@ -29,7 +31,8 @@ class MlpRunner {
   // out BF16 [T, hidden] ← mlp(rows).
   void Apply(const CudaMlp& mlp, Tensor rows, Tensor out);
   // As Backend::Experts. Experts of one type of weights are computed together, in one launch per
-  // product for so many rows as the scratch memory is to hold.
+  // product for so many rows as the scratch memory is to hold. Their weights are found through
+  // tables, so that small batches of every layer replay one recording.
   void Experts(std::span<const Mlp* const> experts, Tensor rows, std::span<const ExpertRow> pairs,
                Tensor out);
 
@@ -39,13 +42,17 @@ class MlpRunner {
     std::span<const ExpertOrder::Group> groups;
     GemmLayout layout = GemmLayout::kMasked;
     int places = 0;  // of each group; contiguous: of all
+    // For so many its kernels are launched; those that it lacks are empty.
+    int group_capacity = 0;
+    int pair_capacity = 0;
+    bool replayed = false;
   };
   // What a batch tells the kernels.
   struct Tables {
     int pairs = 0;
     const int32_t* row = nullptr;    // of each pair, among the rows given
-    const int32_t* pair = nullptr;   // its number among the pairs given
-    const int32_t* place = nullptr;  // where its row lies in the packed rows
+    const int32_t* pair = nullptr;   // its number among the pairs given, or −1: it is none
+    const int32_t* place = nullptr;  // where its row lies in the packed rows, or −1
     RowGroups groups;
     const TensorMap* gate_up_maps = nullptr;
     const TensorMap* down_maps = nullptr;
@@ -55,15 +62,19 @@ class MlpRunner {
 
   // `count` rows as they are, and quantised where `forms` says so.
   DeviceRows Input(RowForms forms, const BF16* x, int count, int columns);
-  static Batch Place(std::span<const ExpertOrder::Group> groups);
+  Batch Place(std::span<const ExpertOrder::Group> groups) const;
   void RunBatch(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
                 const Batch& batch, const DeviceRows& x, BF16* out);
+  // `mlp`: any of the batch's.
+  void LaunchBatch(const CudaMlp& mlp, const Batch& batch, const Tables& tables,
+                   const DeviceRows& x, BF16* out);
   Tables Upload(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
                 const Batch& batch);
 
   DeviceHeap& heap_;
   DeviceRuntime& runtime_;
   const Products& products_;
+  OperationGraphs& graphs_;
   RowScratch input_, packed_, product_;
   Scratch here_, gate_up_, answers_, out_, tables_;
   ExpertOrder order_;

@@ -26,6 +26,7 @@
 namespace epic::kernels::cuda {
 
 inline constexpr int kMlaTileQueries = 64;
+inline constexpr int kSplitTokens = 512;  // of the backend: it fixes bits
 
 // A query is a pair (row, head), numbered row·heads + head.
 struct MlaTile {
@@ -72,7 +73,7 @@ struct MlaArguments {
   int rows = 0;
   int heads = 0;
   int latent_dim = 0;
-  int split_tokens = 1024;  // a multiple of 64
+  int split_tokens = kSplitTokens;  // a multiple of 64
   float softmax_scale = 0;
   const BF16* query = nullptr;      // [rows, heads, latent_dim + 64], 16-byte aligned
   const std::byte* slab = nullptr;  // [page_count, 64 records] of one layer
@@ -83,6 +84,9 @@ struct MlaArguments {
   const MlaUnit* units = nullptr;
   int tile_count = 0;
   int unit_count = 0;
+  // Where a recorded launch is to serve other plans: how many they have, [tiles, units], at most
+  // the above; and splits are merged if there may be more units than tiles.
+  const int32_t* counts = nullptr;
   float* partial_values = nullptr;     // [partial_rows, latent_dim]
   MlaState* partial_states = nullptr;  // [partial_rows]
   BF16* out = nullptr;                 // [rows, heads, latent_dim]

@@ -108,7 +108,8 @@ struct MlaSplitKernel {
     const MlaArguments& a = params.arguments;
     int block = 0;
     int turn = 0;
-    for (int u = BlockIndex(); u < a.unit_count; u += BlockCount(), ++turn) {
+    const int units = a.counts == nullptr ? a.unit_count : a.counts[1];
+    for (int u = BlockIndex(); u < units; u += BlockCount(), ++turn) {
       const MlaUnit unit = a.units[u];
       WaitForPhase(QueryEmpty(), (turn & 1) ^ 1);
       ArriveAndExpect(QueryFull(), kTileBytes);
@@ -152,7 +153,8 @@ struct MlaSplitKernel {
   EPIC_DEVICE static void Consume(const MlaArguments& a) {
     int block = 0;
     int turn = 0;
-    for (int u = BlockIndex(); u < a.unit_count; u += BlockCount(), ++turn) {
+    const int units = a.counts == nullptr ? a.unit_count : a.counts[1];
+    for (int u = BlockIndex(); u < units; u += BlockCount(), ++turn) {
       const MlaUnit unit = a.units[u];
       Softmax softmax;
       for (int half = 0; half < 2; ++half) {
@@ -393,7 +395,9 @@ struct MlaMergeKernel {
   static constexpr int kValues = kLatent / kThreads;
 
   EPIC_DEVICE static void Run(const Params& a) {
-    const MlaTile tile = a.tiles[BlockIndex() / kMlaTileQueries];
+    const int t = BlockIndex() / kMlaTileQueries;
+    if (a.counts != nullptr && t >= a.counts[0]) return;
+    const MlaTile tile = a.tiles[t];
     const int i = BlockIndex() % kMlaTileQueries;
     if (i >= tile.queries) return;
     const int query = tile.query + i;

@@ -104,8 +104,9 @@ struct RecordArguments {
   const float* weight = nullptr;
   float eps = 0;
   RopeTables rope;
-  std::byte* slab = nullptr;              // of the layer
-  const int32_t* record_index = nullptr;  // [rows]: page·64 + place of each row's record
+  std::byte* slab = nullptr;  // of the layer
+  // [rows]: page·64 + place of each row's record; −1: it has none.
+  const int32_t* record_index = nullptr;
 };
 void WriteRecords(Stream stream, const RecordArguments& arguments);
 

@@ -191,11 +191,13 @@ struct RecordKernel {
   static constexpr int kBlocksPerSm = 4;
   EPIC_DEVICE static void Run(const Params& a) {
     const int row = BlockIndex();
+    const int record_index = a.record_index[row];
+    if (record_index < 0) return;
     const int latent = a.layout.latent_dim;
     const int rope_dim = a.layout.rope_dim;
     const float* kv = a.kv + int64_t{row} * (latent + rope_dim);
     const float factor = NormFactor(kv, latent, a.eps);
-    std::byte* record = a.slab + a.record_index[row] * a.layout.record_bytes();
+    std::byte* record = a.slab + record_index * a.layout.record_bytes();
     auto* rope = reinterpret_cast<BF16*>(record + a.layout.rope_offset_bytes());
     const int rope_places = (rope_dim + 7) / 8 * 8;
     for (int i = ThreadIndex(); i < rope_places; i += kThreads) {

@@ -46,7 +46,8 @@ std::string CudaShapeProblem(const CudaModelShape& shape) {
   return "";
 }
 
-int64_t CudaScratchBytes(const CudaModelShape& shape, int64_t rows, int64_t logit_rows) {
+int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_rows) {
+  const int64_t rows = cuda::BucketOf(rows_max);
   const auto widest = std::ranges::max_element(shape.intermediates);
   const int64_t intermediate = widest == shape.intermediates.end() ? 0 : *widest;
   // Rounded, quantised, and a part of a scale.
@@ -63,9 +64,9 @@ int64_t CudaScratchBytes(const CudaModelShape& shape, int64_t rows, int64_t logi
   const int64_t expert_rows =
       places * (mlp_row + 2 * shape.hidden) + rows * 2 * shape.hidden * (1 + shape.gate.top_k);
   const int64_t partial = int64_t{cuda::kPartialRowsMax} * (4 * shape.kv_rank + 8);
-  const int64_t head = logit_rows * (4 * int64_t{shape.vocab} + kFormBytes * shape.hidden);
+  const int64_t head = int64_t{logit_rows} * (4 * int64_t{shape.vocab} + kFormBytes * shape.hidden);
   const int64_t total = rows * attention_row + expert_rows + partial + head;
-  return total + total / 4;  // memory grows in steps
+  return total + total / 4 + cuda::kGraphBytes;  // memory grows in steps
 }
 
 }  // namespace epic::kernels

@@ -1,10 +1,15 @@
 #include "kernels/cuda/step_arrays.h"
 
-#include <utility>
-
 namespace epic::kernels::cuda {
 
-void StepArrays::Begin(const StepPlan& plan, const Rope& rope) {
+template <typename T>
+T* StepArrays::Upload(Scratch& to, const std::vector<T>& values) {
+  auto* at = to.Get<T>(static_cast<int64_t>(values.size()));
+  runtime_.Upload(at, values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
+  return at;
+}
+
+void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
   std::vector<int32_t> records;
   for (int row = 0; row < plan.rows(); ++row) {
     const int32_t position = plan.positions[row];
@@ -12,27 +17,35 @@ void StepArrays::Begin(const StepPlan& plan, const Rope& rope) {
     const int32_t page = plan.pages[first_page + position / kPageTokens];
     records.push_back(page * kPageTokens + position % kPageTokens);
   }
-  const std::pair<const std::vector<int32_t>*, const int32_t**> arrays[] = {
-      {&plan.token_ids, &token_ids},
-      {&plan.positions, &positions},
-      {&plan.pages, &pages},
-      {&records, &record_index},
-      {&plan.logit_rows, &logit_rows}};
+  struct Array {
+    const std::vector<int32_t>* values;
+    const int32_t** to;
+    int32_t padding;
+  };
+  const Array arrays[] = {{&plan.token_ids, &token_ids, 0},
+                          {&plan.positions, &positions, 0},
+                          {&records, &record_index, -1},
+                          {&plan.logit_rows, &logit_rows, 0}};
   std::vector<int32_t> all;
-  for (const auto& [values, to] : arrays) all.insert(all.end(), values->begin(), values->end());
-  auto* at = integers_.Get<int32_t>(static_cast<int64_t>(all.size()));
-  runtime_.Upload(at, all.data(), static_cast<int64_t>(all.size() * sizeof(int32_t)));
-  for (const auto& [values, to] : arrays) {
-    *to = at;
-    at += values->size();
+  for (const Array& array : arrays) {
+    all.insert(all.end(), array.values->begin(), array.values->end());
+    all.insert(all.end(), rows - array.values->size(), array.padding);
   }
+  const int32_t* at = Upload(integers_, all);
+  for (const Array& array : arrays) {
+    *array.to = at;
+    at += rows;
+  }
+  pages = Upload(pages_, plan.pages);
+
   table_.Fill(plan, rope);
-  const auto angles = static_cast<int64_t>(table_.cos.size());
-  auto* cos = angles_.Get<float>(2 * angles);
-  runtime_.Upload(cos, table_.cos.data(), angles * int64_t{sizeof(float)});
-  runtime_.Upload(cos + angles, table_.sin.data(), angles * int64_t{sizeof(float)});
-  cos_ = cos;
-  sin_ = cos + angles;
+  const auto angles = int64_t{rows} * table_.pairs;
+  std::vector<float> cos_and_sin(table_.cos);
+  cos_and_sin.resize(angles);
+  cos_and_sin.insert(cos_and_sin.end(), table_.sin.begin(), table_.sin.end());
+  cos_and_sin.resize(2 * angles);
+  cos_ = Upload(angles_, cos_and_sin);
+  sin_ = cos_ + angles;
   mla_heads_ = 0;
 }
 
@@ -40,17 +53,27 @@ std::span<const StepArrays::Mla> StepArrays::MlaFor(const StepPlan& plan, int he
   if (mla_heads_ == heads) return mla_;
   mla_heads_ = heads;
   mla_.clear();
-  const MlaPlan whole = PlanMla(plan, heads, kSplitTokens);
-  auto* tiles = tiles_.Get<MlaTile>(static_cast<int64_t>(whole.tiles.size()));
-  auto* units = units_.Get<MlaUnit>(static_cast<int64_t>(whole.units.size()));
-  for (MlaPlan& batch : BatchesOf(whole, kPartialRowsMax)) {
-    const auto tile_count = static_cast<int64_t>(batch.tiles.size());
-    const auto unit_count = static_cast<int64_t>(batch.units.size());
-    runtime_.Upload(tiles, batch.tiles.data(), tile_count * int64_t{sizeof(MlaTile)});
-    runtime_.Upload(units, batch.units.data(), unit_count * int64_t{sizeof(MlaUnit)});
-    mla_.push_back({std::move(batch), tiles, units});
-    tiles += tile_count;
-    units += unit_count;
+  std::vector<MlaTile> tiles;
+  std::vector<MlaUnit> units;
+  std::vector<int32_t> counts;
+  for (const MlaPlan& batch : BatchesOf(PlanMla(plan, heads, kSplitTokens), kPartialRowsMax)) {
+    mla_.push_back({.tile_count = static_cast<int>(batch.tiles.size()),
+                    .unit_count = static_cast<int>(batch.units.size()),
+                    .partial_rows = batch.partial_rows});
+    tiles.insert(tiles.end(), batch.tiles.begin(), batch.tiles.end());
+    units.insert(units.end(), batch.units.begin(), batch.units.end());
+    counts.insert(counts.end(), {mla_.back().tile_count, mla_.back().unit_count});
+  }
+  const MlaTile* tile = Upload(tiles_, tiles);
+  const MlaUnit* unit = Upload(units_, units);
+  const int32_t* count = Upload(counts_, counts);
+  for (Mla& mla : mla_) {
+    mla.tiles = tile;
+    mla.units = unit;
+    mla.counts = count;
+    tile += mla.tile_count;
+    unit += mla.unit_count;
+    count += 2;
   }
   return mla_;
 }

@@ -1,4 +1,5 @@
-// The StepPlan on the device: uploaded once a step, read by every layer.
+// The StepPlan on the device: uploaded once a step, read by every layer. For small steps it lies
+// where it lay for others of the same bucket of rows, so that recorded launches find it.
 #pragma once
 
 #include <cstdint>
@@ -14,34 +15,45 @@
 
 namespace epic::kernels::cuda {
 
-inline constexpr int kSplitTokens = 512;
-
 class StepArrays {
  public:
   explicit StepArrays(DeviceHeap& heap)
-      : runtime_(heap.runtime()), integers_(heap), angles_(heap), units_(heap), tiles_(heap) {}
+      : runtime_(heap.runtime()),
+        integers_(heap),
+        pages_(heap),
+        angles_(heap),
+        units_(heap),
+        tiles_(heap),
+        counts_(heap) {}
 
-  void Begin(const StepPlan& plan, const Rope& rope);
+  // Rows past the plan's, up to `rows`, are those of token 0 at position 0, without a record.
+  void Begin(const StepPlan& plan, int rows, const Rope& rope);
 
   const int32_t* token_ids = nullptr;
   const int32_t* positions = nullptr;
-  const int32_t* pages = nullptr;
-  const int32_t* record_index = nullptr;  // page·64 + place of each row's record
+  const int32_t* record_index = nullptr;  // page·64 + place of each row's record, or −1
   const int32_t* logit_rows = nullptr;
+  const int32_t* pages = nullptr;
 
   RopeTables rope(bool interleaved) const { return {cos_, sin_, interleaved}; }
 
   // Of the step's rows with so many heads: launches, one after another.
   struct Mla {
-    MlaPlan plan;
     const MlaTile* tiles = nullptr;
     const MlaUnit* units = nullptr;
+    const int32_t* counts = nullptr;  // [2]
+    int tile_count = 0;
+    int unit_count = 0;
+    int partial_rows = 0;
   };
   std::span<const Mla> MlaFor(const StepPlan& plan, int heads);
 
  private:
+  template <typename T>
+  T* Upload(Scratch& to, const std::vector<T>& values);
+
   DeviceRuntime& runtime_;
-  Scratch integers_, angles_, units_, tiles_;
+  Scratch integers_, pages_, angles_, units_, tiles_, counts_;
   RopeTable table_;
   const float* cos_ = nullptr;
   const float* sin_ = nullptr;

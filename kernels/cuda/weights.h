@@ -2,6 +2,7 @@
 // else is BF16. They go there straight from the mapped checkpoint.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -40,18 +41,31 @@ struct GroupMaps {
   const TensorMap& of(int column_tile) const { return column_tile == 64 ? of_64 : of_128; }
 };
 
+// Tells weights apart that were ever loaded; addresses come again.
+class WeightId {
+ public:
+  WeightId() : value_(++last_) {}
+  uint64_t value() const { return value_; }
+
+ private:
+  static inline std::atomic<uint64_t> last_ = 0;
+  uint64_t value_;
+};
+
 struct CudaMatrix : Matrix {
   DeviceMatrix weight;
 };
 
 // Gate and up are one matrix: up begins at row up_offset, a multiple of 128 in FP8.
 struct CudaMlp : Mlp {
+  WeightId id;
   int up_offset = 0;
   DeviceMatrix gate_up, down;
   std::unique_ptr<GroupMaps> gate_up_maps, down_maps;
 };
 
 struct CudaAttention : Attention {
+  WeightId id;
   DeviceArray<float> input_norm, q_a_norm, kv_a_norm;
   DeviceMatrix q_a, q, kv_a, o;
   DeviceArray<BF16> w_uk;  // [heads, kv_rank, nope]
@@ -61,6 +75,7 @@ struct CudaAttention : Attention {
 // The router as a sum of BF16 matrices: one that is BF16 already, else as many, at most three, as
 // make up its FP32 values. Its logits are FP32 sums of all their products, largest first.
 struct CudaGate : Gate {
+  WeightId id;
   std::vector<DeviceMatrix> parts;
   DeviceArray<float> bias;
 };

@@ -209,39 +209,41 @@ StepPlan ToyRun::Plan(const std::vector<ToyChunk>& chunks) {
 }
 
 Tensor ToyRun::NewTensor(DType dtype, int64_t rows, int64_t cols, MemoryUse use) {
-  tensors_.push_back(backend_.Allocate(rows * cols * DTypeBytes(dtype), use));
-  return {.dtype = dtype, .rows = rows, .cols = cols, .data = tensors_.back()->data()};
+  if (tensors_.size() == tensor_count_) tensors_.emplace_back();
+  std::unique_ptr<Memory>& memory = tensors_[tensor_count_++];
+  const int64_t bytes = rows * cols * DTypeBytes(dtype);
+  if (memory == nullptr || memory->bytes() != bytes) memory = backend_.Allocate(bytes, use);
+  return {.dtype = dtype, .rows = rows, .cols = cols, .data = memory->data()};
 }
 
 Tensor ToyRun::Upload(DType dtype, int64_t rows, int64_t cols, const void* data) {
-  const Tensor tensor = NewTensor(dtype, rows, cols, MemoryUse::kOperations);
-  uploads_.push_back(std::move(tensors_.back()));
-  tensors_.pop_back();
+  uploads_.push_back(backend_.Allocate(rows * cols * DTypeBytes(dtype), MemoryUse::kOperations));
+  const Tensor tensor = {dtype, rows, cols, uploads_.back()->data()};
   backend_.Write(tensor.As<std::byte>(), data, tensor.bytes());
   return tensor;
 }
 
-void ToyRun::RunExperts(const GateResult& chosen, Tensor shared, Tensor residual) {
+void ToyRun::RunExperts(int rows, const GateResult& chosen, Tensor shared, Tensor residual) {
   std::vector<const Mlp*> experts;
   for (const auto& expert : experts_) experts.push_back(expert.get());
   const int64_t top_k = chosen.experts.cols;
   std::vector<ExpertRow> pairs;
-  for (int64_t t = 0; t < residual.rows; ++t) {
+  for (int64_t t = 0; t < rows; ++t) {
     for (int64_t j = 0; j < top_k; ++j) {
       pairs.push_back({static_cast<int32_t>(t), chosen.experts.Row<int32_t>(t)[j]});
     }
   }
-  const Tensor out = NewTensor(DType::kBF16, static_cast<int64_t>(pairs.size()), residual.cols,
-                               MemoryUse::kTraffic);
-  backend_.Experts(experts, chosen.rows, pairs, out);
+  const Tensor out =
+      NewTensor(DType::kBF16, residual.rows * top_k, residual.cols, MemoryUse::kTraffic);
+  backend_.Experts(experts, chosen.rows.Slice(0, rows), pairs, out.Slice(0, rows * top_k));
   backend_.Combine(shared, out, chosen.weights, residual);
 }
 
 void ToyRun::Step(const std::vector<ToyChunk>& chunks) {
-  tensors_.clear();
+  tensor_count_ = 0;
   const StepPlan plan = Plan(chunks);
   const AttentionShape& shape = model_.shape_.attention;
-  const int64_t rows = plan.rows();
+  const int64_t rows = backend_.StepRows(plan.rows());
   const KvView kv{layout_, slab_pointers_, sequences_ * pages_per_sequence_};
   const auto local = [&](DType dtype, int64_t cols) {
     return NewTensor(dtype, rows, cols, MemoryUse::kOperations);
@@ -276,13 +278,13 @@ void ToyRun::Step(const std::vector<ToyChunk>& chunks) {
       backend_.ChooseExperts(*gate_, chosen);
       backend_.ApplyMlp(*shared_, chosen.rows, out);
       backend_.Wait();
-      RunExperts(chosen, out, residual);
+      RunExperts(plan.rows(), chosen, out, residual);
     }
   }
-  const Tensor logits = seen(DType::kF32, model_.shape_.vocab);
+  const Tensor logits = seen(DType::kF32, model_.shape_.vocab).Slice(0, plan.rows());
   backend_.Head(final_norm_, shape.norm_eps, *head_, plan, residual, logits);
   backend_.Wait();
-  for (int64_t t = 0; t < rows; ++t) {
+  for (int64_t t = 0; t < plan.rows(); ++t) {
     const std::pair key{chunks[plan.row_sequence[t]].sequence, plan.positions[t]};
     const float* row = logits.Row<float>(t);
     values_[key].assign(row, row + logits.cols);

@@ -101,7 +101,8 @@ class ToyRun {
  private:
   StepPlan Plan(const std::vector<ToyChunk>& chunks);
   int32_t Page(int sequence, int index) const;
-  void RunExperts(const GateResult& chosen, Tensor shared, Tensor residual);
+  void RunExperts(int rows, const GateResult& chosen, Tensor shared, Tensor residual);
+  // The step's next; it lies where that of the last step lay, if it is as large.
   Tensor NewTensor(DType dtype, int64_t rows, int64_t cols, MemoryUse use);
   // In the backend's memory for the run.
   Tensor Upload(DType dtype, int64_t rows, int64_t cols, const void* data);
@@ -123,6 +124,7 @@ class ToyRun {
   std::vector<std::byte*> slab_pointers_;
   std::vector<int> lengths_, prompt_lengths_;     // [sequences]
   std::vector<std::unique_ptr<Memory>> tensors_;  // of the last step
+  size_t tensor_count_ = 0;                       // of this one, so far
   std::map<std::pair<int, int>, std::vector<uint32_t>> logits_;
   std::map<std::pair<int, int>, std::vector<float>> values_;
 };

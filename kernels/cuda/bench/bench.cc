@@ -1,11 +1,12 @@
 // The speed of the kernels on this card, as fractions of peaks measured in the same run.
-//   cuda_bench [peaks|mla|gemm|grouped|gate|rows ...]     nothing: all, about five minutes
+//   cuda_bench [peaks|mla|gemm|grouped|gate|rows|step ...]     nothing: all, about five minutes
 #include <cmath>
 #include <cstring>
 #include <memory>
 
 #include "kernels/cuda/bench/library_gemm.h"
 #include "kernels/cuda/bench/measure.h"
+#include "kernels/cuda/bench/step_bench.h"
 #include "kernels/cuda/block_gemm.h"
 #include "kernels/cuda/gate.h"
 #include "kernels/cuda/mla_decode.h"
@@ -85,7 +86,6 @@ Peaks MeasurePeaks() {
 void BenchMla(const Peaks& peaks, KvType type, int heads, int batch, int context) {
   constexpr int kLatent = 512;
   constexpr int kWidth = kLatent + kMlaRopeDim;
-  constexpr int kSplit = 1024;
   const int pages = (context + 63) / 64;
   StepPlan plan;
   for (int i = 0; i < batch; ++i) {
@@ -94,7 +94,7 @@ void BenchMla(const Peaks& peaks, KvType type, int heads, int batch, int context
     // Pages of one sequence lie apart, as after a while of serving.
     for (int page = 0; page < pages; ++page) plan.pages.push_back(page * batch + i);
   }
-  const MlaPlan mla = PlanMla(plan, heads, kSplit);
+  const MlaPlan mla = PlanMla(plan, heads, kSplitTokens);
   const int page_count = pages * batch;
   const bool fp8 = type == KvType::kFP8;
   const int64_t record_bytes = MlaLayout(type, kLatent).record_bytes();
@@ -113,7 +113,6 @@ void BenchMla(const Peaks& peaks, KvType type, int heads, int batch, int context
                                   .rows = batch,
                                   .heads = heads,
                                   .latent_dim = kLatent,
-                                  .split_tokens = kSplit,
                                   .softmax_scale = 0.1f,
                                   .query = query.As<BF16>(),
                                   .slab = slab.As<std::byte>(),
@@ -324,6 +323,7 @@ void BenchAll(const std::function<bool(const char*)>& wanted) {
   }
   if (wanted("gate")) BenchGate();
   if (wanted("rows")) BenchRows(peaks);
+  if (wanted("step")) BenchSteps();
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -36,6 +38,21 @@ struct Pages {
   }
 };
 
+using Work = std::function<void(uint64_t seed)>;
+
+class RecordedWork : public DeviceRuntime::Recording, public LaunchQueue {
+ public:
+  explicit RecordedWork(LaunchQueue& to) : to_(to) {}
+  void Push(Work work) override { recorded_.push_back(std::move(work)); }
+  void Launch() override {
+    for (const Work& work : recorded_) to_.Push(work);
+  }
+
+ private:
+  LaunchQueue& to_;
+  std::vector<Work> recorded_;
+};
+
 class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
  public:
   const char* family() const override { return "sm90-emulated"; }
@@ -43,9 +60,21 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
   int sm_count() const override { return kSmCount; }
   int64_t free_bytes() const override { return int64_t{1} << 32; }
   ProblemSize tile_test() const override { return {.rows = 66, .n = 72, .k = 144}; }
-  Stream stream() override { return {.queue = this}; }
+  Stream stream() override {
+    return {.queue = recording_ != nullptr ? static_cast<LaunchQueue*>(recording_.get()) : this};
+  }
+  void BeginRecording() override {
+    CheckNotRecording();
+    recording_ = std::make_unique<RecordedWork>(*this);
+    recorder_ = std::this_thread::get_id();
+  }
+  std::unique_ptr<Recording> EndRecording() override {
+    recorder_ = std::thread::id();
+    return std::move(recording_);
+  }
 
   std::byte* Allocate(int64_t bytes, MemoryUse use) override {
+    CheckNotRecording();
     const int64_t total = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
     void* pages = mmap(nullptr, total + kPageBytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -82,26 +111,34 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
     Push([=](uint64_t) { std::memset(at, 0, bytes); });
   }
 
-  void Push(std::function<void(uint64_t seed)> work) override {
+  void Push(Work work) override {
+    CheckNotRecording();
     const std::scoped_lock lock(mutex_);
     queue_.push_back(std::move(work));
   }
 
   void Wait() override {
+    CheckNotRecording();
     const std::scoped_lock lock(mutex_);
     if (queue_.empty()) return;
     const ScopedFlushDenormals flush;
     for (const Pages& pages : own_) pages.Protect(true);
-    const std::vector<std::function<void(uint64_t)>> queue = std::exchange(queue_, {});
-    for (const auto& work : queue) work(seed_++);
+    const std::vector<Work> queue = std::exchange(queue_, {});
+    for (const Work& work : queue) work(seed_++);
     for (const Pages& pages : own_) pages.Protect(false);
   }
 
  private:
+  void CheckNotRecording() const {
+    if (recorder_.load() == std::this_thread::get_id()) std::abort();
+  }
+
   std::mutex mutex_;
   std::set<Pages> own_;  // of kOperations
-  std::vector<std::function<void(uint64_t)>> queue_;
+  std::vector<Work> queue_;
   uint64_t seed_ = 0;
+  std::unique_ptr<RecordedWork> recording_;  // of the launching thread
+  std::atomic<std::thread::id> recorder_;
 };
 
 }  // namespace

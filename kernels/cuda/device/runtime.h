@@ -42,6 +42,17 @@ class DeviceRuntime {
   // Where kernels are launched.
   virtual Stream stream() = 0;
 
+  // Launches with the parameters that they had, as often as wanted.
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void Launch() = 0;
+  };
+  // What the launching thread launches in between is recorded and not run; it asks nothing else of
+  // the runtime. What other threads give is as ever.
+  virtual void BeginRecording() = 0;
+  virtual std::unique_ptr<Recording> EndRecording() = 0;
+
   // Zeroed, aligned to 256 bytes. Free first waits for what was given.
   virtual std::byte* Allocate(int64_t bytes, MemoryUse use) = 0;
   virtual void Free(std::byte* data, int64_t bytes, MemoryUse use) = 0;

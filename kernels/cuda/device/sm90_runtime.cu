@@ -7,16 +7,33 @@
 namespace epic::kernels::cuda {
 namespace {
 
+class GraphRecording : public DeviceRuntime::Recording {
+ public:
+  GraphRecording(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    CheckCuda(cudaGraphInstantiate(&executable_, graph, 0), "cudaGraphInstantiate");
+    CheckCuda(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  }
+  ~GraphRecording() override { cudaGraphExecDestroy(executable_); }
+  void Launch() override { CheckCuda(cudaGraphLaunch(executable_, stream_), "cudaGraphLaunch"); }
+
+ private:
+  const cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 class CardRuntime : public DeviceRuntime {
  public:
   CardRuntime(int ordinal, const cudaDeviceProp& properties)
       : ordinal_(ordinal), properties_(properties) {
     Enter();
-    CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    for (cudaStream_t* stream : {&stream_, &recorded_}) {
+      CheckCuda(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    }
   }
   ~CardRuntime() override {
     Enter();
     cudaStreamDestroy(stream_);
+    cudaStreamDestroy(recorded_);
   }
 
   const char* family() const override { return "sm90"; }
@@ -33,7 +50,21 @@ class CardRuntime : public DeviceRuntime {
 
   Stream stream() override {
     Enter();
-    return stream_;
+    return recording_ ? recorded_ : stream_;
+  }
+
+  // On a stream of its own, so that it takes nothing of what other threads copy meanwhile.
+  void BeginRecording() override {
+    Enter();
+    CheckCuda(cudaStreamBeginCapture(recorded_, cudaStreamCaptureModeThreadLocal),
+              "cudaStreamBeginCapture");
+    recording_ = true;
+  }
+  std::unique_ptr<Recording> EndRecording() override {
+    recording_ = false;
+    cudaGraph_t graph = nullptr;
+    CheckCuda(cudaStreamEndCapture(recorded_, &graph), "cudaStreamEndCapture");
+    return std::make_unique<GraphRecording>(graph, stream_);
   }
 
   std::byte* Allocate(int64_t bytes, MemoryUse use) override {
@@ -92,6 +123,8 @@ class CardRuntime : public DeviceRuntime {
   const int ordinal_;
   const cudaDeviceProp properties_;
   cudaStream_t stream_ = nullptr;
+  cudaStream_t recorded_ = nullptr;
+  bool recording_ = false;  // of the launching thread
 };
 
 }  // namespace

@@ -66,6 +66,28 @@ EPIC_KERNEL_TEST(StepsAreCloseToTheReference) {
   }
 }
 
+#ifdef __CUDACC__
+// Too large for the emulated device.
+EPIC_KERNEL_TEST(StepsOfV3sWidthsAreCloseToTheReferenceAndReplayTheirBits) {
+  const ToyModel model(V3Shape(), 11);
+  const auto device = Device(KvType::kBF16);
+  const auto reference = MakeReferenceBackend({.fp8_activations = true});
+  ToyRun a(model, *device, 2, 100);
+  ToyRun b(model, *reference, 2, 100);
+  const Schedule schedule = {{{0, 3}}, {{0, 1}, {1, 2}}, {{1, 1}, {0, 1}}, {{0, 1}, {1, 1}}};
+  for (const auto& chunks : schedule) {
+    a.Step(chunks);
+    b.Step(chunks);
+  }
+  const double distance = Distance(b, a);
+  Expect(distance < 0.06, "it is " + std::to_string(distance) + " away");
+  CudaBackendResult eager = MakeCudaBackend({.graphs = false});
+  ToyRun c(model, *eager.backend, 2, 100);
+  for (const auto& chunks : schedule) c.Step(chunks);
+  Expect(a.logits() == c.logits(), "graphs have other bits");
+}
+#endif
+
 EPIC_KERNEL_TEST(ARowDoesNotDependOnChunkingOrBatch) {
   for (const int variant : {1, 2}) {
     const ToyModel model(BackendShape(variant), 70 + variant);
