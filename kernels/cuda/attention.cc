@@ -7,8 +7,7 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
   const AttentionShape& shape = attention.shape;
   const auto rows = static_cast<int>(residual.rows);
   const Stream stream = runtime_.stream();
-  const DeviceMatrix& first = shape.q_rank > 0 ? attention.q_a : attention.q;
-  const DeviceRows x = normed_.Get(RowForms::Of({&first, &attention.kv_a}), 1, rows, shape.hidden);
+  const DeviceRows x = normed_.Get(RowForms::Of({&attention.first}), 1, rows, shape.hidden);
   RmsNorm(stream, {.rows = rows,
                    .columns = shape.hidden,
                    .x = residual.As<float>(),
@@ -16,27 +15,30 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
                    .weight = attention.input_norm.data,
                    .eps = shape.norm_eps,
                    .out = x.outputs()});
+  const int first_width = attention.first.n;
+  auto* first = first_.Get<float>(int64_t{rows} * first_width);
+  products_.Multiply(attention.first, x, GemmOutput::kF32, first);
 
-  auto* latent = kv_.Get<float>(int64_t{rows} * (shape.kv_rank + shape.rope_dim));
-  products_.Multiply(attention.kv_a, x, GemmOutput::kF32, latent);
   const RopeTables rope = arrays.rope(shape.rope_interleaved);
   WriteRecords(stream, {.rows = rows,
                         .layout = kv.layout,
-                        .kv = latent,
+                        .kv = first + attention.kv_row,
+                        .kv_stride = first_width,
                         .weight = attention.kv_a_norm.data,
                         .eps = shape.inner_norm_eps,
                         .rope = rope,
                         .slab = kv.slabs[layer],
                         .record_index = arrays.record_index});
 
-  const float* q = Query(attention, x);
+  const bool low_rank = shape.q_rank > 0;
   auto* nope = nope_.Get<BF16>(int64_t{rows} * shape.heads * shape.nope_dim);
   SplitQuery(stream, {.rows = rows,
                       .heads = shape.heads,
                       .nope_dim = shape.nope_dim,
                       .rope_dim = shape.rope_dim,
                       .latent_dim = shape.kv_rank,
-                      .q = q,
+                      .q = low_rank ? QueryOf(attention, rows, first) : first,
+                      .q_stride = low_rank ? attention.q_b.n : first_width,
                       .rope = rope,
                       .nope = nope,
                       .query = query.As<BF16>()});
@@ -44,25 +46,18 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
                           nope, query.As<BF16>(), shape.kv_rank + shape.rope_dim);
 }
 
-const float* AttentionRunner::Query(const CudaAttention& attention, const DeviceRows& x) {
-  const AttentionShape& shape = attention.shape;
-  auto* q = q_.Get<float>(int64_t{x.places} * attention.q.n);
-  if (shape.q_rank == 0) {
-    products_.Multiply(attention.q, x, GemmOutput::kF32, q);
-    return q;
-  }
-  auto* low = low_.Get<float>(int64_t{x.places} * shape.q_rank);
-  products_.Multiply(attention.q_a, x, GemmOutput::kF32, low);
-  const DeviceRows normed =
-      low_normed_.Get(RowForms::Of({&attention.q}), 1, x.places, shape.q_rank);
-  RmsNorm(runtime_.stream(), {.rows = x.places,
-                              .columns = shape.q_rank,
+const float* AttentionRunner::QueryOf(const CudaAttention& attention, int rows, const float* low) {
+  const int q_rank = attention.shape.q_rank;
+  const DeviceRows normed = low_normed_.Get(RowForms::Of({&attention.q_b}), 1, rows, q_rank);
+  RmsNorm(runtime_.stream(), {.rows = rows,
+                              .columns = q_rank,
                               .x = low,
-                              .x_stride = shape.q_rank,
+                              .x_stride = attention.first.n,
                               .weight = attention.q_a_norm.data,
-                              .eps = shape.inner_norm_eps,
+                              .eps = attention.shape.inner_norm_eps,
                               .out = normed.outputs()});
-  products_.Multiply(attention.q, normed, GemmOutput::kF32, q);
+  auto* q = q_.Get<float>(int64_t{rows} * attention.q_b.n);
+  products_.Multiply(attention.q_b, normed, GemmOutput::kF32, q);
   return q;
 }
 

@@ -15,9 +15,8 @@ class AttentionRunner {
         normed_(heap),
         low_normed_(heap),
         value_rows_(heap),
-        low_(heap),
+        first_(heap),
         q_(heap),
-        kv_(heap),
         nope_(heap),
         partial_values_(heap),
         partial_states_(heap) {}
@@ -30,13 +29,13 @@ class AttentionRunner {
   void Out(const CudaAttention& attention, Tensor output, Tensor residual);
 
  private:
-  // q F32 [rows, heads·(nope + rope)] of normed rows.
-  const float* Query(const CudaAttention& attention, const DeviceRows& x);
+  // q_b's product, F32 [rows, heads·(nope + rope)]; `low`: that of q_a.
+  const float* QueryOf(const CudaAttention& attention, int rows, const float* low);
 
   DeviceRuntime& runtime_;
   const Products& products_;
   RowScratch normed_, low_normed_, value_rows_;
-  Scratch low_, q_, kv_, nope_, partial_values_, partial_states_;
+  Scratch first_, q_, nope_, partial_values_, partial_states_;
 };
 
 }  // namespace epic::kernels::cuda

@@ -88,7 +88,8 @@ struct QueryArguments {
   int nope_dim = 0;
   int rope_dim = 0;
   int latent_dim = 0;
-  const float* q = nullptr;
+  const float* q = nullptr;  // rows of q_stride
+  int q_stride = 0;
   RopeTables rope;
   BF16* nope = nullptr;   // [rows, heads, nope_dim]
   BF16* query = nullptr;  // [rows, heads, latent_dim + rope_dim]; only the end is written
@@ -100,7 +101,8 @@ void SplitQuery(Stream stream, const QueryArguments& arguments);
 struct RecordArguments {
   int rows = 0;
   KvLayout layout;
-  const float* kv = nullptr;  // [rows, latent_dim + rope_dim]
+  const float* kv = nullptr;  // [rows, latent_dim + rope_dim], rows of kv_stride
+  int kv_stride = 0;
   const float* weight = nullptr;
   float eps = 0;
   RopeTables rope;

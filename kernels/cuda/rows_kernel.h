@@ -167,7 +167,7 @@ struct QueryKernel {
   EPIC_DEVICE static void Run(const Params& a) {
     const int row = BlockIndex();
     const int width = a.nope_dim + a.rope_dim;
-    const float* q = a.q + int64_t{row} * a.heads * width;
+    const float* q = a.q + int64_t{row} * a.q_stride;
     for (int i = ThreadIndex(); i < a.heads * width; i += kThreads) {
       const int head = i / width;
       const int at = i % width;
@@ -195,7 +195,7 @@ struct RecordKernel {
     if (record_index < 0) return;
     const int latent = a.layout.latent_dim;
     const int rope_dim = a.layout.rope_dim;
-    const float* kv = a.kv + int64_t{row} * (latent + rope_dim);
+    const float* kv = a.kv + int64_t{row} * a.kv_stride;
     const float factor = NormFactor(kv, latent, a.eps);
     std::byte* record = a.slab + record_index * a.layout.record_bytes();
     auto* rope = reinterpret_cast<BF16*>(record + a.layout.rope_offset_bytes());

@@ -53,10 +53,10 @@ int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_ro
   // Rounded, quantised, and a part of a scale.
   constexpr int64_t kFormBytes = 2 + 1 + 1;
   const int64_t heads = shape.heads;
-  const int64_t attention_row = kFormBytes * shape.hidden + (4 + kFormBytes) * shape.q_rank +
-                                4 * heads * (shape.nope_dim + shape.rope_dim) +
-                                4 * (shape.kv_rank + shape.rope_dim) + 2 * heads * shape.nope_dim +
-                                kFormBytes * heads * shape.v_dim + 4 * shape.gate.experts;
+  const int64_t attention_row =
+      kFormBytes * shape.hidden + (4 + kFormBytes) * shape.q_rank +
+      4 * heads * (shape.nope_dim + shape.rope_dim) + 4 * (shape.kv_rank + shape.rope_dim + 128) +
+      2 * heads * shape.nope_dim + kFormBytes * heads * shape.v_dim + 4 * shape.gate.experts;
   // Input, gate and up in FP32, the product, the answer; rows from elsewhere and back.
   const int64_t mlp_row =
       kFormBytes * shape.hidden + 8 * (intermediate + 128) + kFormBytes * intermediate;

@@ -136,9 +136,11 @@ std::unique_ptr<CudaAttention> WeightLoader::LoadAttention(const AttentionSource
   attention->input_norm = Load(source.input_norm);
   attention->q_a_norm = Load(source.q_a_norm);
   attention->kv_a_norm = Load(source.kv_a_norm);
-  if (shape.q_rank > 0) attention->q_a = Load({&source.q_a, 1});
-  attention->q = Load({&source.q, 1});
-  attention->kv_a = Load({&source.kv_a, 1});
+  const bool low_rank = shape.q_rank > 0;
+  const SourceMatrix first[] = {low_rank ? source.q_a : source.q, source.kv_a};
+  attention->first = Load(first);
+  attention->kv_row = static_cast<int>(attention->first.n - source.kv_a.rows);
+  if (low_rank) attention->q_b = Load({&source.q, 1});
   attention->o = Load({&source.o, 1});
   const int64_t head_keys = int64_t{shape.kv_rank} * shape.nope_dim;
   const int64_t head_values = int64_t{shape.v_dim} * shape.kv_rank;
@@ -149,10 +151,9 @@ std::unique_ptr<CudaAttention> WeightLoader::LoadAttention(const AttentionSource
   attention->w_uk = Load(std::span<const BF16>(keys));
   attention->w_uv = Load(std::span<const BF16>(values));
   attention->packed_bytes = BytesOf(attention->input_norm) + BytesOf(attention->q_a_norm) +
-                            BytesOf(attention->kv_a_norm) + BytesOf(attention->q) +
-                            BytesOf(attention->kv_a) + BytesOf(attention->o) +
-                            BytesOf(attention->w_uk) + BytesOf(attention->w_uv) +
-                            (shape.q_rank > 0 ? BytesOf(attention->q_a) : 0);
+                            BytesOf(attention->kv_a_norm) + BytesOf(attention->first) +
+                            BytesOf(attention->o) + BytesOf(attention->w_uk) +
+                            BytesOf(attention->w_uv) + (low_rank ? BytesOf(attention->q_b) : 0);
   return attention;
 }
 

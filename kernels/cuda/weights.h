@@ -64,12 +64,15 @@ struct CudaMlp : Mlp {
   std::unique_ptr<GroupMaps> gate_up_maps, down_maps;
 };
 
+// The products with the normed rows are one: q_a, or q where there is none, and from row `kv_row`
+// on (a multiple of 128 in FP8) kv_a.
 struct CudaAttention : Attention {
   WeightId id;
   DeviceArray<float> input_norm, q_a_norm, kv_a_norm;
-  DeviceMatrix q_a, q, kv_a, o;
-  DeviceArray<BF16> w_uk;  // [heads, kv_rank, nope]
-  DeviceArray<BF16> w_uv;  // [heads, v, kv_rank]
+  int kv_row = 0;
+  DeviceMatrix first, q_b, o;  // q_b only where there is q_a
+  DeviceArray<BF16> w_uk;      // [heads, kv_rank, nope]
+  DeviceArray<BF16> w_uv;      // [heads, v, kv_rank]
 };
 
 // The router as a sum of BF16 matrices: one that is BF16 already, else as many, at most three, as

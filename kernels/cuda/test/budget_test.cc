@@ -138,7 +138,6 @@ void CheckGemm(const std::string& name, const BlockGemmArguments& a) {
 
 void CheckProducts(const Model& m, int rows) {
   const int query = m.heads * (kNope + kRope);
-  const int q_in = m.q_rank > 0 ? m.q_rank : m.hidden;
   const auto product = [&](GemmLayout layout, int groups, int n, int k) {
     for (const auto type : {GemmType::kE4M3, GemmType::kBF16}) {
       CheckGemm(m.name, {.type = type,
@@ -151,9 +150,8 @@ void CheckProducts(const Model& m, int rows) {
     }
   };
   const auto dense = [&](int n, int k) { product(GemmLayout::kDense, 1, n, k); };
-  if (m.q_rank > 0) dense(m.q_rank, m.hidden);
-  dense(query, q_in);
-  dense(kLatent + kRope, m.hidden);
+  dense((m.q_rank > 0 ? m.q_rank : query) + kLatent + kRope, m.hidden);
+  if (m.q_rank > 0) dense(query, m.q_rank);
   dense(m.hidden, m.heads * kValue);
   for (const int width : {m.intermediate, m.shared_experts * m.moe_intermediate}) {
     dense(2 * width, m.hidden);

@@ -279,14 +279,15 @@ void Rotate(const RopeTable& table, int row, bool interleaved, float* x) {
 EPIC_KERNEL_TEST(QueriesAreSplitAndRotated) {
   Random random(5);
   constexpr int kRows = 3, kHeads = 5, kNope = 24, kRope = 16, kLatent = 40;
-  const std::vector<float> q = Reals(random, kRows * kHeads * (kNope + kRope), 2);
+  constexpr int kStride = kHeads * (kNope + kRope) + 7;
+  const std::vector<float> q = Reals(random, kRows * kStride, 2);
   const RopeTable table = Table(kRows, kRope);
   for (const bool interleaved : {true, false}) {
     std::vector<BF16> nope, query(kRows * kHeads * (kLatent + kRope), {0x1234});
     const std::vector<BF16> before = query;
     for (int v = 0; v < kRows * kHeads; ++v) {
-      std::vector<float> head(q.begin() + v * (kNope + kRope),
-                              q.begin() + (v + 1) * (kNope + kRope));
+      const auto at = q.begin() + v / kHeads * kStride + v % kHeads * (kNope + kRope);
+      std::vector<float> head(at, at + kNope + kRope);
       Rotate(table, v / kHeads, interleaved, head.data() + kNope);
       for (int i = 0; i < kNope; ++i) nope.push_back(ToBF16(head[i]));
       for (int i = 0; i < kRope; ++i) {
@@ -301,6 +302,7 @@ EPIC_KERNEL_TEST(QueriesAreSplitAndRotated) {
                     .rope_dim = kRope,
                     .latent_dim = kLatent,
                     .q = q_in.data(),
+                    .q_stride = kStride,
                     .rope = {cos.data(), sin.data(), interleaved},
                     .nope = nope_out.data(),
                     .query = query_out.data()});
@@ -311,18 +313,19 @@ EPIC_KERNEL_TEST(QueriesAreSplitAndRotated) {
 
 EPIC_KERNEL_TEST(RecordsAreNormedRotatedAndPadded) {
   Random random(6);
-  constexpr int kRows = 4, kLatent = 36, kRope = 12;
+  constexpr int kRows = 5, kLatent = 36, kRope = 12;
+  constexpr int kStride = kLatent + kRope + 9;
   const KvLayout layout = {.latent_dim = kLatent, .rope_dim = kRope};
   const int record = static_cast<int>(layout.record_bytes() / 2);
-  const std::vector<float> kv = Reals(random, kRows * (kLatent + kRope), 2);
+  const std::vector<float> kv = Reals(random, kRows * kStride, 2);
   const std::vector<float> weight = Reals(random, kLatent, 2);
-  const std::vector<int32_t> index = {130, 5, 64, 0};
+  const std::vector<int32_t> index = {130, 5, 64, -1, 0};
   const RopeTable table = Table(kRows, kRope);
   std::vector<BF16> slab(3 * 64 * record, {0x1234});
   const Buffer<BF16> slab_out(slab);
   for (int r = 0; r < kRows; ++r) {
-    std::vector<float> row(kv.begin() + r * (kLatent + kRope),
-                           kv.begin() + (r + 1) * (kLatent + kRope));
+    if (index[r] < 0) continue;
+    std::vector<float> row(kv.begin() + r * kStride, kv.begin() + r * kStride + kLatent + kRope);
     const float factor = Factor(row.data(), kLatent, 1e-5f);
     Rotate(table, r, true, row.data() + kLatent);
     BF16* to = slab.data() + index[r] * record;
@@ -336,6 +339,7 @@ EPIC_KERNEL_TEST(RecordsAreNormedRotatedAndPadded) {
   WriteRecords({}, {.rows = kRows,
                     .layout = layout,
                     .kv = kv_in.data(),
+                    .kv_stride = kStride,
                     .weight = weight_in.data(),
                     .eps = 1e-5f,
                     .rope = {cos.data(), sin.data(), true},
@@ -376,6 +380,7 @@ EPIC_KERNEL_TEST(Fp8RecordsHaveTheBytesOfTheirDefinition) {
   WriteRecords({}, {.rows = kRows,
                     .layout = layout,
                     .kv = kv_in.data(),
+                    .kv_stride = kLatent + kRope,
                     .weight = weight_in.data(),
                     .eps = 1e-6f,
                     .rope = {cos.data(), sin.data(), true},
