@@ -3,18 +3,18 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <iterator>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "kernels/math.h"
+#include "model/vocabulary_passes.h"
 
 namespace epic::model {
 namespace {
 
-constexpr size_t kSumBlock = 128;
 constexpr float kGreedyBelow = 1e-5f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -32,144 +32,199 @@ std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> counter, uint32_t key0, u
   return counter;
 }
 
+// The work is that of the tokens, not of the vocabulary.
 void ApplyPenalties(std::span<float> logits, const SamplingParams& params,
                     std::span<const int32_t> prompt, std::span<const int32_t> generated) {
   if (params.repetition_penalty != 1) {
     std::vector<bool> seen(logits.size());
-    for (int32_t id : prompt) seen[id] = true;
-    for (int32_t id : generated) seen[id] = true;
-    for (size_t id = 0; id < logits.size(); ++id) {
-      if (!seen[id]) continue;
-      float& logit = logits[id];
-      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    for (const std::span<const int32_t> ids : {prompt, generated}) {
+      for (const int32_t id : ids) {
+        if (seen[id]) continue;
+        seen[id] = true;
+        float& logit = logits[id];
+        logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+      }
     }
   }
   if (params.presence_penalty == 0 && params.frequency_penalty == 0) return;
-  std::vector<int32_t> count(logits.size());
-  for (int32_t id : generated) ++count[id];
-  for (size_t id = 0; id < logits.size(); ++id) {
-    if (count[id] == 0) continue;
-    logits[id] -= params.presence_penalty;
-    logits[id] -= params.frequency_penalty * static_cast<float>(count[id]);
+  std::vector<int32_t> ids(generated.begin(), generated.end());
+  std::ranges::sort(ids);
+  for (auto begin = ids.begin(); begin != ids.end();) {
+    const auto end = std::upper_bound(begin, ids.end(), *begin);
+    logits[*begin] -= params.presence_penalty;
+    logits[*begin] -= params.frequency_penalty * static_cast<float>(end - begin);
+    begin = end;
   }
 }
 
-int32_t LargestId(std::span<const float> logits) {
-  return static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
-}
-
-// out[i] ← exp((logits[i] − highest) / temperature). Where the CPU has FMA, without a call of libm
-// for each of the eight in an exponential: a fifth of the time, with the same bits.
-[[gnu::always_inline]] inline void WeighHere(const float* logits, size_t count, float highest,
-                                             float temperature, float* out) {
-  for (size_t i = 0; i < count; ++i) {
-    out[i] = kernels::Exp((logits[i] - highest) / temperature);
+// A sum of values in blocks, and where a target falls in it.
+class BlockedSum {
+ public:
+  explicit BlockedSum(std::span<const float> weights) : sums_(SumBlocks(weights.size())) {
+    SumOfBlocks(weights, sums_.data());
+    for (const float sum : sums_) total_ += sum;
   }
-}
-[[gnu::target("avx2,fma")]] void WeighAvx2(const float* logits, size_t count, float highest,
-                                           float temperature, float* out) {
-  WeighHere(logits, count, highest, temperature, out);
-}
-void Weigh(const float* logits, size_t count, float highest, float temperature, float* out) {
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  (avx2 ? WeighAvx2 : WeighHere)(logits, count, highest, temperature, out);
-}
 
-// Four blocks side by side: a sum's order is fixed, so that one alone waits for each addition.
-float BlockedSum(std::span<const float> values) {
-  constexpr size_t kSide = 4;
-  float total = 0;
-  size_t begin = 0;
-  for (; begin + kSide * kSumBlock <= values.size(); begin += kSide * kSumBlock) {
-    float blocks[kSide] = {};
-    for (size_t i = 0; i < kSumBlock; ++i) {
-      for (size_t b = 0; b < kSide; ++b) blocks[b] += values[begin + b * kSumBlock + i];
+  float total() const { return total_; }
+
+  // The first id at which the running sum of these weights exceeds `target`; without one, the last
+  // that is not 0.
+  int32_t Invert(std::span<const float> weights, double target) const {
+    float before = 0;
+    int64_t last = -1;
+    for (size_t b = 0; b < sums_.size(); before += sums_[b++]) {
+      if (sums_[b] > 0) last = static_cast<int64_t>(b);
+      if (double{before + sums_[b]} > target) break;
     }
-    for (const float block : blocks) total += block;
-  }
-  for (; begin < values.size(); begin += kSumBlock) {
-    float block = 0;
-    for (float value : values.subspan(begin, std::min(kSumBlock, values.size() - begin))) {
-      block += value;
-    }
-    total += block;
-  }
-  return total;
-}
-
-// Those of `ids` that the likeliest consist of which together reach `wanted`, as far as there are.
-std::vector<int32_t> Likeliest(std::span<const float> weights, std::vector<int32_t> ids,
-                               float wanted) {
-  const auto less_likely = [&](int32_t a, int32_t b) {
-    return weights[a] != weights[b] ? weights[a] < weights[b] : a > b;
-  };
-  std::ranges::make_heap(ids, less_likely);
-  std::vector<int32_t> kept;
-  float reached = 0;
-  while (!ids.empty() && reached < wanted) {
-    std::ranges::pop_heap(ids, less_likely);
-    reached += weights[ids.back()];
-    kept.push_back(ids.back());
-    ids.pop_back();
-  }
-  return reached < wanted ? std::vector<int32_t>() : kept;
-}
-
-void KeepTopP(std::span<float> weights, const std::vector<int32_t>& ids, float top_p) {
-  const float sum = BlockedSum(weights);
-  const float wanted = top_p * sum;
-  // All below it together are less than what may be left out: few are above it.
-  const float floor = (1 - top_p) * sum / (2 * static_cast<float>(ids.size()));
-  std::vector<int32_t> likely;
-  std::ranges::copy_if(ids, std::back_inserter(likely),
-                       [&](int32_t id) { return weights[id] >= floor; });
-  std::vector<int32_t> kept = Likeliest(weights, std::move(likely), wanted);
-  if (kept.empty()) kept = Likeliest(weights, ids, wanted);  // rounding
-  if (kept.empty()) return;                                  // all
-  std::vector<float> values;
-  for (const int32_t id : kept) values.push_back(weights[id]);
-  std::ranges::fill(weights, 0);
-  for (size_t i = 0; i < kept.size(); ++i) weights[kept[i]] = values[i];
-}
-
-// Zeroes the weights that min_p, top_k and top_p leave out. The largest weight is 1.
-void KeepLikely(std::span<float> weights, const SamplingParams& params) {
-  for (float& weight : weights) {
-    if (weight < params.min_p) weight = 0;
-  }
-  const bool limits_count = params.top_k > 0 && params.top_k < static_cast<int>(weights.size());
-  if (!limits_count && params.top_p >= 1) return;
-  std::vector<int32_t> ids;
-  for (size_t id = 0; id < weights.size(); ++id) {
-    if (weights[id] > 0) ids.push_back(static_cast<int32_t>(id));
-  }
-  const auto likelier = [&](int32_t a, int32_t b) {
-    return weights[a] != weights[b] ? weights[a] > weights[b] : a < b;
-  };
-  if (limits_count && params.top_k < static_cast<int>(ids.size())) {
-    std::nth_element(ids.begin(), ids.begin() + params.top_k, ids.end(), likelier);
-    for (size_t i = params.top_k; i < ids.size(); ++i) weights[ids[i]] = 0;
-    ids.resize(params.top_k);
-  }
-  if (params.top_p < 1) KeepTopP(weights, ids, params.top_p);
-}
-
-// The first id at which the running sum of weights exceeds `target`.
-int32_t Invert(std::span<const float> weights, double target) {
-  int32_t last_kept = 0;
-  float before = 0;
-  for (size_t begin = 0; begin < weights.size(); begin += kSumBlock) {
+    if (last < 0) return 0;
+    before = 0;
+    for (int64_t b = 0; b < last; ++b) before += sums_[b];
+    const size_t begin = last * kSumBlock;
     const size_t end = std::min(begin + kSumBlock, weights.size());
+    size_t last_kept = begin;
     float block = 0;
     for (size_t id = begin; id < end; ++id) {
       if (weights[id] == 0) continue;
+      last_kept = id;
       block += weights[id];
-      last_kept = static_cast<int32_t>(id);
-      if (double{before + block} > target) return last_kept;
+      if (double{before + block} > target) break;
     }
-    before += block;
+    return static_cast<int32_t>(last_kept);
   }
-  return last_kept;
+
+ private:
+  std::vector<float> sums_;
+  float total_ = 0;
+};
+
+// The same of a few ids, all others being 0.
+class SparseSum {
+ public:
+  // `kept`: one at least, ids ascending.
+  explicit SparseSum(std::vector<Candidate> kept) : kept_(std::move(kept)) {
+    Walk([](float, Candidate) { return false; });
+  }
+
+  float total() const { return total_; }
+  int32_t Invert(double target) {
+    Candidate found = kept_.back();
+    Walk([&](float sum, Candidate candidate) {
+      if (double{sum} <= target) return false;
+      found = candidate;
+      return true;
+    });
+    return static_cast<int32_t>(found.id());
+  }
+
+ private:
+  // Calls visit(running sum, candidate) until it returns true.
+  template <typename Visit>
+  void Walk(const Visit& visit) {
+    total_ = 0;
+    float block = 0;
+    size_t of_block = 0;
+    for (const Candidate candidate : kept_) {
+      if (candidate.id() / kSumBlock != of_block) {
+        total_ += block;
+        block = 0;
+        of_block = candidate.id() / kSumBlock;
+      }
+      block += candidate.weight();
+      if (visit(total_ + block, candidate)) return;
+    }
+    total_ += block;
+  }
+
+  std::vector<Candidate> kept_;
+  float total_ = 0;
+};
+
+// The likeliest first. Many: by eleven bits of their keys at a time, the lowest first.
+void SortByLikelihood(std::vector<Candidate>& candidates) {
+  constexpr size_t kMany = 4096;
+  constexpr int kDigitBits = 11;
+  constexpr size_t kDigits = size_t{1} << kDigitBits;
+  if (candidates.size() < kMany) {
+    std::ranges::sort(candidates, std::ranges::greater());
+    return;
+  }
+  std::vector<Candidate> sorted(candidates.size());
+  for (int shift = 0; shift < 64; shift += kDigitBits) {
+    size_t places[kDigits + 1] = {};
+    const auto digit = [&](Candidate c) { return kDigits - 1 - (c.key() >> shift) % kDigits; };
+    for (const Candidate c : candidates) ++places[digit(c) + 1];
+    for (size_t d = 0; d < kDigits; ++d) places[d + 1] += places[d];
+    for (const Candidate c : candidates) sorted[places[digit(c)]++] = c;
+    candidates.swap(sorted);
+  }
+}
+
+// The last of the likeliest which together reach `wanted`; none: all together do not.
+std::optional<Candidate> LastToReach(float wanted, std::vector<Candidate> candidates) {
+  constexpr size_t kFew = 256;  // mostly it is among so many, and the others need no order
+  float reached = 0;
+  std::ranges::make_heap(candidates);
+  for (size_t i = 0; i < kFew && !candidates.empty(); ++i) {
+    std::ranges::pop_heap(candidates);
+    const Candidate next = candidates.back();
+    candidates.pop_back();
+    reached += next.weight();
+    if (reached >= wanted) return next;
+  }
+  SortByLikelihood(candidates);
+  for (const Candidate next : candidates) {
+    reached += next.weight();
+    if (reached >= wanted) return next;
+  }
+  return std::nullopt;
+}
+
+// Only `last` and those that are likelier; the order stays.
+void KeepFrom(Candidate last, std::vector<Candidate>& candidates) {
+  std::erase_if(candidates, [&](Candidate candidate) { return candidate < last; });
+}
+
+// The likeliest `count`, ids ascending.
+std::vector<Candidate> TopK(std::span<const float> weights, size_t count) {
+  std::vector<Candidate> candidates = AtLeast(weights, ReachedByMany(weights, count));
+  if (count >= candidates.size()) return candidates;
+  std::vector<Candidate> order = candidates;
+  const auto last = order.begin() + static_cast<int64_t>(count) - 1;
+  std::ranges::nth_element(order, last, std::ranges::greater());
+  KeepFrom(*last, candidates);
+  return candidates;
+}
+
+// A draw from `kept` by `u`.
+int32_t DrawFrom(std::vector<Candidate> kept, double u) {
+  SparseSum sum(std::move(kept));
+  return sum.Invert(u * double{sum.total()});
+}
+
+// From all weights, of which so many are not 0, or from what top_p leaves of them.
+int32_t Draw(std::span<const float> weights, size_t positive, float top_p, double u) {
+  const BlockedSum sum(weights);
+  if (top_p < 1) {
+    const float wanted = top_p * sum.total();
+    // All below it together are less than what may be left out: few are above it.
+    const float few = (1 - top_p) * sum.total() / (2 * static_cast<float>(positive));
+    for (const float floor : {few, 0.0f}) {  // by rounding, those may not reach it
+      std::vector<Candidate> candidates = AtLeast(weights, floor);
+      const std::optional<Candidate> last = LastToReach(wanted, candidates);
+      if (!last) continue;
+      KeepFrom(*last, candidates);
+      return DrawFrom(std::move(candidates), u);
+    }
+  }
+  return sum.Invert(weights, u * double{sum.total()});
+}
+
+int32_t Draw(std::vector<Candidate> candidates, float top_p, double u) {
+  if (top_p < 1) {
+    const float wanted = top_p * SparseSum(candidates).total();
+    if (const auto last = LastToReach(wanted, candidates)) KeepFrom(*last, candidates);
+  }
+  return DrawFrom(std::move(candidates), u);
 }
 
 absl::Status CheckRange(const char* field, float value, float low, float high) {
@@ -203,28 +258,24 @@ int32_t SampleToken(std::span<float> logits, const SamplingParams& params,
   if (params.token_limit > 0 && params.token_limit < static_cast<int>(logits.size())) {
     std::ranges::fill(logits.subspan(params.token_limit), -kInfinity);
   }
-  const int32_t likeliest = LargestId(logits);
-  if (params.temperature < kGreedyBelow || logits[likeliest] == -kInfinity) return likeliest;
+  const auto likeliest = static_cast<int32_t>(LargestIndex(logits));
   const float highest = logits[likeliest];
-  Weigh(logits.data(), logits.size(), highest, params.temperature, logits.data());
-  KeepLikely(logits, params);
+  if (params.temperature < kGreedyBelow || highest == -kInfinity) return likeliest;
+  Weigh(logits, highest, params.temperature, logits.data());
+  const size_t positive = DropBelow(logits, params.min_p);
   const double u = UniformNumber(params.seed, params.choice, generated.size());
-  return Invert(logits, u * double{BlockedSum(logits)});
+  if (params.top_k > 0 && params.top_k < static_cast<int>(logits.size())) {
+    return Draw(TopK(logits, params.top_k), params.top_p, u);
+  }
+  return Draw(logits, positive, params.top_p, u);
 }
 
 float LogSumExp(std::span<const float> logits) {
-  const float highest = *std::ranges::max_element(logits);
+  const float highest = logits[LargestIndex(logits)];
   if (highest == -kInfinity) return highest;
-  float total = 0;
-  for (size_t begin = 0; begin < logits.size(); begin += kSumBlock) {
-    const size_t count = std::min(kSumBlock, logits.size() - begin);
-    float weights[kSumBlock];
-    Weigh(logits.data() + begin, count, highest, /*temperature=*/1, weights);
-    float block = 0;
-    for (size_t i = 0; i < count; ++i) block += weights[i];
-    total += block;
-  }
-  return highest + kernels::Log(total);
+  std::vector<float> weights(logits.size());
+  Weigh(logits, highest, /*temperature=*/1, weights.data());
+  return highest + kernels::Log(BlockedSum(weights).total());
 }
 
 double UniformNumber(uint64_t seed, uint32_t choice, uint64_t position) {

@@ -1,11 +1,16 @@
 #include "model/sampler.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/math.h"
+#include "model/vocabulary_passes.h"
 
 namespace epic::model {
 namespace {
@@ -112,6 +117,132 @@ TEST(SamplerTest, LargeVocabulariesReachTheirLastBlock) {
   logits[3] = logits[999] = 1;
   const std::vector<double> drawn = Frequencies(logits, {.seed = 2});
   EXPECT_NEAR(drawn[999], 0.5, 0.02);
+}
+
+// The definition in sampler.h, id by id.
+int32_t PlainSample(std::vector<float> logits, const SamplingParams& params,
+                    const std::vector<int32_t>& prompt, const std::vector<int32_t>& generated) {
+  const auto vocab = static_cast<int32_t>(logits.size());
+  for (int32_t id = 0; id < vocab; ++id) {
+    const auto count = std::ranges::count(generated, id);
+    if (count > 0 || std::ranges::count(prompt, id) > 0) {
+      if (params.repetition_penalty != 1) {
+        logits[id] = logits[id] > 0 ? logits[id] / params.repetition_penalty
+                                    : logits[id] * params.repetition_penalty;
+      }
+    }
+    if (count > 0) {
+      logits[id] -= params.presence_penalty;
+      logits[id] -= params.frequency_penalty * static_cast<float>(count);
+    }
+    if (params.token_limit > 0 && id >= params.token_limit) logits[id] = -kInfinity;
+  }
+  const auto likeliest = std::ranges::max_element(logits);
+  const float highest = *likeliest;
+  if (params.temperature < 1e-5f || highest == -kInfinity) return likeliest - logits.begin();
+  std::vector<float> weights;
+  for (const float logit : logits) {
+    const float weight = kernels::Exp((logit - highest) / params.temperature);
+    weights.push_back(weight < params.min_p ? 0 : weight);
+  }
+  const auto sum = [&] {
+    float total = 0;
+    for (int32_t begin = 0; begin < vocab; begin += 128) {
+      float block = 0;
+      for (int32_t id = begin; id < std::min(begin + 128, vocab); ++id) block += weights[id];
+      total += block;
+    }
+    return total;
+  };
+  std::vector<int32_t> order(vocab);
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return weights[a] > weights[b]; });
+  for (int32_t i = params.top_k; params.top_k > 0 && i < vocab; ++i) weights[order[i]] = 0;
+  if (params.top_p < 1) {
+    const float wanted = params.top_p * sum();
+    float reached = 0;
+    int32_t i = 0;
+    for (; i < vocab && reached < wanted; ++i) reached += weights[order[i]];
+    for (; i < vocab; ++i) weights[order[i]] = 0;
+  }
+  const double target = UniformNumber(params.seed, params.choice, generated.size()) * double{sum()};
+  int32_t last = 0;
+  float before = 0, block = 0;
+  for (int32_t id = 0; id < vocab; ++id) {
+    if (id % 128 == 0) {
+      before += block;
+      block = 0;
+    }
+    if (weights[id] == 0) continue;
+    block += weights[id];
+    last = id;
+    if (double{before + block} > target) break;
+  }
+  return last;
+}
+
+TEST(SamplerTest, AnySettingsAndVocabularyDrawWhatTheDefinitionDraws) {
+  std::mt19937_64 random(3);
+  const auto below = [&](int limit) { return static_cast<int>(random() % limit); };
+  const auto real = [&] { return static_cast<float>(random() >> 40) * 0x1p-24f; };
+  for (int i = 0; i < 3000; ++i) {
+    const int vocab = 1 + below(i % 4 == 0 ? 5 : i % 50 == 1 ? 40000 : 3000);
+    std::normal_distribution<float> normal(0, std::pow(10.0f, 2.5f * real() - 1));
+    std::vector<float> logits(vocab);
+    const int kind = below(3);
+    for (float& logit : logits) {
+      logit = normal(random);
+      if (kind == 0) logit = std::round(logit);  // many are equal
+      if (kind == 1 && below(50) == 0) logit = -kInfinity;
+    }
+    SamplingParams params = {.temperature = below(8) > 0 ? 3 * real() + 0.01f : 0,
+                             .seed = random(),
+                             .choice = static_cast<uint32_t>(below(4))};
+    if (below(2) > 0) params.top_p = 0.999f * real() + 5e-4f;
+    if (below(2) > 0) params.top_k = 1 + below(below(2) > 0 ? 50 : vocab + 3);
+    if (below(2) > 0) params.min_p = real() * real();
+    if (below(4) == 0) params.repetition_penalty = 0.5f + real();
+    if (below(4) == 0) params.presence_penalty = 2 * real() - 1;
+    if (below(4) == 0) params.frequency_penalty = 2 * real() - 1;
+    if (below(5) == 0) params.token_limit = 1 + below(vocab);
+    std::vector<int32_t> prompt(below(30)), generated(below(30));
+    for (auto* ids : {&prompt, &generated}) {
+      for (int32_t& id : *ids) id = below(vocab);
+    }
+    const int32_t expected = PlainSample(logits, params, prompt, generated);
+    ASSERT_EQ(SampleToken(logits, params, prompt, generated), expected)
+        << i << ": vocabulary " << vocab << ", temperature " << params.temperature << ", top_p "
+        << params.top_p << ", top_k " << params.top_k << ", min_p " << params.min_p;
+  }
+}
+
+TEST(VocabularyPasses, FindTheLargestIds) {
+  std::mt19937_64 random(4);
+  for (int i = 0; i < 300; ++i) {
+    std::vector<float> values(1 + random() % 5000);
+    for (float& value : values)
+      value = static_cast<float>(static_cast<int>(random() % 2000)) - 1e3f;
+    std::vector<int32_t> order(values.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return values[a] > values[b]; });
+    EXPECT_EQ(LargestIndex(values), order[0]);
+    order.resize(std::min<size_t>(order.size(), 1 + random() % 25));
+    EXPECT_EQ(LargestIds(values, order.size()), order);
+  }
+}
+
+TEST(VocabularyPasses, SeeOneValueThatIsNotFinite) {
+  for (const size_t size : {1, 15, 16, 100, 129, 1000}) {
+    std::vector<float> values(size, std::numeric_limits<float>::max());
+    EXPECT_TRUE(AllFinite(values));
+    for (const float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+      for (const size_t at : {size_t{0}, size / 2, size - 1}) {
+        std::vector<float> broken = values;
+        broken[at] = bad;
+        EXPECT_FALSE(AllFinite(broken)) << size << " " << at;
+      }
+    }
+  }
 }
 
 TEST(SamplerTest, LogSumExpNormalises) {

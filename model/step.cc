@@ -1,10 +1,10 @@
 #include "model/step.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/check.h"
 #include "base/status.h"
+#include "model/vocabulary_passes.h"
 
 namespace epic::model {
 
@@ -245,8 +245,7 @@ void Step::RunHead() {
                 model_.head(), plan_, residual_, buffers_.View(StepBuffers::kLogits, count));
   backend_.Wait();
   for (int i = 0; i < count; ++i) {
-    const bool finite = std::ranges::all_of(logits(i), [](float x) { return std::isfinite(x); });
-    if (!finite) faults_[plan_.logit_rows[i]] = 1;
+    if (!AllFinite(logits(i))) faults_[plan_.logit_rows[i]] = 1;
   }
 }
 

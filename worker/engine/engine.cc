@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "model/vocabulary_passes.h"
 
 namespace epic::worker {
 
@@ -28,12 +28,10 @@ void AddLogprobs(std::span<const float> logits, int count, NewToken& token) {
   if (count < 0) return;
   const float sum = model::LogSumExp(logits);
   token.logprob = logits[token.token] - sum;
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  });
-  for (int i = 0; i < count; ++i) token.top.push_back({order[i], logits[order[i]] - sum});
+  if (count == 0) return;
+  for (const int32_t id : model::LargestIds(logits, count)) {
+    token.top.push_back({id, logits[id] - sum});
+  }
 }
 
 }  // namespace
