@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/flush_denormals.h"
 #include "kernels/kv_view.h"
 #include "kernels/step_plan.h"
 #include "kernels/tensor.h"
@@ -168,6 +169,12 @@ class Backend {
 
   // Host code may read what earlier operations wrote, and write what they read.
   virtual void Wait() {}
+  // Runs task(0) .. task(count − 1) on the host's compute threads, in any order and several at a
+  // time, with denormals flushed, and returns when all have returned. They use no operation.
+  virtual void ForEach(int count, const std::function<void(int)>& task) {
+    const ScopedFlushDenormals flush;
+    for (int i = 0; i < count; ++i) task(i);
+  }
   // As operations, on any Memory: `from` is of the host and is read within the call.
   virtual void Write(std::byte* to, const void* from, int64_t bytes) {
     std::memcpy(to, from, bytes);

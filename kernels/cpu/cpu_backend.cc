@@ -63,6 +63,9 @@ class CpuBackend : public Backend {
   int threads() const { return pool_.threads(); }
   int64_t regions() const { return pool_.regions(); }
 
+  void ForEach(int count, const std::function<void(int)>& task) override {
+    pool_.ForEach(count, task);
+  }
   void SetInterlude(std::function<void()> interlude) override {
     pool_.SetInterlude(std::move(interlude));
   }

@@ -111,6 +111,14 @@ void ThreadPool::RunBodies(int index, Waiter& waiter) {
   }
 }
 
+void ThreadPool::ForEach(int count, const std::function<void(int)>& task) {
+  std::atomic<int> next = 0;
+  Run([&](int) {
+    const ScopedFlushDenormals flush;
+    for (int i = next++; i < count; i = next++) task(i);
+  });
+}
+
 void ThreadPool::PinCaller() {
   if (!pin_ || pinned_caller_ == std::this_thread::get_id()) return;
   PinTo(cores_[0]);

@@ -37,6 +37,9 @@ class ThreadPool {
   // every thread.
   void RunPhases(std::span<const std::function<void(int)>> bodies);
 
+  // Runs task(0) .. task(count − 1), each as soon as a thread is free, with denormals flushed.
+  void ForEach(int count, const std::function<void(int)>& task);
+
   // `interlude` is called by Breathe on thread 0; empty: nothing is.
   void SetInterlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
   // Bodies call it between pieces of work of some milliseconds.

@@ -56,6 +56,18 @@ TEST(ThreadPool, APhaseBeginsWhenTheOneBeforeHasEndedOnEveryThread) {
   }
 }
 
+TEST(ThreadPool, EveryTaskRunsOnceWithDenormalsFlushed) {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads, false);
+    for (const int count : {0, 1, 2, 100}) {
+      std::vector<int> calls(count, 0);
+      pool.ForEach(count, [&](int i) { calls[i] += (_mm_getcsr() & 0x8040u) == 0x8040u ? 1 : 9; });
+      EXPECT_EQ(calls, std::vector<int>(count, 1));
+    }
+    EXPECT_NE(_mm_getcsr() & 0x8040u, 0x8040u);
+  }
+}
+
 TEST(ThreadPool, PinsThreadsToCoresWhereTheyAreEnough) {
   std::thread([] {  // the caller is pinned too
     ThreadPool pool(ThreadPool::AvailableCores(), true);

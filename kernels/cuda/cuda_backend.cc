@@ -1,11 +1,17 @@
 #include "kernels/cuda/cuda_backend.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/cuda/gate.h"
 #include "kernels/cuda/pairs.h"
 
 namespace epic::kernels::cuda {
+namespace {
+
+constexpr int kHostThreadsMax = 8;  // for ForEach
+
+}  // namespace
 
 CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, const CudaOptions& options,
                                 const TileProduct& product) {
@@ -36,7 +42,8 @@ CudaBackend::CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr
       mlps_(*heap_, products_, graphs_),
       head_rows_(*heap_),
       gate_logits_(*heap_),
-      logits_(*heap_) {}
+      logits_(*heap_),
+      host_threads_(std::min(ThreadPool::AvailableCores(), kHostThreadsMax), /*pin=*/false) {}
 
 CudaBackend::~CudaBackend() { runtime_->Wait(); }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/device_memory.h"
@@ -35,6 +36,9 @@ class CudaBackend : public Backend {
   void Wait() override {
     graphs_.Flush();
     runtime_->Wait();
+  }
+  void ForEach(int count, const std::function<void(int)>& task) override {
+    host_threads_.ForEach(count, task);
   }
   void Write(std::byte* to, const void* from, int64_t bytes) override {
     graphs_.Flush();
@@ -101,6 +105,7 @@ class CudaBackend : public Backend {
   MlpRunner mlps_;
   RowScratch head_rows_;
   Scratch gate_logits_, logits_;
+  ThreadPool host_threads_;
 };
 
 }  // namespace epic::kernels::cuda

@@ -4,6 +4,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -38,6 +39,9 @@ class TimedBackend : public kernels::Backend {
   kernels::KvType kv_type() const override { return of_.kv_type(); }
   bool attends_slices() const override { return of_.attends_slices(); }
   void Wait() override { of_.Wait(); }
+  void ForEach(int count, const std::function<void(int)>& task) override {
+    of_.ForEach(count, task);
+  }
   std::unique_ptr<kernels::Memory> Allocate(int64_t bytes, kernels::MemoryUse use) override {
     return of_.Allocate(bytes, use);
   }

@@ -23,6 +23,8 @@ struct Engine::Sequence {
 
 namespace {
 
+constexpr int64_t kParallelLogits = 1 << 16;  // fewer are sampled before a thread has woken up
+
 // Of the token and of the `count` most likely ones (equal ones by id); none if count < 0.
 void AddLogprobs(std::span<const float> logits, int count, NewToken& token) {
   if (count < 0) return;
@@ -132,7 +134,23 @@ Engine::Progress Engine::Advance() {
 
 void Engine::FinishStep() {
   scheduler_.Commit();
-  for (const BatchSequence& entry : batch_->sequences) Take(entry);
+  struct Draw {
+    const BatchSequence* entry;
+    const Sequence* sequence;
+    NewToken token;
+  };
+  std::vector<Draw> draws;
+  for (const BatchSequence& entry : batch_->sequences) {
+    if (const Sequence* sequence = Take(entry)) draws.push_back({&entry, sequence, {}});
+  }
+  const auto draw = [&](int i) { draws[i].token = Sample(*draws[i].entry, *draws[i].sequence); };
+  const auto count = static_cast<int>(draws.size());
+  if (int64_t{count} * model_.vocab_size() >= kParallelLogits) {
+    model_.ForEach(count, draw);
+  } else {
+    for (int i = 0; i < count; ++i) draw(i);
+  }
+  for (Draw& drawn : draws) Append(*drawn.sequence, std::move(drawn.token));
 }
 
 void Engine::FailStep(const absl::Status& status) {
@@ -141,9 +159,9 @@ void Engine::FailStep(const absl::Status& status) {
   }
 }
 
-void Engine::Take(const BatchSequence& entry) {
+Engine::Sequence* Engine::Take(const BatchSequence& entry) {
   const auto found = sequences_.find(entry.id);
-  if (found == sequences_.end()) return;  // ended while the step ran
+  if (found == sequences_.end()) return nullptr;  // ended while the step ran
   Sequence& sequence = *found->second;
   const int prompt_rows = std::clamp(sequence.prompt_length() - entry.first_position, 0,
                                      static_cast<int>(entry.row_count));
@@ -152,10 +170,10 @@ void Engine::Take(const BatchSequence& entry) {
   replayed_rows_ += std::max(0, generated_rows - (entry.samples ? 1 : 0));
   if (Faulty(entry)) {
     Fail(entry.id, absl::InternalError("the model's numbers became NaN on this sequence"));
-    return;
+    return nullptr;
   }
   ScorePrompt(entry, sequence);
-  if (entry.samples) Sample(entry, sequence);
+  return entry.samples ? &sequence : nullptr;
 }
 
 bool Engine::Faulty(const BatchSequence& entry) const {
@@ -187,7 +205,7 @@ Finish Engine::FinishOf(int32_t token, const Sequence& sequence) const {
   return static_cast<int>(length) >= sequence.length_max ? Finish::kLength : Finish::kNone;
 }
 
-void Engine::Sample(const BatchSequence& entry, Sequence& sequence) {
+NewToken Engine::Sample(const BatchSequence& entry, const Sequence& sequence) const {
   const SequenceRequest& request = sequence.request;
   const std::span<float> logits = model_.Logits(entry.first_logit + entry.logit_count - 1);
   const std::span<const int32_t> tokens = scheduler_.tokens(entry.id);
@@ -205,9 +223,13 @@ void Engine::Sample(const BatchSequence& entry, Sequence& sequence) {
   NewToken token{.id = entry.id, .position = position};
   token.token = model::SampleToken(logits, request.sampling, prompt, generated);
   AddLogprobs(unprocessed, request.logprobs, token);
-  scheduler_.Append(entry.id, token.token);
+  return token;
+}
+
+void Engine::Append(const Sequence& sequence, NewToken token) {
+  scheduler_.Append(token.id, token.token);
   token.finish = FinishOf(token.token, sequence);
-  if (token.finish != Finish::kNone) End(entry.id);
+  if (token.finish != Finish::kNone) End(token.id);
   result_.tokens.push_back(std::move(token));
 }
 

@@ -114,10 +114,13 @@ class Engine {
   absl::Status CheckTokens(const char* field, const std::vector<int32_t>& tokens) const;
   void FinishStep();
   void FailStep(const absl::Status& status);
-  void Take(const BatchSequence& entry);
+  // The sequence and its scores of the prompt, or null where nothing is to be sampled.
+  Sequence* Take(const BatchSequence& entry);
   bool Faulty(const BatchSequence& entry) const;
   void ScorePrompt(const BatchSequence& entry, Sequence& sequence);
-  void Sample(const BatchSequence& entry, Sequence& sequence);
+  // The next token; changes the row's logits alone.
+  NewToken Sample(const BatchSequence& entry, const Sequence& sequence) const;
+  void Append(const Sequence& sequence, NewToken token);
   Finish FinishOf(int32_t token, const Sequence& sequence) const;
   void Fail(SequenceId id, absl::Status status);
 

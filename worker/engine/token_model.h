@@ -3,6 +3,7 @@
 // (worker/testing/toy_model.h).
 #pragma once
 
+#include <functional>
 #include <span>
 
 #include "absl/status/statusor.h"
@@ -38,6 +39,11 @@ class TokenModel {
   virtual std::span<float> Logits(int index) = 0;
   // Whether a NaN was met in that row of the plan: what follows from it is void.
   virtual bool Fault(int row) const = 0;
+
+  // As Backend::ForEach, between steps.
+  virtual void ForEach(int count, const std::function<void(int)>& task) {
+    for (int i = 0; i < count; ++i) task(i);
+  }
 };
 
 }  // namespace epic::worker

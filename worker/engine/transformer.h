@@ -36,6 +36,9 @@ class Transformer : public TokenModel {
 
   std::span<float> Logits(int index) override { return step_->logits(index); }
   bool Fault(int row) const override { return step_->faults()[row] != 0; }
+  void ForEach(int count, const std::function<void(int)>& task) override {
+    backend_.ForEach(count, task);
+  }
 
  private:
   absl::StatusOr<model::Step::Progress> AdvancePaced();

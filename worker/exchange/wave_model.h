@@ -41,6 +41,9 @@ class WaveModel : public TokenModel {
   absl::StatusOr<Progress> Advance() override;
   std::span<float> Logits(int index) override { return own_.Logits(index); }
   bool Fault(int row) const override { return own_.Fault(row); }
+  void ForEach(int count, const std::function<void(int)>& task) override {
+    own_.ForEach(count, task);
+  }
   StepPlace place() const override { return own_.place(); }
 
   // Does a part of what the world does, unless a step of this rank's own has begun (then Advance
