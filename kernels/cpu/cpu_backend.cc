@@ -46,7 +46,7 @@ class CpuBackend : public Backend {
         attention_(family_, *split_attention_, ops_, pool_, gemms_) {}
 
   std::string profile() const override {
-    return std::string("epic-numerics-2/") + family_.name() + "/" + ProfileTypes(quantization_) +
+    return std::string("epic-numerics-3/") + family_.name() + "/" + ProfileTypes(quantization_) +
            ",kv:" + KvTypeName(kv_type_) + "/" + PromptAttentionName(prompt_attention_) +
            "/split512";
   }

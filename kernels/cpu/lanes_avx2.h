@@ -145,30 +145,24 @@ inline F16 LoadE4M3(const char* p) {
           _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 }
 
-// Float32 rounded to BF16, to nearest even. Not for NaNs with a payload near overflow.
-inline __m256 RoundedToBF16(__m256 x) {
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)));
-}
-
-// (nibble − 8)·scale, rounded to BF16.
-inline __m256 Int4Weights(__m256i nibbles, __m256 scale) {
-  const __m256 values = _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
-  return RoundedToBF16(_mm256_mul_ps(values, scale));
-}
-// Of nibble j of the words of a line (int4_layout.h): the weights of even words and of odd ones.
-inline void LoadInt4Pairs(const char* line, int j, F16 scale, F16& first, F16& second) {
+// A line of INT4 (int4_layout.h): its nibbles, as two's complement.
+struct Int4Line {
+  __m256i lo, hi;
+};
+inline Int4Line LoadInt4Line(const char* line) {
   const auto* halves = reinterpret_cast<const __m256i*>(line);
-  const __m128i shift = _mm_cvtsi32_si128(4 * j);
-  const __m256i lo = _mm256_srl_epi32(_mm256_load_si256(halves), shift);
-  const __m256i hi = _mm256_srl_epi32(_mm256_load_si256(halves + 1), shift);
-  const __m256i nibble = _mm256_set1_epi32(15);
-  first = {Int4Weights(_mm256_and_si256(lo, nibble), scale.lo),
-           Int4Weights(_mm256_and_si256(hi, nibble), scale.hi)};
-  second = {Int4Weights(_mm256_and_si256(_mm256_srli_epi32(lo, 16), nibble), scale.lo),
-            Int4Weights(_mm256_and_si256(_mm256_srli_epi32(hi, 16), nibble), scale.hi)};
+  const __m256i sign = _mm256_set1_epi8(static_cast<char>(0x88));
+  return {_mm256_xor_si256(_mm256_load_si256(halves), sign),
+          _mm256_xor_si256(_mm256_load_si256(halves + 1), sign)};
+}
+inline __m256 Int4Values(__m256i words, int bits_above) {
+  const __m256i top = _mm256_sll_epi32(words, _mm_cvtsi32_si128(bits_above));
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
+}
+// Of nibble j of its words: the values of even words and of odd ones.
+inline void Int4Pair(const Int4Line& line, int j, F16& first, F16& second) {
+  first = {Int4Values(line.lo, 28 - 4 * j), Int4Values(line.hi, 28 - 4 * j)};
+  second = {Int4Values(line.lo, 12 - 4 * j), Int4Values(line.hi, 12 - 4 * j)};
 }
 
 }  // namespace

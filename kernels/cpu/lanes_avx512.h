@@ -88,21 +88,17 @@ inline F16 LoadE4M3(const char* p) {
   return {_mm512_cvtph_ps(half)};
 }
 
-// Float32 rounded to BF16, to nearest even. Not for NaNs with a payload near overflow.
-inline F16 RoundedToBF16(F16 x) {
-  const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  return {_mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))};
-}
-
-// Of nibble j of the words of a line (int4_layout.h): (nibble − 8)·scale rounded to BF16, of even
-// words and of odd ones.
-inline void LoadInt4Pairs(const char* line, int j, F16 scale, F16& first, F16& second) {
+// A line of INT4 (int4_layout.h).
+using Int4Line = __m512i;
+inline Int4Line LoadInt4Line(const char* line) { return _mm512_load_si512(line); }
+// Of nibble j of its words: the values of even words and of odd ones. The lookup goes by the lowest
+// four bits of each lane.
+inline void Int4Pair(Int4Line line, int j, F16& first, F16& second) {
   const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  const __m512i x = _mm512_srl_epi32(_mm512_load_si512(line), _mm_cvtsi32_si128(4 * j));
-  first = RoundedToBF16(F16{_mm512_permutexvar_ps(x, values)} * scale);
-  second = RoundedToBF16(F16{_mm512_permutexvar_ps(_mm512_srli_epi32(x, 16), values)} * scale);
+  const __m512i even = _mm512_srl_epi32(line, _mm_cvtsi32_si128(4 * j));
+  const __m512i odd = _mm512_srl_epi32(line, _mm_cvtsi32_si128(16 + 4 * j));
+  first.v = _mm512_permutexvar_ps(even, values);
+  second.v = _mm512_permutexvar_ps(odd, values);
 }
 
 }  // namespace

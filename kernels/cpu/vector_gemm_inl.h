@@ -11,42 +11,50 @@ namespace {
 constexpr int64_t kPrefetchBytes = 2048;
 constexpr int kWideColumns = kLargeTilePanels * kFmaPanel;
 
-// Offset(k): where the inputs k and k + 1 (k even) stand in a panel. LoadPair: their weights.
+// kUnit inputs of a panel are read at a time: Offset(k) is where those from k on stand, and Pair
+// gives the weights of the inputs 2j and 2j + 1 of what Load read. kSpan: so many inputs have a
+// scale of their sum; 0: there are none.
 struct BF16Weight {
-  static constexpr bool kScaled = false;
+  static constexpr int64_t kSpan = 0, kUnit = 2;
   static constexpr int64_t Offset(int64_t k) { return k * 32; }
-  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
-    LoadBF16Pairs(panel + Offset(k), first, second);
-  }
+  using Unit = const char*;
+  static Unit Load(const char* panel, int64_t k) { return panel + Offset(k); }
+  static void Pair(Unit at, int, F16& first, F16& second) { LoadBF16Pairs(at, first, second); }
 };
 
 struct F32Weight {
-  static constexpr bool kScaled = false;
+  static constexpr int64_t kSpan = 0, kUnit = 2;
   static constexpr int64_t Offset(int64_t k) { return k * 64; }
-  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
-    const auto* p = reinterpret_cast<const float*>(panel + Offset(k));
-    first = Load(p);
-    second = Load(p + kFmaPanel);
+  using Unit = const float*;
+  static Unit Load(const char* panel, int64_t k) {
+    return reinterpret_cast<const float*>(panel + Offset(k));
+  }
+  static void Pair(Unit at, int, F16& first, F16& second) {
+    first = epic::kernels::Load(at);
+    second = epic::kernels::Load(at + kFmaPanel);
   }
 };
 
 struct E4M3Weight {
-  static constexpr bool kScaled = true;
+  static constexpr int64_t kSpan = kScaleBlock, kUnit = 2;
   static constexpr int64_t Offset(int64_t k) { return k * 16; }
-  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
-    first = LoadE4M3(panel + Offset(k));
-    second = LoadE4M3(panel + Offset(k) + 16);
+  using Unit = const char*;
+  static Unit Load(const char* panel, int64_t k) { return panel + Offset(k); }
+  static void Pair(Unit at, int, F16& first, F16& second) {
+    first = LoadE4M3(at);
+    second = LoadE4M3(at + 16);
   }
 };
 
 struct Int4Weight {
-  static constexpr bool kScaled = false;
+  static constexpr int64_t kSpan = kInt4Group, kUnit = 8;
   static constexpr int64_t Offset(int64_t k) {
-    return Int4LinesAt(k / kInt4Group) + k % kInt4Group / 8 * kInt4LineBytes;
+    return Int4LinesAt(k / kInt4Group) + k % kInt4Group / kUnit * kInt4LineBytes;
   }
-  static void LoadPair(const char* panel, int64_t k, F16& first, F16& second) {
-    LoadInt4Pairs(panel + Offset(k), static_cast<int>(k % 8 / 2),
-                  LoadBF16(panel + Int4ScalesAt(k / kInt4Group)), first, second);
+  using Unit = Int4Line;
+  static Unit Load(const char* panel, int64_t k) { return LoadInt4Line(panel + Offset(k)); }
+  static void Pair(const Unit& line, int j, F16& first, F16& second) {
+    Int4Pair(line, j, first, second);
   }
 };
 
@@ -63,7 +71,21 @@ struct Panels {
   const float* Multipliers(int64_t panel) const {
     return reinterpret_cast<const float*>(base + panel * bytes);
   }
-  const float* Scales(int64_t panel) const { return Multipliers(panel) + 16; }
+  // Of the span that begins at k.
+  template <class Weight>
+  F16 Scale(int64_t panel, int64_t k) const {
+    if constexpr (Weight::kSpan == kInt4Group) {
+      return LoadBF16(Weights(panel) + Int4ScalesAt(k / kInt4Group));
+    } else {
+      return Set1(Multipliers(panel)[16 + k / kScaleBlock]);
+    }
+  }
+  // Of the whole sum; only E4M3 has them.
+  template <class Weight>
+  F16 Multiplied(F16 sum, int64_t panel) const {
+    if constexpr (Weight::kSpan == kScaleBlock) return sum * Load(Multipliers(panel));
+    return sum;
+  }
 };
 
 int ValidLanes(const GemmArguments& g, int64_t panel) {
@@ -84,36 +106,41 @@ void WidenRow(const BF16* x, int64_t count, float* out) {
   }
 }
 
-// acc[r][p] continues over k in [k_begin, k_end); k_begin is even.
+// acc[r][p] continues over k in [k_begin, k_end); k_begin is a multiple of kUnit.
 template <class Weight, int kRows, int kPanels>
 [[gnu::always_inline]] inline void Accumulate(const char* const (&weights)[kPanels], const float* a,
                                               int64_t a_stride, int64_t k_begin, int64_t k_end,
                                               F16 (&acc)[kRows][kPanels]) {
   int64_t k = k_begin;
-  for (; k + 2 <= k_end; k += 2) {
+  for (; k + Weight::kUnit <= k_end; k += Weight::kUnit) {
     const int64_t ahead = Weight::Offset(k) + kPrefetchBytes;
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
-      F16 first, second;
-      Weight::LoadPair(weights[p], k, first, second);
+      const auto unit = Weight::Load(weights[p], k);
       _mm_prefetch(weights[p] + ahead, _MM_HINT_T0);
+#pragma GCC unroll 4
+      for (int j = 0; j < Weight::kUnit / 2; ++j) {
+        F16 first, second;
+        Weight::Pair(unit, j, first, second);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][p] = Fma(Set1(a[r * a_stride + k]), first, acc[r][p]);
-      }
+        for (int r = 0; r < kRows; ++r) {
+          acc[r][p] = Fma(Set1(a[r * a_stride + k + 2 * j]), first, acc[r][p]);
+        }
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][p] = Fma(Set1(a[r * a_stride + k + 1]), second, acc[r][p]);
+        for (int r = 0; r < kRows; ++r) {
+          acc[r][p] = Fma(Set1(a[r * a_stride + k + 2 * j + 1]), second, acc[r][p]);
+        }
       }
     }
   }
-  if (k < k_end) {
-    for (int p = 0; p < kPanels; ++p) {
+  if (k == k_end) return;
+  for (int p = 0; p < kPanels; ++p) {
+    const auto unit = Weight::Load(weights[p], k);
+    for (int64_t i = k; i < k_end; ++i) {
       F16 first, second;
-      Weight::LoadPair(weights[p], k, first, second);
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][p] = Fma(Set1(a[r * a_stride + k]), first, acc[r][p]);
-      }
+      Weight::Pair(unit, static_cast<int>((i - k) / 2), first, second);
+      const F16 w = (i - k) % 2 == 0 ? first : second;
+      for (int r = 0; r < kRows; ++r) acc[r][p] = Fma(Set1(a[r * a_stride + i]), w, acc[r][p]);
     }
   }
 }
@@ -135,27 +162,27 @@ void SmallTile(const GemmArguments& g, const Panels& panels, const float* a, int
   for (int p = 0; p < kPanels; ++p) weights[p] = panels.Weights(panel + p * apart);
   F16 acc[kRows][kPanels];
   Clear(acc);
-  if constexpr (Weight::kScaled) {
-    for (int64_t k = 0; k < g.weight.k; k += kScaleBlock) {
-      const int64_t k_end = k + kScaleBlock < g.weight.k ? k + kScaleBlock : g.weight.k;
+  if constexpr (Weight::kSpan > 0) {
+    for (int64_t k = 0; k < g.weight.k; k += Weight::kSpan) {
+      const int64_t k_end = k + Weight::kSpan < g.weight.k ? k + Weight::kSpan : g.weight.k;
       F16 partial[kRows][kPanels];
       Clear(partial);
       Accumulate<Weight>(weights, a, a_stride, k, k_end, partial);
+#pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
-        const F16 scale = Set1(panels.Scales(panel + p * apart)[k / kScaleBlock]);
+        const F16 scale = panels.Scale<Weight>(panel + p * apart, k);
+#pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) acc[r][p] = Fma(partial[r][p], scale, acc[r][p]);
       }
-    }
-    for (int p = 0; p < kPanels; ++p) {
-      const F16 multiplier = Load(panels.Multipliers(panel + p * apart));
-      for (int r = 0; r < kRows; ++r) acc[r][p] = acc[r][p] * multiplier;
     }
   } else {
     Accumulate<Weight>(weights, a, a_stride, 0, g.weight.k, acc);
   }
   for (int p = 0; p < kPanels; ++p) {
     const int64_t at = panel + p * apart;
-    for (int r = 0; r < kRows; ++r) StoreN(Destination(g, r, at), acc[r][p], ValidLanes(g, at));
+    for (int r = 0; r < kRows; ++r) {
+      StoreN(Destination(g, r, at), panels.Multiplied<Weight>(acc[r][p], at), ValidLanes(g, at));
+    }
   }
 }
 
@@ -164,7 +191,9 @@ void SmallGemm(const GemmArguments& g, const Panels& panels) {
   auto* a = reinterpret_cast<float*>(g.scratch);
   const int64_t a_stride = RoundUp(g.weight.k, kFmaPanel);
   for (int r = 0; r < kRows; ++r) WidenRow(g.a + r * g.a_stride, g.weight.k, a + r * a_stride);
-  constexpr int kPanels = SmallTilePanels(kRows);
+  // Sums of short spans are in registers beside those of all.
+  constexpr bool kShort = Weight::kSpan == kInt4Group;
+  constexpr int kPanels = SmallTilePanels(kShort && kRows == 3 ? 4 : kRows);
   constexpr int kNarrower = kPanels < 4 ? 1 : 4;
   SweepPanels<kPanels, kNarrower, 1>(g.n_begin / kFmaPanel, (g.n_end + kFmaPanel - 1) / kFmaPanel,
                                      [&](auto count, int64_t panel, int64_t apart) {
@@ -178,17 +207,18 @@ template <class Weight>
 void DecodeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
                  int64_t k_begin, int64_t k_end, float* wide) {
   for (int p = 0; p < kLargeTilePanels; ++p) {
-    for (int64_t k = k_begin; k < k_end; k += 2) {
-      F16 first = Zero();
-      F16 second = Zero();
-      if (p < panel_count) {
-        const char* from = panels.Weights(panel + p);
-        Weight::LoadPair(from, k, first, second);
-        _mm_prefetch(from + Weight::Offset(k) + kPrefetchBytes, _MM_HINT_T0);
-      }
+    const char* from = panels.Weights(p < panel_count ? panel + p : panel);
+    for (int64_t k = k_begin; k < k_end; k += Weight::kUnit) {
+      const auto unit = Weight::Load(from, k);
+      _mm_prefetch(from + Weight::Offset(k) + kPrefetchBytes, _MM_HINT_T0);
       float* to = wide + (k - k_begin) * kWideColumns + p * kFmaPanel;
-      Store(to, first);
-      Store(to + kWideColumns, second);
+#pragma GCC unroll 4
+      for (int j = 0; j < Weight::kUnit / 2; ++j, to += 2 * kWideColumns) {
+        F16 first = Zero(), second = Zero();
+        if (p < panel_count) Weight::Pair(unit, j, first, second);
+        Store(to, first);
+        Store(to + kWideColumns, second);
+      }
     }
   }
 }
@@ -220,7 +250,7 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
   }
   F16 acc[kRows][kLargeTilePanels];
   Clear(acc);
-  if (!Weight::kScaled && k_begin > 0) {
+  if (Weight::kSpan == 0 && k_begin > 0) {
     for (int64_t p = 0; p < panel_count; ++p) {
       const int lanes = ValidLanes(g, panel + p);
       for (int r = 0; r < kRows; ++r) {
@@ -234,11 +264,10 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
     for (int r = 0; r < kRows; ++r) {
       float* c = Destination(g, row + r, panel + p);
       F16 value = acc[r][p];
-      if constexpr (Weight::kScaled) {
+      if constexpr (Weight::kSpan > 0) {
         const F16 before = k_begin > 0 ? LoadN(c, lanes) : Zero();
-        const F16 scale = Set1(panels.Scales(panel + p)[k_begin / kScaleBlock]);
-        value = Fma(value, scale, before);
-        if (k_end == g.weight.k) value = value * Load(panels.Multipliers(panel + p));
+        value = Fma(value, panels.Scale<Weight>(panel + p, k_begin), before);
+        if (k_end == g.weight.k) value = panels.Multiplied<Weight>(value, panel + p);
       }
       StoreN(c, value, lanes);
     }
@@ -247,13 +276,14 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
 
 template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
+  constexpr int64_t kStep = Weight::kSpan > 0 ? Weight::kSpan : kScaleBlock;
   auto* wide = reinterpret_cast<float*>(g.scratch);
   float* a = wide + (kScaleBlock + 1) * kWideColumns;
   const int64_t end = (g.n_end + kFmaPanel - 1) / kFmaPanel;
   for (int64_t panel = g.n_begin / kFmaPanel; panel < end; panel += kLargeTilePanels) {
     const int64_t count = end - panel < kLargeTilePanels ? end - panel : kLargeTilePanels;
-    for (int64_t k = 0; k < g.weight.k; k += kScaleBlock) {
-      const int64_t k_end = k + kScaleBlock < g.weight.k ? k + kScaleBlock : g.weight.k;
+    for (int64_t k = 0; k < g.weight.k; k += kStep) {
+      const int64_t k_end = k + kStep < g.weight.k ? k + kStep : g.weight.k;
       DecodeBlock<Weight>(g, panels, panel, count, k, k_end, wide);
       ForRowPasses<kFmaRowTile>(g.m, [&](auto rows, int64_t row) {
         LargeBlock<Weight, rows.value>(g, panels, panel, count, row, k, k_end, wide, a);

@@ -48,7 +48,7 @@ CudaBackend::CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr
 CudaBackend::~CudaBackend() { runtime_->Wait(); }
 
 std::string CudaBackend::profile() const {
-  return std::string("epic-numerics-2/") + runtime_->family() +
+  return std::string("epic-numerics-3/") + runtime_->family() +
          "/w:checkpoint,a:checkpoint,kv:" + KvTypeName(kv_type_) + "/absorbed/split" +
          std::to_string(kSplitTokens);
 }

@@ -266,7 +266,7 @@ TEST_P(Operations, RoutersOfAnyTypeChooseAsTheReference) {
 
 TEST(CudaBackend, NamesWhatFixesItsBits) {
   EXPECT_EQ(Emulated({.kv_type = KvType::kFP8})->profile(),
-            "epic-numerics-2/sm90-emulated/w:checkpoint,a:checkpoint,kv:fp8/absorbed/split512");
+            "epic-numerics-3/sm90-emulated/w:checkpoint,a:checkpoint,kv:fp8/absorbed/split512");
 }
 
 TEST(CudaBackend, RefusesACardThatIsNotThere) {

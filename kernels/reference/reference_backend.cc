@@ -109,8 +109,8 @@ class ReferenceBackend : public Backend {
   std::string profile() const override {
     const std::string form =
         PromptAttentionName(expanded_ ? PromptAttention::kExpanded : PromptAttention::kAbsorbed);
-    if (!rounded_) return "epic-numerics-2/reference/w:f32,a:f32,kv:f32/" + form + "/split512";
-    return std::string("epic-numerics-2/") + (pairs_ ? "avx512-bf16/" : "fma/") +
+    if (!rounded_) return "epic-numerics-3/reference/w:f32,a:f32,kv:f32/" + form + "/split512";
+    return std::string("epic-numerics-3/") + (pairs_ ? "avx512-bf16/" : "fma/") +
            ProfileTypes(quantization_) + ",kv:" + KvTypeName(kv_type_) + "/" + form + "/split512";
   }
   KvType kv_type() const override { return kv_type_; }
@@ -312,7 +312,7 @@ class ReferenceBackend : public Backend {
 
   ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
     if (!rounded_) return MakeReferenceF32Matrix(source);
-    ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_, /*group_scales=*/pairs_);
+    ReferenceMatrix matrix = MakeReferenceMatrix(source, quantization_);
     matrix.odd_first = pairs_;
     matrix.quantised_rows = fp8_activations_ && !matrix.scales.empty();
     return matrix;

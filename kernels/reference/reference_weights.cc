@@ -60,18 +60,17 @@ ReferenceMatrix MakeInt8Matrix(const SourceMatrix& source) {
   return matrix;
 }
 
-ReferenceMatrix MakeInt4Matrix(const SourceMatrix& source, bool group_scales) {
+ReferenceMatrix MakeInt4Matrix(const SourceMatrix& source) {
   ReferenceMatrix matrix = Empty(source.rows, source.cols);
   std::vector<int8_t> row(source.cols);
   std::vector<BF16> scales((source.cols + kInt4Group - 1) / kInt4Group);
-  if (group_scales) matrix.group_scales.resize(std::ssize(scales) * source.rows);
+  matrix.group_scales.resize(std::ssize(scales) * source.rows);
   for (int64_t n = 0; n < source.rows; ++n) {
     ReadInt4Row(source, n, row.data(), scales.data());
     for (int64_t k = 0; k < source.cols; ++k) {
-      const BF16 scale = scales[k / kInt4Group];
-      if (group_scales) matrix.group_scales[k / kInt4Group * source.rows + n] = ToFloat(scale);
-      matrix.transposed[k * source.rows + n] =
-          group_scales ? static_cast<float>(row[k]) : Int4Weight(row[k], scale);
+      const int64_t group = k / kInt4Group;
+      matrix.group_scales[group * source.rows + n] = ToFloat(scales[group]);
+      matrix.transposed[k * source.rows + n] = static_cast<float>(row[k]);
     }
   }
   return matrix;
@@ -115,11 +114,10 @@ ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source) {
   return matrix;
 }
 
-ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization,
-                                    bool group_scales) {
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization) {
   const DType dtype = PackedDType(source.dtype, source.cols, quantization);
   if (dtype == DType::kI8) return MakeInt8Matrix(source);
-  if (dtype == DType::kI4) return MakeInt4Matrix(source, group_scales);
+  if (dtype == DType::kI4) return MakeInt4Matrix(source);
   ReferenceMatrix matrix = MakeReferenceF32Matrix(source);
   if (dtype != DType::kF8E4M3) {
     for (float& value : matrix.transposed) value = RoundToBF16(value);

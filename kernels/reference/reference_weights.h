@@ -32,8 +32,7 @@ struct ReferenceMatrix : Matrix {
 
 // Values as the CPU keeps them: BF16, FP8 with its scales, INT8, or INT4: with group_scales, or as
 // the BF16 values that it stands for.
-ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization,
-                                    bool group_scales);
+ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization);
 // FP32 copy of `source`, exact or dequantised: for the router, and without rounding.
 ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source);
 // Rows [row, row + count) of kv_b, dequantised and (if rounded) rounded to BF16; transposed:
