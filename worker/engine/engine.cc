@@ -134,23 +134,41 @@ Engine::Progress Engine::Advance() {
 
 void Engine::FinishStep() {
   scheduler_.Commit();
-  struct Draw {
-    const BatchSequence* entry;
-    const Sequence* sequence;
+  struct Reading {  // of a row of logits
+    const BatchSequence& entry;
+    Sequence& sequence;
+    int index;  // among the entry's
     NewToken token;
   };
-  std::vector<Draw> draws;
+  std::vector<Reading> readings;
+  std::vector<std::pair<const BatchSequence*, Sequence*>> taken;
   for (const BatchSequence& entry : batch_->sequences) {
-    if (const Sequence* sequence = Take(entry)) draws.push_back({&entry, sequence, {}});
+    Sequence* sequence = Take(entry);
+    if (sequence == nullptr) continue;
+    taken.emplace_back(&entry, sequence);
+    for (int i = 0; i < entry.logit_count; ++i) readings.push_back({entry, *sequence, i, {}});
   }
-  const auto draw = [&](int i) { draws[i].token = Sample(*draws[i].entry, *draws[i].sequence); };
-  const auto count = static_cast<int>(draws.size());
+  const auto read = [&](int i) {
+    Reading& reading = readings[i];
+    const bool drawn = reading.entry.samples && reading.index == reading.entry.logit_count - 1;
+    reading.token = drawn ? Sample(reading.entry, reading.sequence)
+                          : Score(reading.entry, reading.sequence, reading.index);
+  };
+  const auto count = static_cast<int>(readings.size());
   if (int64_t{count} * model_.vocab_size() >= kParallelLogits) {
-    model_.ForEach(count, draw);
+    model_.ForEach(count, read);
   } else {
-    for (int i = 0; i < count; ++i) draw(i);
+    for (int i = 0; i < count; ++i) read(i);
   }
-  for (Draw& drawn : draws) Append(*drawn.sequence, std::move(drawn.token));
+  auto next = readings.begin();
+  for (const auto& [entry, sequence] : taken) {
+    const int scored = entry->logit_count - (entry->samples ? 1 : 0);
+    for (int i = 0; i < scored; ++i) {
+      sequence->prompt_scores.push_back(std::move((next++)->token));
+    }
+    ReportPrompt(*entry, *sequence);
+    if (entry->samples) Append(*sequence, std::move((next++)->token));
+  }
 }
 
 void Engine::FailStep(const absl::Status& status) {
@@ -172,8 +190,7 @@ Engine::Sequence* Engine::Take(const BatchSequence& entry) {
     Fail(entry.id, absl::InternalError("the model's numbers became NaN on this sequence"));
     return nullptr;
   }
-  ScorePrompt(entry, sequence);
-  return entry.samples ? &sequence : nullptr;
+  return &sequence;
 }
 
 bool Engine::Faulty(const BatchSequence& entry) const {
@@ -183,15 +200,14 @@ bool Engine::Faulty(const BatchSequence& entry) const {
   return false;
 }
 
-void Engine::ScorePrompt(const BatchSequence& entry, Sequence& sequence) {
-  const int scored = entry.logit_count - (entry.samples ? 1 : 0);
-  for (int i = 0; i < scored; ++i) {
-    const int position = static_cast<int>(sequence.prompt_scores.size()) + 1;
-    const int32_t token = sequence.request.prompt[position];
-    NewToken score{.id = entry.id, .position = position, .token = token};
-    AddLogprobs(model_.Logits(entry.first_logit + i), sequence.request.logprobs, score);
-    sequence.prompt_scores.push_back(std::move(score));
-  }
+NewToken Engine::Score(const BatchSequence& entry, const Sequence& sequence, int index) const {
+  const int position = static_cast<int>(sequence.prompt_scores.size()) + 1 + index;
+  NewToken score{.id = entry.id, .position = position, .token = sequence.request.prompt[position]};
+  AddLogprobs(model_.Logits(entry.first_logit + index), sequence.request.logprobs, score);
+  return score;
+}
+
+void Engine::ReportPrompt(const BatchSequence& entry, Sequence& sequence) {
   const int end = entry.first_position + entry.row_count;
   if (sequence.prompt_reported || end < sequence.prompt_length()) return;
   sequence.prompt_reported = true;

@@ -114,10 +114,12 @@ class Engine {
   absl::Status CheckTokens(const char* field, const std::vector<int32_t>& tokens) const;
   void FinishStep();
   void FailStep(const absl::Status& status);
-  // The sequence and its scores of the prompt, or null where nothing is to be sampled.
+  // The entry's sequence; null where it is gone, or is faulty and now gone.
   Sequence* Take(const BatchSequence& entry);
   bool Faulty(const BatchSequence& entry) const;
-  void ScorePrompt(const BatchSequence& entry, Sequence& sequence);
+  // What row `index` of the entry's logits says of the prompt's next token.
+  NewToken Score(const BatchSequence& entry, const Sequence& sequence, int index) const;
+  void ReportPrompt(const BatchSequence& entry, Sequence& sequence);
   // The next token; changes the row's logits alone.
   NewToken Sample(const BatchSequence& entry, const Sequence& sequence) const;
   void Append(const Sequence& sequence, NewToken token);

@@ -39,12 +39,13 @@ SequenceRequest Request(SequenceId id) {
                              .max_tokens = 3 + static_cast<int>(id) % 3,
                              .logprobs = 2};
   if (id % 2 == 0) request.sampling.top_k = 50;
+  request.prompt_logprobs = id % 3 == 0;
   return request;
 }
 
 using Token = std::pair<int32_t, std::vector<int32_t>>;  // and the likeliest
 
-// All tokens of `count` sequences that run side by side.
+// All tokens of `count` sequences that run side by side, those of scored prompts first.
 std::map<SequenceId, std::vector<Token>> RunAll(ToyModel& model, int count) {
   PageLedger pages(kPages, [&](int32_t page) { model.ErasePage(page); });
   Engine engine({.max_model_len = 64}, model, pages);
@@ -52,11 +53,15 @@ std::map<SequenceId, std::vector<Token>> RunAll(ToyModel& model, int count) {
   std::map<SequenceId, std::vector<Token>> tokens;
   while (engine.busy()) {
     if (engine.Advance() != Engine::Progress::kStepDone) continue;
-    for (const NewToken& token : engine.result().tokens) {
+    const auto add = [&](const NewToken& token) {
       std::vector<int32_t> top;
       for (const TokenLogprob& likely : token.top) top.push_back(likely.token);
       tokens[token.id].emplace_back(token.token, top);
+    };
+    for (const PromptScores& prompt : engine.result().prompts) {
+      std::ranges::for_each(prompt.tokens, add);
     }
+    std::ranges::for_each(engine.result().tokens, add);
   }
   return tokens;
 }
@@ -67,7 +72,9 @@ TEST(EngineTest, SequencesThatAreDrawnSideBySideGetTheTokensThatTheyGetAlone) {
   const auto expected = RunAll(plain, 5);
   EXPECT_EQ(RunAll(parallel, 5), expected);
   EXPECT_GT(parallel.calls(), 10);
-  for (const auto& [id, tokens] : expected) EXPECT_EQ(tokens.size(), 3 + id % 3) << id;
+  for (const auto& [id, tokens] : expected) {
+    EXPECT_EQ(tokens.size(), 3 + id % 3 + (id % 3 == 0 ? 2 : 0)) << id;
+  }
 }
 
 TEST(EngineTest, FewLogitsWakeNoThread) {
