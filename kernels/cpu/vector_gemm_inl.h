@@ -250,7 +250,7 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
   }
   F16 acc[kRows][kLargeTilePanels];
   Clear(acc);
-  if (Weight::kSpan == 0 && k_begin > 0) {
+  if (k_begin > 0) {
     for (int64_t p = 0; p < panel_count; ++p) {
       const int lanes = ValidLanes(g, panel + p);
       for (int r = 0; r < kRows; ++r) {
@@ -258,32 +258,39 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
       }
     }
   }
-  LargeTile<kRows>(wide, a, k_end - k_begin, acc);
+  if constexpr (Weight::kSpan == 0) {
+    LargeTile<kRows>(wide, a, k_end - k_begin, acc);
+  } else {
+    for (int64_t k = k_begin; k < k_end; k += Weight::kSpan) {
+      const int64_t count = k_end - k < Weight::kSpan ? k_end - k : Weight::kSpan;
+      F16 partial[kRows][kLargeTilePanels];
+      Clear(partial);
+      LargeTile<kRows>(wide + (k - k_begin) * kWideColumns, a + (k - k_begin), count, partial);
+      for (int64_t p = 0; p < panel_count; ++p) {
+        const F16 scale = panels.Scale<Weight>(panel + p, k);
+        for (int r = 0; r < kRows; ++r) acc[r][p] = Fma(partial[r][p], scale, acc[r][p]);
+      }
+    }
+  }
   for (int64_t p = 0; p < panel_count; ++p) {
     const int lanes = ValidLanes(g, panel + p);
     for (int r = 0; r < kRows; ++r) {
-      float* c = Destination(g, row + r, panel + p);
-      F16 value = acc[r][p];
-      if constexpr (Weight::kSpan > 0) {
-        const F16 before = k_begin > 0 ? LoadN(c, lanes) : Zero();
-        value = Fma(value, panels.Scale<Weight>(panel + p, k_begin), before);
-        if (k_end == g.weight.k) value = panels.Multiplied<Weight>(value, panel + p);
-      }
-      StoreN(c, value, lanes);
+      const bool last = k_end == g.weight.k;
+      StoreN(Destination(g, row + r, panel + p),
+             last ? panels.Multiplied<Weight>(acc[r][p], panel + p) : acc[r][p], lanes);
     }
   }
 }
 
 template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
-  constexpr int64_t kStep = Weight::kSpan > 0 ? Weight::kSpan : kScaleBlock;
   auto* wide = reinterpret_cast<float*>(g.scratch);
   float* a = wide + (kScaleBlock + 1) * kWideColumns;
   const int64_t end = (g.n_end + kFmaPanel - 1) / kFmaPanel;
   for (int64_t panel = g.n_begin / kFmaPanel; panel < end; panel += kLargeTilePanels) {
     const int64_t count = end - panel < kLargeTilePanels ? end - panel : kLargeTilePanels;
-    for (int64_t k = 0; k < g.weight.k; k += kStep) {
-      const int64_t k_end = k + kStep < g.weight.k ? k + kStep : g.weight.k;
+    for (int64_t k = 0; k < g.weight.k; k += kScaleBlock) {
+      const int64_t k_end = k + kScaleBlock < g.weight.k ? k + kScaleBlock : g.weight.k;
       DecodeBlock<Weight>(g, panels, panel, count, k, k_end, wide);
       ForRowPasses<kFmaRowTile>(g.m, [&](auto rows, int64_t row) {
         LargeBlock<Weight, rows.value>(g, panels, panel, count, row, k, k_end, wide, a);
