@@ -11,7 +11,6 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int64_t kAheadBytes = 2048;
 constexpr int kFewRows = 4;  // twice as many of what is decoded
 constexpr int kRowTile = 6;
 constexpr int kGroup = 4;
@@ -33,9 +32,9 @@ template <int kLines>
   }
 }
 
-// At(panel, t): tile t of a panel as packed. Of what is decoded, Load: its quarter i; Prefetch: the
-// bytes that follow some tiles later. kTilesPerScale: tiles whose sum is multiplied by
-// Scale(header, t); 0: none. kStretch: tiles of K that many rows pass over.
+// At(panel, t): tile t of a panel as packed. Of what is decoded, Load: its quarter i; Prefetch:
+// what stands so far ahead of it. kTilesPerScale: tiles whose sum is multiplied by Scale(header,
+// t); 0: none. kStretch: tiles of K that many rows pass over.
 struct BF16Weight {
   static constexpr bool kDecoded = false;
   static constexpr int64_t kTilesPerScale = 0, kStretch = kStretchMax;
@@ -50,8 +49,8 @@ struct E4M3Weight {
   static const std::byte* At(const std::byte* panel, int64_t t) {
     return panel + t * kCodeTileBytes;
   }
-  static void Prefetch(const std::byte* panel, int64_t t, int i) {
-    PrefetchLines<2>(At(panel, t) + 128 * i + kAheadBytes);
+  static void Prefetch(const std::byte* panel, int64_t t, int i, int64_t ahead) {
+    PrefetchLines<2>(At(panel, t) + 128 * i + ahead);
   }
   static Quarter Load(const std::byte* panel, int64_t t, int i) {
     const std::byte* codes = At(panel, t) + 128 * i;
@@ -80,10 +79,10 @@ struct NibbleWeight {
   static constexpr bool kDecoded = true;
   static constexpr int64_t kTilesPerScale = 1, kStretch = kStretchMax;
   static const std::byte* At(const std::byte* panel, int64_t t) { return panel + Int4LinesAt(t); }
-  static void Prefetch(const std::byte* panel, int64_t t, int i) {
-    constexpr int64_t kAheadTiles = 8;
-    if (i == 0) PrefetchLines<1>(panel + Int4ScalesAt(t + kAheadTiles));
-    PrefetchLines<1>(At(panel, t + kAheadTiles) + kInt4LineBytes * i);
+  static void Prefetch(const std::byte* panel, int64_t t, int i, int64_t ahead) {
+    const int64_t then = t + (ahead + kInt4GroupBytes - 1) / kInt4GroupBytes;
+    if (i == 0) PrefetchLines<1>(panel + Int4ScalesAt(then));
+    PrefetchLines<1>(At(panel, then) + kInt4LineBytes * i);
   }
   static Quarter Load(const std::byte* panel, int64_t t, int i) {
     const __m512i values = _mm512_load_si512(kNibbleValues.words);
@@ -139,7 +138,7 @@ template <class Weight, int kRows, int kPanels>
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
         const std::byte* row = Weight::At(panels[p], t) + 64 * i;
-        PrefetchLines<1>(row + kAheadBytes);
+        PrefetchLines<1>(row + AheadBytes(kPanels));
         AddPair<kRows>(_mm512_load_si512(row), a + 4 * i, row_bytes, &acc[0][p], kPanels);
       }
     }
@@ -147,7 +146,7 @@ template <class Weight, int kRows, int kPanels>
     for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
-        Weight::Prefetch(panels[p], t, i);
+        Weight::Prefetch(panels[p], t, i, AheadBytes(kPanels));
         const Quarter quarter = Weight::Load(panels[p], t, i);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
@@ -293,7 +292,7 @@ const std::byte* Ready(const std::byte* panel, int64_t t_begin, int64_t t_end, s
     for (int64_t t = t_begin; t < t_end; ++t) {
       std::byte* tile = to + (t - t_begin) * kBf16TileBytes;
       for (int i = 0; i < 4; ++i) {
-        Weight::Prefetch(panel, t, i);
+        Weight::Prefetch(panel, t, i, AheadBytes(1));
         const Quarter quarter = Weight::Load(panel, t, i);
         for (int r = 0; r < 4; ++r) {
           _mm512_store_si512(tile + 64 * (4 * i + r), quarter.rows[r]);

@@ -15,8 +15,6 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int64_t kAheadBytes = 2048;
-
 Int8Row EndOf(const std::byte* row, int64_t k) {
   Int8Row end;
   __builtin_memcpy(&end, row + Int8RowOffset(k), sizeof(end));
@@ -38,7 +36,7 @@ void Tile(const GemmArguments& g, int64_t panel, int64_t apart, const std::byte*
     Repeat<kPanels>([&](auto p) {
       const std::byte* from = weights + p.value * apart_bytes + 64 * step;
       w[p.value] = Weights16::Load(from);
-      _mm_prefetch(reinterpret_cast<const char*>(from + kAheadBytes), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(from + AheadBytes(kPanels)), _MM_HINT_T0);
     });
     Repeat<kRows>([&](auto r) {
       const std::byte* four = rows + r.value * row_bytes + 4 * step;

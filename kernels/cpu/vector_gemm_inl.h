@@ -8,7 +8,6 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 2048;
 constexpr int kWideColumns = kLargeTilePanels * kFmaPanel;
 
 // kUnit inputs of a panel are read at a time: Offset(k) is where those from k on stand, and Pair
@@ -113,7 +112,7 @@ template <class Weight, int kRows, int kPanels>
                                               F16 (&acc)[kRows][kPanels]) {
   int64_t k = k_begin;
   for (; k + Weight::kUnit <= k_end; k += Weight::kUnit) {
-    const int64_t ahead = Weight::Offset(k) + kPrefetchBytes;
+    const int64_t ahead = Weight::Offset(k) + AheadBytes(kPanels);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       const auto unit = Weight::Load(weights[p], k);
@@ -210,7 +209,7 @@ void DecodeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, in
     const char* from = panels.Weights(p < panel_count ? panel + p : panel);
     for (int64_t k = k_begin; k < k_end; k += Weight::kUnit) {
       const auto unit = Weight::Load(from, k);
-      _mm_prefetch(from + Weight::Offset(k) + kPrefetchBytes, _MM_HINT_T0);
+      _mm_prefetch(from + Weight::Offset(k) + AheadBytes(1), _MM_HINT_T0);
       float* to = wide + (k - k_begin) * kWideColumns + p * kFmaPanel;
 #pragma GCC unroll 4
       for (int j = 0; j < Weight::kUnit / 2; ++j, to += 2 * kWideColumns) {
