@@ -19,6 +19,7 @@
 #include "cluster/transport/peer_transport.h"
 #include "kernels/cpu/thread_pool.h"
 #include "worker/connection.h"
+#include "worker/device.h"
 #include "worker/engine/transformer.h"
 #include "worker/exchange/message_exchange.h"
 #include "worker/exchange/start_epochs.h"
@@ -290,9 +291,10 @@ absl::Status Run(const WorkerOptions& options, int signals, EpochSource* epochs)
 
 // As one of the ranks of an epoch: what ends this one ends all.
 absl::Status RunInLockStep(const WorkerOptions& options, int signals) {
+  ASSIGN_OR_RETURN(const std::optional<int> card, ParseCard(options.device));
   ASSIGN_OR_RETURN(const std::unique_ptr<EpochSource> epochs,
-                   StartEpochs(options.exchange, options.expert_ranks, RealClock(), RealRandom(),
-                               RealThreads()));
+                   StartEpochs(options.exchange, options.expert_ranks, card.value_or(0),
+                               RealClock(), RealRandom(), RealThreads()));
   ASSIGN_OR_RETURN(const cluster::Collective* collective, epochs->collective());
   if (collective != nullptr) {
     InitLog("worker " + std::to_string(collective->rank()), options.log_level);

@@ -353,6 +353,34 @@ TEST_P(Operations, AReplayFindsTheExpertsOfNow) {
   EXPECT_EQ(GraphsOf(*backends_[0]).replayed(), 4);
 }
 
+// As many pairs and groups as one recording has room for, in numbers that lay its tables out in
+// different lengths.
+TEST_P(Operations, AReplayFindsItsTablesForAnyNumberOfExperts) {
+  constexpr int kExperts = 128, kHidden = 16, kWidth = 16;
+  std::vector<std::unique_ptr<Mlp>> loaded[2];
+  for (int e = 0; e < kExperts; ++e) {
+    ToyMatrix gate = Weight(kWidth, kHidden), up = Weight(kWidth, kHidden),
+              down = Weight(kHidden, kWidth);
+    OnBoth([&](Backend& backend, int i) {
+      loaded[i].push_back(backend.LoadMlp(gate.source(), up.source(), down.source()));
+    });
+  }
+  const Pair x = Random(DType::kBF16, kExperts, kHidden);
+  const Pair out = Random(DType::kBF16, kExperts, kHidden);
+  for (const int count : {70, 70, 70, 100, 65, 128}) {
+    std::vector<ExpertRow> pairs;
+    for (int i = 0; i < count; ++i) pairs.push_back({i, kExperts - 1 - i});
+    OnBoth([&](Backend& backend, int i) {
+      std::vector<const Mlp*> experts;
+      for (const auto& mlp : loaded[i]) experts.push_back(mlp.get());
+      backend.Experts(experts, x.of[i], pairs, out.of[i].Slice(0, count));
+      backend.Wait();
+    });
+    EXPECT_TRUE(Same(out)) << count;
+  }
+  EXPECT_GT(GraphsOf(*backends_[0]).replayed(), 2);
+}
+
 // A tile that errs: the product of its rows is off by as much as `error`, for few or many rows.
 TileProduct Wrong(GemmType type, int tile, bool beside_many, float error) {
   return [=](Stream stream, const BlockGemmArguments& a) {

@@ -157,8 +157,10 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
       place.push_back(begin + static_cast<int32_t>(i));
     }
     group_rows.push_back(static_cast<int32_t>(group.count));
-    segment_group.resize(segment_group.size() + RoundUp(group.count, kSegmentRows) / kSegmentRows,
-                         index);
+    if (!masked) {
+      const int segments = RoundUp(group.count, kSegmentRows) / kSegmentRows;
+      segment_group.resize(segment_group.size() + segments, index);
+    }
     const CudaMlp& mlp = Of(experts, group);
     gate_up_maps.push_back(mlp.gate_up_maps->of(gate_up_tile));
     down_maps.push_back(mlp.down_maps->of(down_tile));
@@ -206,7 +208,9 @@ void MlpRunner::RunBatch(std::span<const Mlp* const> experts, std::span<const Ex
   if (!batch.replayed) return graphs_.RunNow(launch);
   graphs_.Run(launch, "experts", mlp.gate_up.type, mlp.gate_up.n, mlp.gate_up.k, mlp.up_offset,
               mlp.down.type, mlp.down.n, mlp.down.k, batch.places, batch.group_capacity,
-              batch.pair_capacity, tables.row, x.rounded, x.codes, x.scales, x.scale_stride, out);
+              batch.pair_capacity, tables.row, tables.pair, tables.place, tables.groups.group_rows,
+              tables.gate_up_maps, tables.down_maps, tables.gate_up_scales, tables.down_scales,
+              x.rounded, x.codes, x.scales, x.scale_stride, out);
   graphs_.Flush();
 }
 

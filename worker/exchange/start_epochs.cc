@@ -34,9 +34,9 @@ absl::StatusOr<std::unique_ptr<EpochSource>> StartMpiEpoch(Random& random) {
 #endif
 
 #if EPIC_CUDA
-absl::StatusOr<std::unique_ptr<EpochSource>> StartNcclEpochs(int ranks, Clock& clock,
+absl::StatusOr<std::unique_ptr<EpochSource>> StartNcclEpochs(int ranks, int card, Clock& clock,
                                                              Threads& threads) {
-  ASSIGN_OR_RETURN(std::unique_ptr<cluster::NcclApi> api, cluster::OpenCudaNccl());
+  ASSIGN_OR_RETURN(std::unique_ptr<cluster::NcclApi> api, cluster::OpenCudaNccl(card));
   // Exit handlers would wait for the card.
   const auto on_stuck = [](const std::string& why) { std::_Exit(EXIT_FAILURE); };
   return std::make_unique<NcclEpochs>(std::move(api), clock, threads, ranks, on_stuck);
@@ -46,13 +46,13 @@ absl::StatusOr<std::unique_ptr<EpochSource>> StartNcclEpochs(int ranks, Clock& c
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EpochSource>> StartEpochs(const std::string& name, int ranks,
-                                                         Clock& clock, Random& random,
+                                                         int card, Clock& clock, Random& random,
                                                          Threads& threads) {
 #if EPIC_MPI
   if (name == "mpi") return StartMpiEpoch(random);
 #endif
 #if EPIC_CUDA
-  if (name == "nccl") return StartNcclEpochs(ranks, clock, threads);
+  if (name == "nccl") return StartNcclEpochs(ranks, card, clock, threads);
 #endif
   return absl::UnimplementedError(
       absl::StrCat("--exchange ", name, ": this program was built without it"));

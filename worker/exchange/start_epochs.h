@@ -10,11 +10,11 @@
 
 namespace epic::worker {
 
-// "mpi" (cluster/transport/mpi/mpi_collective.h), or "nccl" (worker/exchange/nccl_epochs.h) with
-// epochs of `ranks`; once per process, by the thread of the rank's loop. Unimplemented, saying so,
-// for what this build lacks; Unavailable for what this machine does.
+// "mpi" (cluster/transport/mpi/mpi_collective.h), or "nccl" (worker/exchange/nccl_epochs.h) on a
+// card with epochs of `ranks`; once per process, by the thread of the rank's loop. Unimplemented,
+// saying so, for what this build lacks; Unavailable for what this machine does.
 absl::StatusOr<std::unique_ptr<EpochSource>> StartEpochs(const std::string& name, int ranks,
-                                                         Clock& clock, Random& random,
+                                                         int card, Clock& clock, Random& random,
                                                          Threads& threads);
 
 }  // namespace epic::worker

@@ -94,7 +94,8 @@ NcclResult ResultOf(ncclResult_t result) { return static_cast<NcclResult>(result
 
 class CudaNccl : public NcclApi {
  public:
-  CudaNccl(const Library& library, cudaStream_t stream) : nccl_(library), stream_(stream) {}
+  CudaNccl(const Library& library, int card, cudaStream_t stream)
+      : nccl_(library), card_(card), stream_(stream) {}
   ~CudaNccl() override { cudaStreamDestroy(stream_); }
 
   NcclResult GetUniqueId(NcclUniqueId& id) override {
@@ -102,6 +103,7 @@ class CudaNccl : public NcclApi {
   }
 
   NcclResult InitRank(NcclComm& comm, int size, const NcclUniqueId& id, int rank) override {
+    if (const NcclResult entered = Enter(); entered != NcclResult::kSuccess) return entered;
     ncclUniqueId unique;
     std::ranges::copy(id, unique.internal);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -146,6 +148,7 @@ class CudaNccl : public NcclApi {
   }
 
   NcclResult Mark(NcclEvent& event) override {
+    if (const NcclResult entered = Enter(); entered != NcclResult::kSuccess) return entered;
     cudaEvent_t made = nullptr;
     if (const NcclResult result = Cuda(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
         result != NcclResult::kSuccess) {
@@ -172,6 +175,7 @@ class CudaNccl : public NcclApi {
   }
 
   std::byte* AllocatePinned(size_t bytes) override {
+    if (Enter() != NcclResult::kSuccess) return nullptr;
     void* memory = nullptr;
     const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
     return Cuda(error) == NcclResult::kSuccess ? static_cast<std::byte*>(memory) : nullptr;
@@ -192,27 +196,34 @@ class CudaNccl : public NcclApi {
   static NcclResult Cuda(cudaError_t error) {
     return error == cudaSuccess ? NcclResult::kSuccess : NcclResult::kUnhandledCudaError;
   }
+  // CUDA's current card is each thread's own.
+  NcclResult Enter() const { return Cuda(cudaSetDevice(card_)); }
 
   const Library nccl_;
+  const int card_;
   const cudaStream_t stream_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl() {
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl(int card) {
   int cards = 0;
   const cudaError_t counted = cudaGetDeviceCount(&cards);
   if (counted != cudaSuccess || cards == 0) {
     return absl::UnavailableError(absl::StrCat(
         "there is no card: ", counted == cudaSuccess ? "none" : cudaGetErrorString(counted)));
   }
+  if (card >= cards) {
+    return absl::UnavailableError(absl::StrCat("there is no card ", card, ", there are ", cards));
+  }
   ASSIGN_OR_RETURN(const Library library, OpenLibrary());
   cudaStream_t stream = nullptr;
-  const cudaError_t made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaError_t made = cudaSetDevice(card);
+  if (made == cudaSuccess) made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (made != cudaSuccess) {
     return absl::UnavailableError(absl::StrCat("cudaStreamCreate: ", cudaGetErrorString(made)));
   }
-  return std::make_unique<CudaNccl>(library, stream);
+  return std::make_unique<CudaNccl>(library, card, stream);
 }
 
 }  // namespace epic::cluster

@@ -8,9 +8,9 @@
 
 namespace epic::cluster {
 
-// On the first card that CUDA_VISIBLE_DEVICES leaves, with libnccl.so.2 of the system, else of the
-// toolkit that this was built with. Unavailable, saying why, without a card or a libnccl that is as
-// new as its header was.
-absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl();
+// On card `card` of those that CUDA_VISIBLE_DEVICES leaves, with libnccl.so.2 of the system, else
+// of the toolkit that this was built with. Unavailable, saying why, without the card or a libnccl
+// that is as new as its header was.
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl(int card);
 
 }  // namespace epic::cluster

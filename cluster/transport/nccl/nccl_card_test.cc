@@ -87,7 +87,7 @@ TEST(NcclCard, AnEpochWhoseOtherRankNeverComesCanBeEnded) {
 
 int main(int argc, char** argv) {
   testing::InitGoogleMock(&argc, argv);
-  const auto card = epic::cluster::OpenCudaNccl();
+  const auto card = epic::cluster::OpenCudaNccl(0);
   if (!card.ok()) {
     std::printf("skipped: %s\n", std::string(card.status().message()).c_str());
     return 77;

@@ -32,9 +32,10 @@ template <typename Kernel>
 void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
   if (blocks == 0) return;
   if constexpr (Kernel::kSharedBytes > 48 * 1024) {
-    static const cudaError_t status = cudaFuncSetAttribute(
-        Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::kSharedBytes);
-    CheckCuda(status, "cudaFuncSetAttribute");
+    // Of the current card, which may be another next time.
+    CheckCuda(cudaFuncSetAttribute(Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Kernel::kSharedBytes),
+              "cudaFuncSetAttribute");
   }
   Entry<Kernel><<<blocks, Kernel::kThreads, Kernel::kSharedBytes, stream>>>(params);
   CheckCuda(cudaGetLastError(), __PRETTY_FUNCTION__);

@@ -79,10 +79,17 @@ EPIC_DEVICE void ArriveAndExpect(Shared<uint64_t> barrier, int bytes) {
 }
 // A wait of seconds is a bug: it becomes a fault, which the host hears of.
 EPIC_DEVICE void WaitForPhase(Shared<uint64_t> barrier, uint32_t parity) {
-  constexpr uint32_t kTries = 1u << 28;
+  constexpr uint64_t kNanoseconds = 4'000'000'000;
+  constexpr uint32_t kTriesBetween = 1u << 12;  // looks at the clock
   uint32_t done = 0;
+  uint64_t begin = 0;
   for (uint32_t tries = 0; done == 0; ++tries) {
-    if (tries == kTries) __trap();
+    if (tries % kTriesBetween == kTriesBetween - 1) {
+      uint64_t now;
+      asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+      if (begin == 0) begin = now;
+      if (now - begin > kNanoseconds) __trap();
+    }
     asm volatile(
         "{\n"
         ".reg .pred p;\n"

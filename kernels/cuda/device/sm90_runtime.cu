@@ -1,6 +1,8 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <functional>
+#include <utility>
 
 #include "kernels/cuda/device/runtime.h"
 
@@ -9,14 +11,23 @@ namespace {
 
 class GraphRecording : public DeviceRuntime::Recording {
  public:
-  GraphRecording(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+  // `enter`: makes the card the thread's current one.
+  GraphRecording(std::function<void()> enter, cudaGraph_t graph, cudaStream_t stream)
+      : enter_(std::move(enter)), stream_(stream) {
     CheckCuda(cudaGraphInstantiate(&executable_, graph, 0), "cudaGraphInstantiate");
     CheckCuda(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
-  ~GraphRecording() override { cudaGraphExecDestroy(executable_); }
-  void Launch() override { CheckCuda(cudaGraphLaunch(executable_, stream_), "cudaGraphLaunch"); }
+  ~GraphRecording() override {
+    enter_();
+    cudaGraphExecDestroy(executable_);
+  }
+  void Launch() override {
+    enter_();
+    CheckCuda(cudaGraphLaunch(executable_, stream_), "cudaGraphLaunch");
+  }
 
  private:
+  const std::function<void()> enter_;
   const cudaStream_t stream_;
   cudaGraphExec_t executable_ = nullptr;
 };
@@ -61,10 +72,11 @@ class CardRuntime : public DeviceRuntime {
     recording_ = true;
   }
   std::unique_ptr<Recording> EndRecording() override {
+    Enter();
     recording_ = false;
     cudaGraph_t graph = nullptr;
     CheckCuda(cudaStreamEndCapture(recorded_, &graph), "cudaStreamEndCapture");
-    return std::make_unique<GraphRecording>(graph, stream_);
+    return std::make_unique<GraphRecording>([this] { Enter(); }, graph, stream_);
   }
 
   std::byte* Allocate(int64_t bytes, MemoryUse use) override {

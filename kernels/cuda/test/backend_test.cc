@@ -2,10 +2,12 @@
 #include "kernels/cuda/backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -99,6 +101,27 @@ EPIC_KERNEL_TEST(ARowDoesNotDependOnChunkingOrBatch) {
     const Logits mixed = RunAll(model, *backend, {{{0, 4}, {1, 33}}, {{2, 7}, {1, 34}, {0, 2}}});
     for (const auto& [key, bits] : whole) Expect(mixed.at(key) == bits, name + " in a batch");
   }
+}
+
+// As when experts move: memory comes and goes and is written, by another thread, while steps are
+// recorded and replayed.
+EPIC_KERNEL_TEST(StepsKeepTheirBitsWhileWeightsAreLoaded) {
+  const ToyModel model(BackendShape(0), 31);
+  const auto backend = Device(KvType::kBF16);
+  const Schedule schedule = {{{0, 2}}, {{0, 1}, {1, 1}}, {{0, 1}, {1, 1}}, {{0, 1}, {1, 1}}};
+  const Logits expected = RunAll(model, *backend, schedule);
+  Random random(8);
+  ToyMatrix gate(random, DType::kBF16, 32, 48), up(random, DType::kBF16, 32, 48),
+      down(random, DType::kBF16, 48, 32);
+  std::atomic<bool> ended = false;
+  std::atomic<int> loads = 0;
+  std::thread loader([&] {
+    for (; !ended; ++loads) backend->LoadMlp(gate.source(), up.source(), down.source());
+  });
+  while (loads == 0) std::this_thread::yield();
+  Expect(RunAll(model, *backend, schedule) == expected, "other bits");
+  ended = true;
+  loader.join();
 }
 
 EPIC_KERNEL_TEST(SplitsOfALongSequenceAreMerged) {
