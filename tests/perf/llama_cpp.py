@@ -42,28 +42,36 @@ class Rivals:
         self.gguf = make_gguf(checkpoint, options.type)
         self.batched = options.llama_bench.with_name("llama-batched-bench")
 
-    def epic(self) -> tuple[dict, dict]:
+    def parts(self) -> list[tuple[int, list[int], list[int]]]:
+        """What is measured in one turn: context, prompts, batches. Short, since memory's speed changes with what else a host does."""
+        o, parts = self.options, []
+        for context in o.context:
+            many = [b for b in o.batch if b > 1]
+            for prompts, batches in ((o.prompt, []), ([], [b for b in o.batch if b == 1]), ([], many)):
+                if prompts or batches:
+                    parts.append((context, prompts, batches))
+        return parts
+
+    def epic(self, context: int, prompts: list[int], batches: list[int]) -> tuple[dict, dict]:
         """Tokens per second by (kind, context, rows), and the whole report."""
         o = self.options
         numbers = lambda values: ",".join(map(str, values))
         report = bench(o.build, self.checkpoint, "--quantization", QUANTIZATION[o.type], "--threads", str(o.threads),
-                       "--prompt", numbers(o.prompt), "--batch", numbers(o.batch), "--context", numbers(o.context),
+                       "--prompt", numbers(prompts or [1]), "--batch", numbers(batches or [1]), "--context", str(context),
                        "--steps", str(STEPS), "--rounds", "1")
-        return {(r["kind"], r["context"], r["rows"]): r["tokens_per_second"] for r in report["results"]}, report
+        kinds = (["prefill"] if prompts else []) + (["decode"] if batches else [])
+        return {(r["kind"], r["context"], r["rows"]): r["tokens_per_second"]
+                for r in report["results"] if r["kind"] in kinds}, report
 
-    def llama(self) -> dict:
-        o, speeds = self.options, {}
-        for context in o.context:
-            prompts = sum((["-p", str(p)] for p in o.prompt), [])
-            lines = json.loads(output_of(o.llama_bench, "-m", self.gguf, "-t", o.threads, *prompts, "-n", STEPS, "-d", context,
-                                         "-r", 1, "-b", 2048, "-ub", 2048, "-o", "json"))
-            for line in lines:
-                key = ("prefill", context, line["n_prompt"]) if line["n_prompt"] else ("decode", context, 1)
-                speeds[key] = line["avg_ts"]
-        batches = [b for b in o.batch if b > 1]
-        if batches and 0 in o.context and self.batched.exists():
-            speeds |= self.llama_batched(batches)
-        return speeds
+    def llama(self, context: int, prompts: list[int], batches: list[int]) -> dict:
+        o = self.options
+        if batches and 1 not in batches:
+            return self.llama_batched(batches) if context == 0 and self.batched.exists() else {}
+        lengths = sum((["-p", str(p)] for p in prompts or [0]), []) + ["-n", STEPS if batches else 0]
+        lines = json.loads(output_of(o.llama_bench, "-m", self.gguf, "-t", o.threads, *lengths, "-d", context,
+                                     "-r", 1, "-b", 2048, "-ub", 2048, "-o", "json"))
+        return {("prefill", context, line["n_prompt"]) if line["n_prompt"] else ("decode", context, 1): line["avg_ts"]
+                for line in lines}
 
     def llama_batched(self, batches: list[int]) -> dict:
         lines = output_of(self.batched, "-m", self.gguf, "-t", self.options.threads, "-npp", 1, "-ntg", STEPS,
@@ -85,7 +93,7 @@ def main() -> None:
     parser.add_argument("--type", choices=QUANTIZATION, default="q8_0")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--prompt", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--prompt", type=int, nargs="*", default=[512, 2048])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--context", type=int, nargs="+", default=[0, 8192])
     parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md")
@@ -94,10 +102,11 @@ def main() -> None:
     rivals = Rivals(options, checkpoint)
     epic, llama = {}, {}
     for turn in range(options.rounds):
-        speeds, report = rivals.epic()
-        for into, found in ((epic, speeds), (llama, rivals.llama())):
-            for key, speed in found.items():
-                into.setdefault(key, []).append(speed)
+        for part in rivals.parts():
+            speeds, report = rivals.epic(*part)
+            for into, found in ((epic, speeds), (llama, rivals.llama(*part))):
+                for key, speed in found.items():
+                    into.setdefault(key, []).append(speed)
         print(f"round {turn + 1} of {options.rounds} is done", file=sys.stderr)
     rows = []
     for key in epic:

@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <utility>
 
 #include "kernels/cuda/device/runtime.h"
@@ -40,9 +41,11 @@ class CardRuntime : public DeviceRuntime {
     for (cudaStream_t* stream : {&stream_, &recorded_}) {
       CheckCuda(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
     }
+    staging_ = Allocate(kStagingBytes, MemoryUse::kHost);
   }
   ~CardRuntime() override {
     Enter();
+    cudaFreeHost(staging_);
     cudaStreamDestroy(stream_);
     cudaStreamDestroy(recorded_);
   }
@@ -109,11 +112,27 @@ class CardRuntime : public DeviceRuntime {
     CheckCuda(use == MemoryUse::kHost ? cudaFreeHost(data) : cudaFree(data), "cudaFree");
   }
 
-  // Of memory that is not pinned, the call returns once it has been read.
+  // What a step brings goes by pinned memory, so that the call neither waits for the card nor
+  // relies on when the driver reads other memory. More than it has room for until the next Wait is
+  // of loading, and waits.
   void Upload(void* to, const void* from, int64_t bytes) override {
     Enter();
-    CheckCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_),
-              "cudaMemcpyAsync to the card");
+    const auto copy = [&](const void* source) {
+      CheckCuda(cudaMemcpyAsync(to, source, bytes, cudaMemcpyHostToDevice, stream_),
+                "cudaMemcpyAsync to the card");
+    };
+    {
+      const std::scoped_lock lock(staging_mutex_);
+      if (bytes <= kStagingBytes - staged_bytes_) {
+        std::memcpy(staging_ + staged_bytes_, from, bytes);
+        copy(staging_ + staged_bytes_);
+        staged_bytes_ += (bytes + 255) / 256 * 256;
+        ++staged_;
+        return;
+      }
+    }
+    copy(from);
+    Wait();
   }
   void Copy(void* to, const void* from, int64_t bytes) override {
     Enter();
@@ -125,10 +144,19 @@ class CardRuntime : public DeviceRuntime {
   }
   void Wait() override {
     Enter();
+    const int64_t before = Staged();
     CheckCuda(cudaStreamSynchronize(stream_), "the card");
+    const std::scoped_lock lock(staging_mutex_);
+    if (staged_ == before) staged_bytes_ = 0;  // all of it has been copied
   }
 
  private:
+  static constexpr int64_t kStagingBytes = int64_t{4} << 20;
+
+  int64_t Staged() {
+    const std::scoped_lock lock(staging_mutex_);
+    return staged_;
+  }
   // CUDA's current card is each thread's own.
   void Enter() const { CheckCuda(cudaSetDevice(ordinal_), "cudaSetDevice"); }
 
@@ -137,6 +165,10 @@ class CardRuntime : public DeviceRuntime {
   cudaStream_t stream_ = nullptr;
   cudaStream_t recorded_ = nullptr;
   bool recording_ = false;  // of the launching thread
+  std::byte* staging_ = nullptr;
+  std::mutex staging_mutex_;
+  int64_t staged_bytes_ = 0;  // since the staging memory was last known to be read
+  int64_t staged_ = 0;        // uploads by it so far
 };
 
 }  // namespace
