@@ -101,12 +101,11 @@ class BlockedSum {
 class SparseSum {
  public:
   // `kept`: one at least, ids ascending.
-  explicit SparseSum(std::vector<Candidate> kept) : kept_(std::move(kept)) {
-    Walk([](float, Candidate) { return false; });
-  }
+  explicit SparseSum(std::vector<Candidate> kept)
+      : kept_(std::move(kept)), total_(Walk([](float, Candidate) { return false; })) {}
 
   float total() const { return total_; }
-  int32_t Invert(double target) {
+  int32_t Invert(double target) const {
     Candidate found = kept_.back();
     Walk([&](float sum, Candidate candidate) {
       if (double{sum} <= target) return false;
@@ -117,26 +116,25 @@ class SparseSum {
   }
 
  private:
-  // Calls visit(running sum, candidate) until it returns true.
+  // The sum, until visit(running sum, candidate) returns true.
   template <typename Visit>
-  void Walk(const Visit& visit) {
-    total_ = 0;
-    float block = 0;
+  float Walk(const Visit& visit) const {
+    float total = 0, block = 0;
     size_t of_block = 0;
     for (const Candidate candidate : kept_) {
       if (candidate.id() / kSumBlock != of_block) {
-        total_ += block;
+        total += block;
         block = 0;
         of_block = candidate.id() / kSumBlock;
       }
       block += candidate.weight();
-      if (visit(total_ + block, candidate)) return;
+      if (visit(total + block, candidate)) break;
     }
-    total_ += block;
+    return total + block;
   }
 
-  std::vector<Candidate> kept_;
-  float total_ = 0;
+  const std::vector<Candidate> kept_;
+  const float total_;
 };
 
 // The likeliest first. Many: by eleven bits of their keys at a time, the lowest first.
@@ -197,7 +195,7 @@ std::vector<Candidate> TopK(std::span<const float> weights, size_t count) {
 
 // A draw from `kept` by `u`.
 int32_t DrawFrom(std::vector<Candidate> kept, double u) {
-  SparseSum sum(std::move(kept));
+  const SparseSum sum(std::move(kept));
   return sum.Invert(u * double{sum.total()});
 }
 
