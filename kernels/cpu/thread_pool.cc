@@ -11,8 +11,10 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int kSpinsMax = 2000;  // some tens of microseconds
-constexpr int kSpinsMin = 16;
+// About 100 µs: what it takes to wake a thread. Shorter spins are a trap: two threads that have
+// once fallen asleep wake each other too late for either to find the other awake, region after
+// region.
+constexpr uint64_t kSpinCycles = 300'000;
 
 std::vector<int> CoresOfThisThread() {
   cpu_set_t set;
@@ -34,30 +36,25 @@ void PinTo(int core) {
 
 }  // namespace
 
-// Waits until a value changes: spins a little, then sleeps. The budget grows while spinning pays
-// and shrinks while it does not.
+// Waits until a value changes: spins a little, then sleeps.
 class ThreadPool::Waiter {
  public:
-  explicit Waiter(int spins_max) : spins_max_(spins_max), spins_(spins_max) {}
+  explicit Waiter(uint64_t spin_cycles) : spin_cycles_(spin_cycles) {}
 
   // Returns what `value` is once it is not `old`.
-  uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
-    for (int i = 0; i < spins_; ++i) {
+  uint32_t AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) const {
+    const uint64_t begin = __rdtsc();
+    do {
       const uint32_t now = value.load(std::memory_order_acquire);
-      if (now != old) {
-        spins_ = std::min(spins_max_, spins_ * 2 + kSpinsMin);
-        return now;
-      }
+      if (now != old) return now;
       _mm_pause();
-    }
-    spins_ = std::min(spins_max_, std::max(kSpinsMin, spins_ / 2));
+    } while (__rdtsc() - begin < spin_cycles_);
     value.wait(old, std::memory_order_acquire);
     return value.load(std::memory_order_acquire);
   }
 
  private:
-  int spins_max_;
-  int spins_;
+  const uint64_t spin_cycles_;
 };
 
 int ThreadPool::AvailableCores() { return static_cast<int>(CoresOfThisThread().size()); }
@@ -66,8 +63,8 @@ ThreadPool::ThreadPool(int threads, bool pin, int pools)
     : threads_(std::max(1, threads)),
       cores_(CoresOfThisThread()),
       pin_(pin && threads_ <= static_cast<int>(cores_.size())),
-      spins_max_(threads_ * pools <= static_cast<int>(cores_.size()) ? kSpinsMax : 0),
-      caller_waiter_(std::make_unique<Waiter>(spins_max_)) {
+      spin_cycles_(threads_ * pools <= static_cast<int>(cores_.size()) ? kSpinCycles : 0),
+      caller_waiter_(std::make_unique<Waiter>(spin_cycles_)) {
   for (int i = 1; i < threads_; ++i) {
     workers_.emplace_back([this, i] { Work(i); });
   }
@@ -83,7 +80,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::Work(int index) {
   if (pin_) PinTo(cores_[index]);
   const ScopedFlushDenormals flush;
-  Waiter waiter(spins_max_);
+  const Waiter waiter(spin_cycles_);
   uint32_t seen = 0;
   while (true) {
     seen = waiter.AwaitChange(epoch_, seen);
@@ -93,7 +90,7 @@ void ThreadPool::Work(int index) {
 }
 
 // The last thread to end a body opens the next one.
-void ThreadPool::RunBodies(int index, Waiter& waiter) {
+void ThreadPool::RunBodies(int index, const Waiter& waiter) {
   const std::span<const std::function<void(int)>> bodies = bodies_;
   uint32_t turn = turn_.load(std::memory_order_relaxed);
   for (size_t i = 0; i < bodies.size(); ++i) {

@@ -54,13 +54,13 @@ class ThreadPool {
   class Waiter;
 
   void Work(int index);
-  void RunBodies(int index, Waiter& waiter);
+  void RunBodies(int index, const Waiter& waiter);
   void PinCaller();
 
   const int threads_;
   const std::vector<int> cores_;  // that the constructing thread may use
   const bool pin_;
-  const int spins_max_;
+  const uint64_t spin_cycles_;
   std::mutex run_mutex_;
   std::thread::id pinned_caller_;
   std::function<void()> interlude_;
