@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/amx_probe.h"
 #include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/drive_inl.h"
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/huge_memory.h"
@@ -54,7 +55,7 @@ void ReadAll(benchmark::State& state) {
       for (int64_t i = 0; i < stretch; i += 64) {
         for (int s = 0; s < kStreams; ++s) {
           const auto* line = reinterpret_cast<const __m128i*>(from + s * stretch + i);
-          _mm_prefetch(reinterpret_cast<const char*>(line) + 256, _MM_HINT_T0);  // drive_inl.h
+          _mm_prefetch(reinterpret_cast<const char*>(line) + AheadBytes(kStreams), _MM_HINT_T0);
           sum = _mm_xor_si128(sum, _mm_xor_si128(line[0], line[1]));
           sum = _mm_xor_si128(sum, _mm_xor_si128(line[2], line[3]));
         }

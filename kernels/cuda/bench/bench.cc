@@ -13,6 +13,7 @@
 #include "kernels/cuda/pairs.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/number.h"
+#include "kernels/testing/v3_shape.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -246,20 +247,12 @@ void BenchGrouped(const Peaks& peaks, GemmLayout layout, int groups, int rows, i
 }
 
 void BenchGate() {
-  const GateShape shape = {.experts = 256,
-                           .top_k = 8,
-                           .score = GateScore::kSigmoid,
-                           .group_score = GroupScore::kTopTwoSum,
-                           .groups = 8,
-                           .kept_groups = 4,
-                           .normalise = true,
-                           .scaling = 2.5f};
   constexpr int kRows = 128;
   const BenchMemory logits(kRows * 256 * 4), bias(256 * 4), out(1 << 20);
   BenchMemory slot_rows(256 * 4);
   slot_rows.FillFloats(0);
   const Timing timing = Measure([&](int) {
-    ChooseExperts(nullptr, {.shape = shape,
+    ChooseExperts(nullptr, {.shape = V3Gate(),
                             .rows = kRows,
                             .logits = logits.As<float>(),
                             .bias = bias.As<float>(),

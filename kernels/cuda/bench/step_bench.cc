@@ -10,6 +10,7 @@
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/bench/measure.h"
 #include "kernels/testing/random.h"
+#include "kernels/testing/v3_shape.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -19,30 +20,6 @@ constexpr int kHidden = 7168;
 constexpr int kExpertWidth = 2048;
 constexpr int kExpertsHere = 32;
 constexpr int kContext = 4096;
-
-AttentionShape V3Attention() {
-  return {.hidden = kHidden,
-          .heads = 128,
-          .q_rank = 1536,
-          .kv_rank = 512,
-          .nope_dim = 128,
-          .rope_dim = 64,
-          .v_dim = 128,
-          .norm_eps = 1e-6f,
-          .inner_norm_eps = 1e-6f,
-          .softmax_scale = 0.1f};
-}
-
-GateShape V3Gate() {
-  return {.experts = 256,
-          .top_k = 8,
-          .score = GateScore::kSigmoid,
-          .group_score = GroupScore::kTopTwoSum,
-          .groups = 8,
-          .kept_groups = 4,
-          .normalise = true,
-          .scaling = 2.5f};
-}
 
 // Sources of any shape, from the same bytes.
 class Sources {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/testing/toy_model.h"
+#include "kernels/testing/v3_shape.h"
 
 namespace epic::kernels::cuda {
 
@@ -65,24 +66,9 @@ inline ToyShape V3Shape() {
   shape.vocab = 512;
   shape.intermediate = 2048;
   shape.dtype = DType::kF8E4M3;
-  shape.attention = {.hidden = 7168,
-                     .heads = 128,
-                     .q_rank = 1536,
-                     .kv_rank = 512,
-                     .nope_dim = 128,
-                     .rope_dim = 64,
-                     .v_dim = 128,
-                     .norm_eps = 1e-6f,
-                     .inner_norm_eps = 1e-6f,
-                     .softmax_scale = 0.1f};
-  shape.gate = {.experts = 16,
-                .top_k = 8,
-                .score = GateScore::kSigmoid,
-                .group_score = GroupScore::kTopTwoSum,
-                .groups = 8,
-                .kept_groups = 4,
-                .normalise = true,
-                .scaling = 2.5f};
+  shape.attention = V3Attention();
+  shape.gate = V3Gate();
+  shape.gate.experts = 16;
   return shape;
 }
 
