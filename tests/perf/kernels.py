@@ -2,7 +2,7 @@
 
 weights: decoding by each type of weight, its time against INT8's scaled by bytes. prompt: an attention sub-layer on chunks of prompts,
 absorbed and expanded. splits: attention by splits of fixed tokens against splits that threads and batch choose. step: what a step of tiny-r1 takes beyond its operations. Medians over rounds that
-alternate between all cases, with the lowest and highest; --write puts the tables into tests/perf/RESULTS.md.
+alternate between all cases, with the lowest and highest; --write puts the tables into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX.
 """
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX")
     options = parser.parse_args()
     for section in options.sections or SECTIONS:
         heading, measure, program = SECTIONS[section]

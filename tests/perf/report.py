@@ -1,4 +1,7 @@
-"""The results pages: sections under headings, each written by the script that measured it."""
+"""The results pages: sections under headings, each written by the script that measured it.
+
+CPUs with AMX have a page of their own, so that figures of one kind of machine never replace those of another.
+"""
 from __future__ import annotations
 
 import re
@@ -6,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "tests/perf/RESULTS.md"
-TITLE = "# Speed, measured\n"
+HAS_AMX = re.search(r"\bamx_tile\b", Path("/proc/cpuinfo").read_text()) is not None
+PAGE = ROOT / ("tests/perf/RESULTS_AMX.md" if HAS_AMX else "tests/perf/RESULTS.md")
+TITLE = "# Speed, measured on CPUs with AMX\n" if HAS_AMX else "# Speed, measured\n"
 
 
 def commit() -> str:

@@ -1,7 +1,7 @@
 """Measures whole models with `epic bench` and prints tables: `python tests/perf/run.py [--model DIR ...] [--write] [-- FLAGS]`.
 
 Without --model: tiny-r1, and a synthetic checkpoint in V2-Lite's widths (made in BUILD/synthetic if missing) as it is, in INT8
-and in INT4. What stands after -- goes to `epic bench`. --write puts the tables into tests/perf/RESULTS.md.
+and in INT4. What stands after -- goes to `epic bench`. --write puts the tables into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX.
 """
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--model", type=Path, action="append")
-    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX")
     parser.add_argument("flags", nargs="*", help="for epic bench, after --")
     options = parser.parse_args()
     subprocess.run(["ninja", "-C", options.build, "epic"], check=True, stdout=subprocess.DEVNULL)
