@@ -1,5 +1,5 @@
-// Balance: which rank is to hold which expert (design.md §7), as one pure function of loads, slots
-// and what is held. It keeps what is held where it can, gives every expert a home first, then
+// Balance: which rank is to hold which expert (docs/protocol.md §6), as one pure function of loads,
+// slots and what is held. It keeps what is held where it can, gives every expert a home first, then
 // replicas to the hottest (greedy EPLB), and moves experts for evenness only when it may.
 #pragma once
 

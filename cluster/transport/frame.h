@@ -1,4 +1,4 @@
-// Frame: what travels between ranks of the exchange (design.md, protocol.md §3): a fixed header and
+// Frame: what travels between ranks of the exchange (docs/protocol.md §3): a fixed header and
 // a payload. The same bytes on every transport, little-endian.
 #pragma once
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
 # Which folders a folder may include, itself apart. Tests, tools and the command line may include all.
 ARROWS = {
     "base": set(),
@@ -40,6 +42,25 @@ BOOST_INCLUDE = re.compile(r"#include <boost/")
 EDGES = re.compile(r"^(cli/|tests/|cluster/grpc/|coordinator/frontend/|coordinator/service/)|/main\.cc$")
 
 LINE_LENGTH_MAX = 100
+FILE_LINES_MAX = 350
+TEST_FILE_LINES_MAX = 500
+# Longer for now, each with its length: it may shrink, never grow.
+LONG_FILES: dict[str, int] = {
+    "cluster/grpc/control_server.cc": 379,
+    "coordinator/core/core.cc": 370,
+    "coordinator/core/core_test.cc": 546,
+    "coordinator/frontend/http_api_test.cc": 532,
+    "coordinator/frontend/http_connection.h": 471,
+    "coordinator/world/world.cc": 428,
+    "coordinator/world/world_test.cc": 605,
+    "kernels/cpu/avx512_bf16_gemm.cc": 360,
+    "kernels/cpu/cpu_backend.cc": 365,
+    "kernels/cpu/cpu_backend_test.cc": 572,
+    "kernels/cuda/bench/bench.cc": 351,
+    "kernels/cuda/mla_decode_kernel.h": 433,
+    "kernels/reference/reference_backend.cc": 521,
+    "worker/service/worker_service_test.cc": 511,
+}
 FUNCTION_LINES_MAX = 70
 # Longer on purpose, each with its length: it may shrink, never grow.
 LONG_FUNCTIONS: dict[str, int] = {}
@@ -131,6 +152,13 @@ def functions_of(text: str):
             head += c
 
 
+def check_size(path: str, text: str):
+    lines = text.count("\n")
+    allowed = LONG_FILES.get(path, TEST_FILE_LINES_MAX if is_test(path) else FILE_LINES_MAX)
+    if lines > allowed:
+        yield f"has {lines} lines, at most {allowed}: split it by what its parts do"
+
+
 def check_functions(path: str, text: str):
     if is_test(path):
         return
@@ -140,7 +168,24 @@ def check_functions(path: str, text: str):
             yield f"line {first}: {name} has {lines} lines, at most {allowed}"
 
 
-CHECKS = [check_arrows, check_world, check_edges, check_lines, check_functions]
+# What a page is called in a text: `docs/numerics.md`, `numerics.md §2`, [a link](../docs/numerics.md).
+PAGE_NAME = re.compile(r"(?<![\w/.-])((?:[\w.-]+/)*[\w-]+\.md)\b")
+
+
+def check_references(path: str, text: str, root: Path = ROOT):
+    """Every page that a text names is there: beside the file, from the root, or in docs/."""
+    if path.startswith("tests/tidy/"):  # names pages that are not there, to be found
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        for name in PAGE_NAME.findall(line):
+            places = (root / path).parent / name, root / name, root / "docs" / name
+            if not any(place.exists() for place in places):
+                yield f"line {number} names {name}, which is not there"
+
+
+CHECKS = [check_arrows, check_world, check_edges, check_lines, check_size, check_functions]
+TEXT_CHECKS = [check_references]
+TEXTS = (".h", ".cc", ".cu", ".cuh", ".proto", ".py", ".rs", ".md", ".cmake", ".txt", ".yml", ".yaml")
 
 
 def problems(root: Path) -> list[str]:
@@ -148,10 +193,11 @@ def problems(root: Path) -> list[str]:
                             check=True, capture_output=True, text=True).stdout.split("\n")
     out = []
     for path in sorted(set(listed)):
-        if not path.endswith((".h", ".cc", ".cu", ".cuh")) or not (root / path).exists():
+        if not path.endswith(TEXTS) or not (root / path).exists():
             continue
         text = (root / path).read_text(encoding="utf-8")
-        for check in CHECKS:
+        code = path.endswith((".h", ".cc", ".cu", ".cuh"))
+        for check in [*(CHECKS if code else []), *TEXT_CHECKS]:
             out += [f"{path}: {problem}" for problem in check(path, text)]
     return out
 

@@ -42,6 +42,17 @@ class TheChecks(unittest.TestCase):
         self.assertTrue(found(tidy.check_functions, "base/a.cc", body))
         self.assertFalse(found(tidy.check_functions, "base/a.cc", "namespace a {\n" + "int x;\n" * 90 + "}\n"))
 
+    def test_see_long_files(self):
+        self.assertTrue(found(tidy.check_size, "base/a.cc", "int x;\n" * 351))
+        self.assertFalse(found(tidy.check_size, "base/a_test.cc", "int x;\n" * 351))
+        self.assertTrue(found(tidy.check_size, "base/a_test.cc", "int x;\n" * 501))
+
+    def test_see_pages_that_are_not_there(self):
+        for text in ("// docs/nowhere.md says why", "See [it](nowhere.md).", "// nowhere.md §2"):
+            self.assertTrue(found(tidy.check_references, "docs/a.md", text), text)
+        for text in ("// docs/numerics.md says why", "See [it](numerics.md).", "// protocol.md §4", "See ../README.md."):
+            self.assertFalse(found(tidy.check_references, "docs/a.md", text), text)
+
 
 if __name__ == "__main__":
     unittest.main()
