@@ -8,11 +8,27 @@ function(epic_library name)
     add_library(epic_${name} STATIC ${ARG_SRCS} ${ARG_HDRS})
     target_include_directories(epic_${name} PUBLIC ${EPIC_SOURCE_DIR})
     target_link_libraries(epic_${name} PUBLIC ${ARG_DEPS})
+    epic_link_test(${name})
   else()
     add_library(epic_${name} INTERFACE)
     target_include_directories(epic_${name} INTERFACE ${EPIC_SOURCE_DIR})
     target_link_libraries(epic_${name} INTERFACE ${ARG_DEPS})
   endif()
+endfunction()
+
+# Links all of a library with the dependencies that it declares and nothing else: a use of anything that it does not
+# declare is an undefined symbol. Target link-tests builds those of all libraries.
+function(epic_link_test name)
+  if(NOT EPIC_TESTS OR CMAKE_CURRENT_SOURCE_DIR MATCHES "/testing$")  # some of those have a main
+    return()
+  endif()
+  add_executable(link_${name} EXCLUDE_FROM_ALL ${EPIC_SOURCE_DIR}/cmake/link_test.cc)
+  set_target_properties(link_${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/link)
+  target_link_libraries(link_${name} PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,epic_${name}>)
+  if(NOT TARGET link-tests)
+    add_custom_target(link-tests)
+  endif()
+  add_dependencies(link-tests link_${name})
 endfunction()
 
 # epic_test(name SRCS … DEPS … [LABELS …]): one GoogleTest program, run by ctest from the repository's root.
