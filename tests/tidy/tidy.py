@@ -26,15 +26,32 @@ FOLDERS = set(ARROWS) | {"cli", "tests", "tools"}
 # Of model/, the coordinator may know the configuration alone.
 COORDINATOR_MODEL_HEADERS = {"model/config.h"}
 
+# Which folders a sub-folder may include of its own top folder, whose files outside sub-folders all may include. A
+# sub-folder that is not listed includes no other one.
+SUB_ARROWS = {
+    "cluster/transport": {"cluster/placement"},
+    "coordinator/core": {"coordinator/admission", "coordinator/journal", "coordinator/routing", "coordinator/world"},
+    "kernels/cuda": {"kernels/cpu"},
+    "worker/engine": {"worker/kv", "worker/scheduler"},
+    "worker/exchange": {"worker/engine", "worker/experts"},
+    "worker/rank": {"worker/engine", "worker/exchange", "worker/experts", "worker/kv", "worker/scheduler", "worker/service"},
+    "worker/scheduler": {"worker/kv"},
+    "worker/service": {"worker/engine", "worker/exchange", "worker/experts"},
+}
+
 # What only base/ and the main.cc files may name: the outer world comes in through base/env.h.
 WORLD = [
-    (re.compile(r"\babsl::(Now|SleepFor)\b|\bstd::chrono::\w*clock\b|\bclock_gettime\b|\bgettimeofday\b|\btime\(nullptr\)"), "reads a clock"),
-    (re.compile(r"\bstd::this_thread::(sleep_\w+)|\b(u|nano)?sleep\("), "sleeps"),
+    (re.compile(r"\babsl::(Now|SleepFor)\b|\bstd::chrono::\w*clock\b|\bclock_gettime\b|\bgettimeofday\b|\btime\(nullptr\)|\b__rdtscp?\b"), "reads a clock"),
+    (re.compile(r"\bstd::this_thread::(sleep_\w+|yield)|\b(u|nano)?sleep\(|\bsched_yield\("), "sleeps"),
     (re.compile(r"\bstd::(j?thread|async)\b(?!::hardware_concurrency|::id)|\bpthread_create\b"), "makes a thread"),
     (re.compile(r"\bstd::random_device\b|\bstd::mt19937\w*|\bs?rand\(\)|\bgetrandom\b"), "draws random numbers"),
 ]
-# kernels/ builds alone, so the threads of its operations are its own.
-WORLD_EXCEPTIONS = {"kernels/cpu/thread_pool.cc", "kernels/cpu/thread_pool.h"}
+WORLD_EXCEPTIONS = {
+    # kernels/ builds alone, so the threads of its operations are its own.
+    "kernels/cpu/thread_pool.cc", "kernels/cpu/thread_pool.h",
+    # NCCL and MPI give no event to wait for: their state is asked again and again.
+    "cluster/transport/nccl/nccl_collective.cc", "worker/exchange/start_epochs.cc",
+}
 
 GRPC_INCLUDE = re.compile(r'#include [<"](grpcpp/|grpc/|proto/epic/v1/\w+\.grpc\.pb\.h)')
 BOOST_INCLUDE = re.compile(r"#include <boost/")
@@ -92,6 +109,23 @@ def check_arrows(path: str, text: str):
             yield f"includes {included}: {folder}/ may include {sorted(ARROWS[folder]) or 'nothing of EPIC'}"
         elif folder == "coordinator" and target == "model" and included not in COORDINATOR_MODEL_HEADERS:
             yield f"includes {included}: of model/, coordinator/ may include {sorted(COORDINATOR_MODEL_HEADERS)}"
+
+
+def folder_of(path: str) -> str:
+    return "/".join(path.split("/")[:2]) if path.count("/") > 1 else path.split("/")[0]
+
+
+def check_sub_arrows(path: str, text: str):
+    folder = folder_of(path)
+    top = path.split("/")[0]
+    if top not in ARROWS or folder == top or is_test(path):
+        return
+    for included in INCLUDE.findall(text):
+        target = folder_of(included)
+        if target in (folder, top) or target.split("/")[0] != top or target in SUB_ARROWS.get(folder, set()):
+            continue
+        if not is_test(included):
+            yield f"includes {included}: {folder}/ may include {sorted(SUB_ARROWS.get(folder, set())) or 'no other folder'} of {top}/"
 
 
 def check_world(path: str, text: str):
@@ -183,7 +217,7 @@ def check_references(path: str, text: str, root: Path = ROOT):
                 yield f"line {number} names {name}, which is not there"
 
 
-CHECKS = [check_arrows, check_world, check_edges, check_lines, check_size, check_functions]
+CHECKS = [check_arrows, check_sub_arrows, check_world, check_edges, check_lines, check_size, check_functions]
 TEXT_CHECKS = [check_references]
 TEXTS = (".h", ".cc", ".cu", ".cuh", ".proto", ".py", ".rs", ".md", ".cmake", ".txt", ".yml", ".yaml")
 

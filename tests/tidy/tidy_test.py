@@ -2,6 +2,7 @@
 import unittest
 from pathlib import Path
 
+import commits
 import tidy
 
 
@@ -23,9 +24,15 @@ class TheChecks(unittest.TestCase):
         self.assertFalse(found(tidy.check_arrows, "worker/a.cc", '#include "model/step.h"\n'))
         self.assertFalse(found(tidy.check_arrows, "coordinator/a.cc", '#include "model/config.h"\n'))
 
+    def test_see_an_arrow_between_sub_folders(self):
+        self.assertTrue(found(tidy.check_sub_arrows, "worker/scheduler/a.cc", '#include "worker/engine/engine.h"\n'))
+        self.assertTrue(found(tidy.check_sub_arrows, "kernels/cpu/a.cc", '#include "kernels/cuda/backend.h"\n'))
+        self.assertFalse(found(tidy.check_sub_arrows, "kernels/cpu/a.cc", '#include "kernels/backend.h"\n'))
+        self.assertFalse(found(tidy.check_sub_arrows, "worker/engine/a.cc", '#include "worker/kv/kv_pool.h"\n'))
+
     def test_see_the_outer_world(self):
         for line in ("absl::Now();", "std::thread t(f);", "std::random_device d;", "usleep(1);",
-                     "std::this_thread::sleep_for(x);", "std::chrono::steady_clock::now();"):
+                     "std::this_thread::sleep_for(x);", "std::this_thread::yield();", "__rdtsc();", "std::chrono::steady_clock::now();"):
             self.assertTrue(found(tidy.check_world, "worker/a.cc", line), line)
             self.assertFalse(found(tidy.check_world, "base/a.cc", line), line)
             self.assertFalse(found(tidy.check_world, "worker/a.cc", "// " + line), line)
@@ -52,6 +59,12 @@ class TheChecks(unittest.TestCase):
             self.assertTrue(found(tidy.check_references, "docs/a.md", text), text)
         for text in ("// docs/numerics.md says why", "See [it](numerics.md).", "// protocol.md §4", "See ../README.md."):
             self.assertFalse(found(tidy.check_references, "docs/a.md", text), text)
+
+    def test_see_large_commits_without_a_reason(self):
+        self.assertTrue(commits.problems_of("base: a loop", "", 401))
+        self.assertFalse(commits.problems_of("base: a loop", "It moves whole.", 401))
+        self.assertFalse(commits.problems_of("base: a loop", "", 400))
+        self.assertTrue(commits.problems_of("x" * 121, "", 1))
 
 
 if __name__ == "__main__":
