@@ -2,11 +2,12 @@
 
 #include <pthread.h>
 
-#include <mutex>
 #include <random>
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 
 namespace epic {
@@ -28,13 +29,13 @@ class WallClock : public Clock {
 class DeviceRandom : public Random {
  public:
   uint64_t Next() override {
-    std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     return (static_cast<uint64_t>(device_()) << 32) | device_();
   }
 
  private:
-  std::mutex mutex_;
-  std::random_device device_;
+  absl::Mutex mutex_;
+  std::random_device device_ ABSL_GUARDED_BY(mutex_);
 };
 
 class StdThreads : public Threads {

@@ -25,7 +25,7 @@ EpollLoop::EpollLoop(Clock& clock) : clock_(clock), wake_(eventfd(0, EFD_CLOEXEC
 void EpollLoop::Post(Task task) {
   bool first;
   {
-    std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     first = posted_.empty();
     posted_.push_back(std::move(task));
   }
@@ -77,7 +77,7 @@ void EpollLoop::Stop() {
 void EpollLoop::RunPosted() {
   std::vector<Task> tasks;
   {
-    std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     tasks.swap(posted_);
   }
   for (Task& task : tasks) task();

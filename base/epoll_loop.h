@@ -2,10 +2,11 @@
 #pragma once
 
 #include <map>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/env.h"
 #include "base/epoll_set.h"
 #include "base/unique_fd.h"
@@ -57,8 +58,8 @@ class EpollLoop : public Loop {
   UniqueFd wake_;
   Sleeper* sleeper_ = nullptr;
   bool stopped_ = false;
-  std::mutex mutex_;  // guards posted_
-  std::vector<Task> posted_;
+  absl::Mutex mutex_;
+  std::vector<Task> posted_ ABSL_GUARDED_BY(mutex_);
   TimerId next_timer_ = 1;
   std::map<std::pair<absl::Time, TimerId>, Task> timers_;
   std::unordered_map<TimerId, absl::Time> timer_times_;

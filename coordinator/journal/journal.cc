@@ -6,7 +6,7 @@
 namespace epic::coordinator {
 
 AppendResult Journal::Append(int choice, uint32_t attempt, int position, JournalToken token) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   Choice& at = choices_[choice];
   const bool current = attempt == at.attempt && attempt != 0;
   if (!current || at.finish != FinishReason::kNone) return AppendResult::kStale;
@@ -21,12 +21,12 @@ AppendResult Journal::Append(int choice, uint32_t attempt, int position, Journal
 }
 
 uint32_t Journal::BeginAttempt(int choice) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return ++choices_[choice].attempt;
 }
 
 void Journal::Seal(int choice, FinishReason finish, absl::Status error) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   Choice& at = choices_[choice];
   if (at.finish != FinishReason::kNone) return;
   at.finish = finish;
@@ -34,18 +34,18 @@ void Journal::Seal(int choice, FinishReason finish, absl::Status error) {
 }
 
 bool Journal::sealed(int choice) const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return choices_[choice].finish != FinishReason::kNone;
 }
 
 bool Journal::all_sealed() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return std::all_of(choices_.begin(), choices_.end(),
                      [](const Choice& c) { return c.finish != FinishReason::kNone; });
 }
 
 std::vector<int32_t> Journal::Tokens(int choice) const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   std::vector<int32_t> tokens;
   tokens.reserve(choices_[choice].tokens.size());
   for (const JournalToken& token : choices_[choice].tokens) tokens.push_back(token.token);
@@ -53,12 +53,12 @@ std::vector<int32_t> Journal::Tokens(int choice) const {
 }
 
 int Journal::length(int choice) const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return static_cast<int>(choices_[choice].tokens.size());
 }
 
 Slice Journal::Read(int choice, int from) const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   const Choice& at = choices_[choice];
   const size_t begin = std::min<size_t>(std::max(from, 0), at.tokens.size());
   return {.tokens = {at.tokens.begin() + static_cast<ptrdiff_t>(begin), at.tokens.end()},
@@ -67,30 +67,30 @@ Slice Journal::Read(int choice, int from) const {
 }
 
 void Journal::SetPrompt(int cached_tokens, std::vector<JournalToken> logprobs) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   if (std::exchange(prompt_known_, true)) return;
   cached_tokens_ = cached_tokens;
   prompt_logprobs_ = std::move(logprobs);
 }
 
 bool Journal::prompt_known() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return prompt_known_;
 }
 
 int Journal::cached_tokens() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return cached_tokens_;
 }
 
 std::vector<JournalToken> Journal::prompt_logprobs() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return prompt_logprobs_;
 }
 
 void Journal::SetListener(std::function<void()> listener) {
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     listener_ = listener;
   }
   if (listener) listener();
@@ -99,7 +99,7 @@ void Journal::SetListener(std::function<void()> listener) {
 void Journal::Notify() const {
   std::function<void()> listener;
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     listener = listener_;
   }
   if (listener) listener();

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <functional>
-#include <mutex>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "coordinator/inference.h"
 
 namespace epic::coordinator {
@@ -55,12 +56,12 @@ class Journal {
     absl::Status error;
   };
 
-  mutable std::mutex mutex_;
-  std::vector<Choice> choices_;
-  bool prompt_known_ = false;
-  int cached_tokens_ = 0;
-  std::vector<JournalToken> prompt_logprobs_;
-  std::function<void()> listener_;
+  mutable absl::Mutex mutex_;
+  std::vector<Choice> choices_ ABSL_GUARDED_BY(mutex_);
+  bool prompt_known_ ABSL_GUARDED_BY(mutex_) = false;
+  int cached_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<JournalToken> prompt_logprobs_ ABSL_GUARDED_BY(mutex_);
+  std::function<void()> listener_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace epic::coordinator

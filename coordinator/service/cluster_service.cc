@@ -2,9 +2,10 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <mutex>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "proto/epic/v1/cluster.grpc.pb.h"
 
 namespace epic::coordinator {
@@ -70,7 +71,7 @@ class Watcher : public grpc::ServerWriteReactor<v1::ClusterEvent>,
 
   void OnWriteDone(bool ok) override {
     {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       writing_ = false;
     }
     ok ? WriteNext() : FinishOnce(grpc::Status::CANCELLED);
@@ -83,7 +84,7 @@ class Watcher : public grpc::ServerWriteReactor<v1::ClusterEvent>,
 
  private:
   void WriteNext() {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     if (writing_ || finished_) return;
     const std::vector<Event> found = events_.Read(next_, 1);
     if (found.empty()) return;
@@ -94,7 +95,7 @@ class Watcher : public grpc::ServerWriteReactor<v1::ClusterEvent>,
   }
   void FinishOnce(const grpc::Status& status) {
     {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       if (std::exchange(finished_, true)) return;
     }
     Finish(status);
@@ -103,11 +104,11 @@ class Watcher : public grpc::ServerWriteReactor<v1::ClusterEvent>,
   EventLog& events_;
   EventLog::ListenerId listener_ = 0;
   std::shared_ptr<Watcher> self_;
-  std::mutex mutex_;
-  uint64_t next_;
-  v1::ClusterEvent event_;
-  bool writing_ = false;
-  bool finished_ = false;
+  absl::Mutex mutex_;
+  uint64_t next_ ABSL_GUARDED_BY(mutex_);
+  v1::ClusterEvent event_;  // the one that is being written; nobody touches it then
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 class ClusterService : public v1::Cluster::CallbackService {

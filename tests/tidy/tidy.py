@@ -58,6 +58,41 @@ BOOST_INCLUDE = re.compile(r"#include <boost/")
 # Where gRPC and Boost may be seen: the edges, never the core.
 EDGES = re.compile(r"^(cli/|tests/|cluster/grpc/|coordinator/frontend/|coordinator/service/)|/main\.cc$")
 
+# Every mutex is annotated, so that clang can prove its use (locks.py): absl::Mutex is, and the one of
+# kernels/, which builds alone.
+PLAIN_MUTEX = re.compile(r"\bstd::(\w*mutex|lock_guard|unique_lock|scoped_lock|shared_lock|condition_variable\w*)\b")
+MUTEX_MEMBER = re.compile(r"\b(?:\w+::)?Mutex\s+(\w+)\s*;")
+PLAIN_MUTEX_EXCEPTIONS = {"kernels/mutex.h"}
+# Those that have plain ones still. The list shrinks, and never grows.
+PLAIN_MUTEXES: set[str] = {
+    "cluster/grpc/control_client.cc",
+    "cluster/mailbox.h",
+    "cluster/transport/testing/fake_nccl.cc",
+    "cluster/transport/testing/fake_nccl.h",
+    "cluster/transport/testing/nccl_world.cc",
+    "cluster/transport/threads_collective.cc",
+    "cluster/transport/threads_collective.h",
+    "coordinator/core/core.cc",
+    "coordinator/core/core.h",
+    "coordinator/core/core_workers.cc",
+    "coordinator/frontend/grpc_inference.cc",
+    "coordinator/frontend/http_connection.h",
+    "coordinator/frontend/http_server.cc",
+    "coordinator/frontend/task_pool.cc",
+    "coordinator/frontend/task_pool.h",
+    "coordinator/frontend/testing/fake_inference.cc",
+    "coordinator/frontend/testing/fake_inference.h",
+    "coordinator/world/event_log.cc",
+    "coordinator/world/event_log.h",
+    "kernels/cpu/thread_pool.cc",
+    "kernels/cpu/thread_pool.h",
+    "kernels/cuda/device/emulated_runtime.cc",
+    "kernels/cuda/device/sm90_runtime.cu",
+    "kernels/cuda/device_memory.cc",
+    "kernels/cuda/device_memory.h",
+    "tests/epochs/epochs_over_nccl_test.cc",
+}
+
 LINE_LENGTH_MAX = 100
 FILE_LINES_MAX = 350
 TEST_FILE_LINES_MAX = 500
@@ -217,7 +252,21 @@ def check_references(path: str, text: str, root: Path = ROOT):
                 yield f"line {number} names {name}, which is not there"
 
 
-CHECKS = [check_arrows, check_sub_arrows, check_world, check_edges, check_lines, check_size, check_functions]
+def check_mutexes(path: str, text: str):
+    code = code_of(text)
+    plain = PLAIN_MUTEX.search(code)
+    if path in PLAIN_MUTEXES:
+        if not plain:
+            yield "has no plain mutex any more: take it off PLAIN_MUTEXES"
+    elif plain and path not in PLAIN_MUTEX_EXCEPTIONS:
+        yield f"uses {plain[0]}: use absl::Mutex, with ABSL_GUARDED_BY on what it guards"
+    for name in MUTEX_MEMBER.findall(code):
+        if not re.search(rf"GUARDED_BY\({name}\)", code):
+            yield f"does not say what {name} guards: mark it ABSL_GUARDED_BY({name})"
+
+
+CHECKS = [check_arrows, check_sub_arrows, check_world, check_edges, check_lines, check_size, check_mutexes,
+          check_functions]
 TEXT_CHECKS = [check_references]
 TEXTS = (".h", ".cc", ".cu", ".cuh", ".proto", ".py", ".rs", ".md", ".cmake", ".txt", ".yml", ".yaml")
 

@@ -66,6 +66,17 @@ class TheChecks(unittest.TestCase):
         self.assertFalse(commits.problems_of("base: a loop", "", 400))
         self.assertTrue(commits.problems_of("x" * 121, "", 1))
 
+    def test_see_a_mutex_that_clang_cannot_check(self):
+        for line in ("std::mutex mutex_;", "const std::lock_guard lock(mutex_);", "std::condition_variable_any c;",
+                     "mutable absl::Mutex mutex_;\nint count_;", "Mutex mutex;"):
+            self.assertTrue(found(tidy.check_mutexes, "base/a.h", line), line)
+        self.assertFalse(found(tidy.check_mutexes, "base/a.h", "absl::Mutex mutex_;\nint count_ ABSL_GUARDED_BY(mutex_);"))
+        self.assertFalse(found(tidy.check_mutexes, "kernels/mutex.h", "std::mutex mutex_;"))
+
+    def test_see_a_file_that_is_listed_for_nothing(self):
+        for path in tidy.PLAIN_MUTEXES:
+            self.assertTrue(found(tidy.check_mutexes, path, "int x;\n"))
+
 
 if __name__ == "__main__":
     unittest.main()
