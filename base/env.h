@@ -13,6 +13,9 @@
 
 namespace epic {
 
+class Storage;         // base/storage.h
+Storage& NoStorage();  // refuses everything
+
 // Thread-safe.
 class Clock {
  public:
@@ -62,6 +65,7 @@ struct Env {
   Loop& loop;
   Random& random;
   Threads& threads;
+  Storage& storage = NoStorage();
 };
 
 // The real world.
