@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "text/answer_parser.h"
 
 namespace epic::coordinator {
 
@@ -30,7 +31,7 @@ struct Request {
   int max_tokens = 0;  // > 0; prompt.size() + max_tokens fits the context
   int min_tokens = 0;
   std::vector<int32_t> stop_token_ids;  // eos included unless ignored
-  std::vector<std::string> stop;        // ends the request when its text contains one
+  text::AnswerFormat answer;            // how tokens become text; a stop string ends a choice
   int choices = 1;
   int logprobs = -1;  // alternatives for each token; -1: none
   bool prompt_logprobs = false;

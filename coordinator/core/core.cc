@@ -117,8 +117,8 @@ void Core::Begin(uint64_t id) {
     Sequence& sequence = sequences_[sequence_id];
     sequence.request = id;
     sequence.choice = choice;
-    if (!entry.request.stop.empty() && tokenizer_ != nullptr) {
-      sequence.stop = std::make_unique<StopDetector>(tokenizer_, entry.request.stop);
+    if (!entry.request.answer.stop.empty() && tokenizer_ != nullptr) {
+      sequence.stop = std::make_unique<StopDetector>(tokenizer_, entry.request.answer.stop);
     }
     entry.sequences.push_back(sequence_id);
     waiting_.insert({-entry.request.priority, sequence_id});

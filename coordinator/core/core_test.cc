@@ -300,14 +300,14 @@ TEST_F(CoreTest, AStopStringSealsTheJournalWhereItIsComplete) {
   Request request = NewRequest(40);
   const std::vector<int32_t> all = Expected(request, 0);
   const std::string text = tokenizer->Decode(absl::MakeConstSpan(all).first(20), true);
-  request.stop = {text.substr(text.size() / 2, 4)};
+  request.answer.stop = {text.substr(text.size() / 2, 4)};
   auto stream = *core.Submit(request);
   loop_.RunPosted();
   while (worker.Step()) loop_.RunPosted();
   const Slice slice = stream->Read(0, 0);
   EXPECT_EQ(slice.finish, FinishReason::kStop);
   const std::vector<int32_t> tokens = Tokens(slice);
-  EXPECT_THAT(tokenizer->Decode(tokens, true), HasSubstr(request.stop[0]));
+  EXPECT_THAT(tokenizer->Decode(tokens, true), HasSubstr(request.answer.stop[0]));
   EXPECT_LE(tokens.size(), 20u);
   EXPECT_EQ(worker.ends, 1);
   stream.reset();

@@ -24,8 +24,7 @@ const char* ReasonLabel(FinishReason reason) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendContext& context,
-                                                              std::vector<Request> requests,
-                                                              RenderOptions options) {
+                                                              std::vector<Request> requests) {
   std::unique_ptr<Generation> generation(new Generation(context, context.clock.Now()));
   for (Request& request : requests) {
     std::vector<Choice> choices;
@@ -33,7 +32,7 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
       choices.push_back(
           {.prompt = generation->prompt_count(),
            .choice = choice,
-           .renderer = OutputRenderer(*context.tokenizer, request.prompt, request.stop, options)});
+           .parser = text::AnswerParser(*context.tokenizer, request.prompt, request.answer)});
     }
     const int max_tokens = request.max_tokens;
     generation->logprobs_ = request.logprobs;
@@ -86,13 +85,13 @@ absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<
   }
   CountTokens(choice, static_cast<int>(slice.tokens.size()));
   for (JournalToken& token : slice.tokens) {
-    OutputRenderer::Piece piece = choice.renderer.Push(token.token);
-    choice.reasoning_tokens += piece.reasoning_tokens;
+    text::AnswerDelta delta = choice.parser.Push(token.token);
+    choice.reasoning_tokens += delta.reasoning_tokens;
     outputs->push_back({.index = index,
                         .position = ++choice.position,
                         .token = std::move(token),
-                        .reasoning = std::move(piece.reasoning),
-                        .text = std::move(piece.text)});
+                        .reasoning = std::move(delta.reasoning),
+                        .content = std::move(delta.content)});
   }
   if (slice.finish == FinishReason::kNone) return absl::OkStatus();
   if (slice.finish == FinishReason::kError) {
@@ -106,16 +105,17 @@ absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<
   return absl::OkStatus();
 }
 
-// `output`: takes what the renderer held back; null if nobody reads it any more.
+// `output`: takes what the parser held back; null if nobody reads it any more.
 void Generation::Finish(Choice& choice, FinishReason reason, Output* output) {
   choice.finished = true;
   --open_choices_;
   if (output != nullptr) {
-    OutputRenderer::Piece piece = choice.renderer.Finish();
-    output->reasoning += piece.reasoning;
-    output->text += piece.text;
-    choice.reasoning_tokens += piece.reasoning_tokens;
-    output->finish = choice.renderer.stopped() ? FinishReason::kStop : reason;
+    const text::AnswerDelta rest = choice.parser.Finish();
+    output->reasoning += rest.reasoning;
+    output->content += rest.content;
+    choice.reasoning_tokens += rest.reasoning_tokens;
+    // What was held back may hold a stop string that no token completed by itself.
+    output->finish = choice.parser.ended() ? FinishReason::kStop : reason;
     reason = output->finish;
   }
   context_.metrics.OnFinished(ReasonLabel(reason), context_.clock.Now() - arrival_,

@@ -1,7 +1,7 @@
 // Generation: one client's running request, protocol-free: one or several prompts with one or
 // several choices each, read from their journals on demand and rendered.
 //
-//   ASSIGN_OR_RETURN(auto generation, Generation::Start(context, std::move(requests), options));
+//   ASSIGN_OR_RETURN(auto generation, Generation::Start(context, std::move(requests)));
 //   generation->SetListener([…] { strand.Post([…] { Continue(); }); });
 //   // Continue:
 //   ASSIGN_OR_RETURN(std::vector<Generation::Output> outputs, generation->Pull(256));
@@ -17,8 +17,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/frontend/context.h"
-#include "coordinator/frontend/output_renderer.h"
 #include "coordinator/inference.h"
+#include "text/answer_parser.h"
 
 namespace epic::coordinator {
 
@@ -38,14 +38,13 @@ class Generation {
     int position = 0;                   // tokens of this choice so far
     std::optional<JournalToken> token;  // none: only the end
     std::string reasoning;
-    std::string text;
+    std::string content;
     FinishReason finish = FinishReason::kNone;  // with the last output of the choice
   };
 
   // Submits all, or none. Requests need one prompt each.
   static absl::StatusOr<std::unique_ptr<Generation>> Start(const FrontendContext& context,
-                                                           std::vector<Request> requests,
-                                                           RenderOptions options);
+                                                           std::vector<Request> requests);
   ~Generation();
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
@@ -80,7 +79,7 @@ class Generation {
     int reasoning_tokens = 0;
     bool finished = false;
     absl::Time last_token_at = absl::InfinitePast();
-    OutputRenderer renderer;
+    text::AnswerParser parser;
   };
 
   Generation(const FrontendContext& context, absl::Time arrival)

@@ -78,13 +78,13 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
 
   absl::Status Submit(grpc::CallbackServerContext* call, const v1::GenerateRequest& message) {
     if (absl::Status status = CheckKey(context_, call); !status.ok()) return status;
-    absl::StatusOr<GrpcGenerate> read = ReadGenerate(context_, message);
-    if (!read.ok()) return read.status();
-    id_ = read->request.id;
+    absl::StatusOr<Request> request = ReadGenerate(context_, message);
+    if (!request.ok()) return request.status();
+    id_ = request->id;
     std::vector<Request> requests;
-    requests.push_back(std::move(read->request));
+    requests.push_back(*std::move(request));
     absl::StatusOr<std::unique_ptr<Generation>> generation =
-        Generation::Start(context_, std::move(requests), read->options);
+        Generation::Start(context_, std::move(requests));
     if (!generation.ok()) return generation.status();
     const std::lock_guard lock(mutex_);
     generation_ = *std::move(generation);

@@ -30,7 +30,7 @@ GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
   spec.model = message.model();
   spec.id = message.request_id();
   spec.min_tokens = message.min_tokens();
-  spec.stop.assign(message.stop().begin(), message.stop().end());
+  spec.answer.stop.assign(message.stop().begin(), message.stop().end());
   spec.stop_token_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
   spec.ignore_eos = message.ignore_eos();
   spec.timeout_seconds = message.timeout_seconds();
@@ -93,16 +93,15 @@ void FillUsage(const UsageCounts& usage, v1::Usage* message) {
 
 }  // namespace
 
-absl::StatusOr<GrpcGenerate> ReadGenerate(const FrontendContext& context,
-                                          const v1::GenerateRequest& message) {
+absl::StatusOr<Request> ReadGenerate(const FrontendContext& context,
+                                     const v1::GenerateRequest& message) {
   GenerateSpec spec = ReadSpec(message);
   RETURN_IF_ERROR(CheckModel(context, spec.model));
   std::vector<int32_t> prompt;
-  RenderOptions options;
   switch (message.input_case()) {
     case v1::GenerateRequest::kText: {
       ASSIGN_OR_RETURN(prompt, PromptFromText(context, message.text(), /*add_special=*/true));
-      options.split_reasoning = false;
+      spec.answer.split_reasoning = false;
       break;
     }
     case v1::GenerateRequest::kMessages: {
@@ -118,8 +117,7 @@ absl::StatusOr<GrpcGenerate> ReadGenerate(const FrontendContext& context,
     default:
       return FieldError("input", "one of text, messages or token_ids is needed");
   }
-  ASSIGN_OR_RETURN(Request request, BuildRequest(context, spec, std::move(prompt)));
-  return GrpcGenerate{std::move(request), options};
+  return BuildRequest(context, spec, std::move(prompt));
 }
 
 absl::StatusOr<v1::TokenizeResponse> Tokenize(const FrontendContext& context,
@@ -171,7 +169,7 @@ std::vector<v1::GenerateResponse> ToResponses(const FrontendContext& context,
     }
     v1::GenerateResponse& response = responses.back();
     response.mutable_reasoning()->append(output.reasoning);
-    response.mutable_text()->append(output.text);
+    response.mutable_text()->append(output.content);
     response.set_finish_reason(FinishReasonText(output.finish));
     if (!output.token) continue;
     response.add_token_ids(output.token->token);

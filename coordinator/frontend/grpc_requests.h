@@ -11,13 +11,9 @@
 
 namespace epic::coordinator {
 
-// A checked request. Reasoning is split off if it came as messages or token ids.
-struct GrpcGenerate {
-  Request request;
-  RenderOptions options;
-};
-absl::StatusOr<GrpcGenerate> ReadGenerate(const FrontendContext& context,
-                                          const v1::GenerateRequest& message);
+// The checked request. Reasoning is split off if it came as messages or token ids.
+absl::StatusOr<Request> ReadGenerate(const FrontendContext& context,
+                                     const v1::GenerateRequest& message);
 
 absl::StatusOr<v1::TokenizeResponse> Tokenize(const FrontendContext& context,
                                               const v1::TokenizeRequest& message);

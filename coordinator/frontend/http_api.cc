@@ -60,10 +60,8 @@ absl::Status CheckRequestId(const std::string& id) {
 absl::StatusOr<HttpReply> Generate(const FrontendContext& context,
                                    absl::StatusOr<OpenAiRequest> request) {
   if (!request.ok()) return std::move(request).status();
-  const RenderOptions options{.split_reasoning = request->chat,
-                              .skip_special = request->skip_special};
   ASSIGN_OR_RETURN(std::unique_ptr<Generation> generation,
-                   Generation::Start(context, std::move(request->requests), options));
+                   Generation::Start(context, std::move(request->requests)));
   HttpReply reply;
   reply.source = NewAnswerSource(context, *std::move(request), std::move(generation));
   if (reply.source->streams()) {

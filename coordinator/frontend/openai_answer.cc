@@ -57,7 +57,7 @@ WholeAnswer::WholeAnswer(const FrontendContext& context, const OpenAiRequest& re
 void WholeAnswer::Add(Generation::Output output) {
   Choice& choice = choices_[output.index];
   choice.reasoning += output.reasoning;
-  choice.text += output.text;
+  choice.text += output.content;
   choice.finish = output.finish;
   const bool keep = request_.logprobs >= 0 || request_.return_token_ids;
   if (keep && output.token) choice.tokens.push_back(*std::move(output.token));

@@ -104,13 +104,14 @@ GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
     spec.max_tokens_field = "max_completion_tokens";
   }
   spec.min_tokens = fields.Integer("min_tokens");
-  spec.stop = fields.Strings("stop");
+  spec.answer.split_reasoning = request->chat;
+  spec.answer.skip_special = fields.Bool("skip_special_tokens").value_or(true);
+  spec.answer.stop = fields.Strings("stop");
   spec.stop_token_ids = fields.Ids("stop_token_ids");
   spec.ignore_eos = fields.Bool("ignore_eos").value_or(false);
   spec.choices = fields.Integer("n");
   request->stream = fields.Bool("stream").value_or(false);
   request->return_token_ids = fields.Bool("return_token_ids").value_or(false);
-  request->skip_special = fields.Bool("skip_special_tokens").value_or(true);
   if (const Json* options = fields.Object("stream_options"); options != nullptr) {
     FieldReader option_fields(*options, "stream_options.");
     request->include_usage = option_fields.Bool("include_usage").value_or(false);

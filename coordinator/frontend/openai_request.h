@@ -22,7 +22,6 @@ struct OpenAiRequest {
   bool include_usage = false;  // a last chunk with the usage
   bool echo = false;           // completions: the prompt comes first
   bool return_token_ids = false;
-  bool skip_special = true;
   int logprobs = -1;  // as Request::logprobs
 };
 

@@ -61,8 +61,8 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
     add(absl::StrCat(R"({"reasoning_content":)", text, R"(,"reasoning":)", text, "}"),
         FinishReason::kNone);
   }
-  if (!output.text.empty()) {
-    add(absl::StrCat(R"({"content":)", Dump(output.text), "}"), FinishReason::kNone);
+  if (!output.content.empty()) {
+    add(absl::StrCat(R"({"content":)", Dump(output.content), "}"), FinishReason::kNone);
   }
   if (output.finish != FinishReason::kNone || !extras.empty() || logprobs != "null") {
     add("{}", output.finish);
@@ -77,14 +77,16 @@ std::string StreamedAnswer::CompletionEvents(const Generation::Output& output) {
   }
   const std::string ids = TokenIds(output);
   const bool has_logprobs = output.token && request_.logprobs >= 0;
-  if (output.text.empty() && output.finish == FinishReason::kNone && !has_logprobs && ids.empty()) {
+  if (output.content.empty() && output.finish == FinishReason::kNone && !has_logprobs &&
+      ids.empty()) {
     return events;
   }
   std::string logprobs = "null";
   if (has_logprobs) logprobs = Dump(logprobs_[output.index].Next({&*output.token, 1}));
-  return events + Event(absl::StrCat(R"({"index":)", output.index, R"(,"text":)", Dump(output.text),
-                                     R"(,"logprobs":)", logprobs, R"(,"finish_reason":)",
-                                     Dump(FinishReasonJson(output.finish)), ids, "}"));
+  return events +
+         Event(absl::StrCat(R"({"index":)", output.index, R"(,"text":)", Dump(output.content),
+                            R"(,"logprobs":)", logprobs, R"(,"finish_reason":)",
+                            Dump(FinishReasonJson(output.finish)), ids, "}"));
 }
 
 // The fields of a choice for return_token_ids, with a comma before each.

@@ -101,20 +101,20 @@ absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spe
 
 absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec, Request* request) {
   const FrontendLimits& limits = context.limits;
-  for (const auto& [field, size] : {std::pair{"stop", spec.stop.size()},
+  for (const auto& [field, size] : {std::pair{"stop", spec.answer.stop.size()},
                                     std::pair{"stop_token_ids", spec.stop_token_ids.size()}}) {
     if (static_cast<int64_t>(size) <= limits.stop_count_max) continue;
     return FieldError(field, absl::StrCat(field, " has ", size, " elements, at most ",
                                           limits.stop_count_max, " are allowed"));
   }
-  for (const std::string& stop : spec.stop) {
+  for (const std::string& stop : spec.answer.stop) {
     if (!stop.empty() && static_cast<int64_t>(stop.size()) <= limits.stop_bytes_max) continue;
     return FieldError(
         "stop", absl::StrCat("stop has a string of ", stop.size(), " bytes, it must be within [1, ",
                              limits.stop_bytes_max, "]"));
   }
   RETURN_IF_ERROR(CheckIds(context, "stop_token_ids", spec.stop_token_ids));
-  request->stop = spec.stop;
+  request->answer = spec.answer;
   request->stop_token_ids = spec.stop_token_ids;
   if (!spec.ignore_eos) {
     request->stop_token_ids.insert(request->stop_token_ids.end(), context.defaults.eos_ids.begin(),

@@ -31,7 +31,7 @@ struct GenerateSpec {
   std::string max_tokens_field = "max_tokens";  // as the client calls it
   std::optional<int64_t> max_tokens_default;    // unset: what the context leaves
   std::optional<int64_t> min_tokens;
-  std::vector<std::string> stop;
+  text::AnswerFormat answer;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   std::optional<int64_t> choices;
