@@ -118,7 +118,7 @@ void Core::Begin(uint64_t id) {
     sequence.request = id;
     sequence.choice = choice;
     if (!entry.request.answer.stop.empty() && tokenizer_ != nullptr) {
-      sequence.stop = std::make_unique<StopDetector>(tokenizer_, entry.request.answer.stop);
+      sequence.parser.emplace(*tokenizer_, entry.request.prompt, entry.request.answer);
     }
     entry.sequences.push_back(sequence_id);
     waiting_.insert({-entry.request.priority, sequence_id});

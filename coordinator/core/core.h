@@ -25,12 +25,12 @@
 #include "cluster/mailbox.h"
 #include "coordinator/admission/admission.h"
 #include "coordinator/core/deaths.h"
-#include "coordinator/core/stop_detector.h"
 #include "coordinator/inference.h"
 #include "coordinator/journal/journal.h"
 #include "coordinator/operators.h"
 #include "coordinator/world/event_log.h"
 #include "coordinator/world/world.h"
+#include "text/answer_parser.h"
 #include "text/tokenizer.h"
 
 namespace epic::coordinator {
@@ -99,7 +99,7 @@ class Core : public Inference, public Operators {
     uint32_t attempt = 0;
     int rank = -1;  // none: waits for one
     int64_t uncomputed_tokens = 0;
-    std::unique_ptr<StopDetector> stop;
+    std::optional<text::AnswerParser> parser;  // none: no stop string can end it
     Deaths deaths;
   };
   struct Worker {

@@ -94,7 +94,9 @@ void Core::OnToken(int rank, const v1::SequenceToken& token) {
     sequence.deaths.OnToken();
     EndIsolation(token.sequence());
   }
-  const bool stopped = sequence.stop != nullptr && sequence.stop->Push(token.token());
+  // The journal ends where the clients' parsers end the text, for they are of the same format.
+  if (sequence.parser) sequence.parser->Push(token.token());
+  const bool stopped = sequence.parser && sequence.parser->ended();
   if (stopped || token.finish_reason() == "stop") {
     return EndSequence(token.sequence(), FinishReason::kStop, absl::OkStatus());
   }

@@ -203,7 +203,6 @@ TEST_F(HttpApiTest, FieldsReachTheRequest) {
   EXPECT_EQ(request.max_tokens, 33);
   EXPECT_EQ(request.min_tokens, 2);
   EXPECT_THAT(request.answer.stop, ElementsAre("END"));
-  EXPECT_TRUE(request.answer.split_reasoning);
   EXPECT_THAT(request.stop_token_ids, ElementsAre(3, 1008));
   EXPECT_EQ(request.choices, 2);
   EXPECT_EQ(request.logprobs, 4);

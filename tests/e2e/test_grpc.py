@@ -49,6 +49,34 @@ def test_generate_from_text_and_token_ids_agree(inference, stubs):
     assert inference.Detokenize(pb.DetokenizeRequest(ids=ids, skip_special_tokens=True)).text == "What is 3 + 4?"
 
 
+def test_stop_strings_look_at_the_content_alone_where_reasoning_is_split_off(inference, stubs):
+    pb = stubs[0]
+
+    def read(request):
+        """The reasoning, text and finish reason of each choice."""
+        parts = {}
+        for response in inference.Generate(request):
+            part = parts.setdefault(response.choice, ["", "", ""])
+            part[0] += response.reasoning
+            part[1] += response.text
+            part[2] = response.finish_reason or part[2]
+        return [tuple(parts[choice]) for choice in sorted(parts)]
+
+    free = read(question(pb))[0]
+    assert "carry" in free[0]
+    assert read(question(pb, stop=["carry", "\n\n", "</think>"], n=2)) == [free] * 2
+    assert read(question(pb, stop=["carry", "= 8"])) == [(free[0], "358 + 467 ", "stop")]
+
+    def raw(**fields):
+        request = pb.GenerateRequest(text="What is 3 + 4?", max_tokens=40, ignore_eos=True, **fields)
+        request.sampling.temperature = 0
+        return read(request)[0]
+
+    text = raw()[1]
+    stop = text[len(text) // 2:][:4]
+    assert raw(stop=[stop]) == ("", text[:text.index(stop)], "stop")
+
+
 def test_cancel_ends_the_stream(inference, stubs):
     pb = stubs[0]
     request = question(pb, request_id="to-be-cancelled", ignore_eos=True, max_tokens=3500)

@@ -70,6 +70,57 @@ def test_length_and_stop(client):
     assert stopped.choices[0].message.content == "358 + 467 "
 
 
+def streamed_choices(client, **options):
+    """(reasoning, content, finish_reason) of each choice of a stream."""
+    parts = {}
+    for chunk in client.chat.completions.create(model="tiny-r1", stream=True, **options):
+        for choice in chunk.choices:
+            part = parts.setdefault(choice.index, ["", "", None])
+            part[0] += getattr(choice.delta, "reasoning_content", None) or ""
+            part[1] += choice.delta.content or ""
+            part[2] = choice.finish_reason or part[2]
+    return [tuple(parts[index]) for index in sorted(parts)]
+
+
+# "carry" stands in the reasoning, the newlines beside </think>, and "carry 0\n</think>" on its edge.
+@pytest.mark.parametrize("stop, content", [
+    (["carry"], "358 + 467 = 825"),
+    (["\n"], "358 + 467 = 825"),
+    (["\n\n"], "358 + 467 = 825"),
+    (["</think>", "think>", ">\n"], "358 + 467 = 825"),
+    (["\n358", "</think>\n\n358"], "358 + 467 = 825"),
+    (["= 8", "carry"], "358 + 467 "),
+    (["8 + 467 = 82"], "35"),
+    (["358", "\n\n"], ""),
+])
+def test_stop_strings_of_a_chat_look_at_the_content_alone(client, stop, content):
+    free = client.chat.completions.create(model="tiny-r1", messages=QUESTION, temperature=0)
+    reasoning = free.choices[0].message.reasoning_content
+    assert "carry" in reasoning
+    options = dict(messages=QUESTION, temperature=0, stop=stop, n=2)
+    whole = client.chat.completions.create(model="tiny-r1", **options)
+    expected = [(reasoning, content, "stop")] * 2
+    assert [(c.message.reasoning_content, c.message.content, c.finish_reason) for c in whole.choices] == expected
+    assert streamed_choices(client, **options) == expected
+
+
+def test_stop_strings_of_a_completion_look_at_everything(client, server):
+    ids = server.post("/tokenize", {"model": "tiny-r1", "messages": QUESTION})[1]["tokens"]
+
+    def ask(**options):
+        return client.completions.create(model="tiny-r1", prompt=ids, temperature=0, max_tokens=400, **options)
+
+    text = ask().choices[0].text
+    assert "carry" in text and "</think>" in text
+    for stop in ("carry", "\n", "</think>", ">\n\n3", "= 825"):
+        choice = ask(stop=[stop]).choices[0]
+        assert choice.text == text[:text.index(stop)], stop
+        assert choice.finish_reason == "stop"
+        chunks = [c.choices[0] for c in ask(stop=[stop], stream=True)]
+        assert "".join(c.text for c in chunks) == choice.text, stop
+        assert chunks[-1].finish_reason == "stop"
+
+
 def test_chat_logprobs(client):
     answer = client.chat.completions.create(model="tiny-r1", messages=QUESTION, temperature=0, logprobs=True,
                                             top_logprobs=3, max_tokens=8)
