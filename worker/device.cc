@@ -10,8 +10,8 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/threads/thread_pool.h"
 #include "worker/engine/memory_plan.h"
 
 namespace epic::worker {

@@ -17,7 +17,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/transport/peer_transport.h"
-#include "kernels/cpu/thread_pool.h"
+#include "kernels/threads/thread_pool.h"
 #include "worker/connection.h"
 #include "worker/device.h"
 #include "worker/engine/transformer.h"

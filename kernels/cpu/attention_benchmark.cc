@@ -15,9 +15,9 @@
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/huge_memory.h"
 #include "kernels/cpu/product_attention.h"
-#include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/number.h"
+#include "kernels/threads/thread_pool.h"
 
 namespace epic::kernels {
 namespace {

@@ -9,9 +9,9 @@
 #include "kernels/cpu/fma_gemm.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/huge_memory.h"
-#include "kernels/cpu/thread_pool.h"
 #include "kernels/gate_choice.h"
 #include "kernels/quantize.h"
+#include "kernels/threads/thread_pool.h"
 
 namespace epic::kernels {
 

@@ -16,9 +16,9 @@
 #include "kernels/cpu/gemm_runner.h"
 #include "kernels/cpu/huge_memory.h"
 #include "kernels/cpu/int8_gemm.h"
-#include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tile_gemm.h"
 #include "kernels/cpu/vector_ops.h"
+#include "kernels/threads/thread_pool.h"
 
 namespace epic::kernels {
 namespace {

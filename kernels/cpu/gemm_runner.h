@@ -10,7 +10,7 @@
 
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/huge_memory.h"
-#include "kernels/cpu/thread_pool.h"
+#include "kernels/threads/thread_pool.h"
 
 namespace epic::kernels {
 

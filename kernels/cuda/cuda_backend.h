@@ -5,7 +5,6 @@
 #include <memory>
 #include <string>
 
-#include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/device_memory.h"
@@ -15,6 +14,7 @@
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/step_arrays.h"
 #include "kernels/cuda/weights.h"
+#include "kernels/threads/thread_pool.h"
 
 namespace epic::kernels::cuda {
 

@@ -10,13 +10,13 @@ DeviceMemory::DeviceMemory(DeviceHeap& heap, int64_t bytes, MemoryUse use)
       bytes_(std::max<int64_t>(bytes, 1)),
       use_(use),
       data_(heap.runtime_.Allocate(bytes_, use)) {
-  const std::scoped_lock lock(heap.mutex_);
+  const MutexLock lock(heap.mutex_);
   heap.ranges_[data_] = {bytes_, use};
 }
 
 DeviceMemory::~DeviceMemory() {
   {
-    const std::scoped_lock lock(heap_.mutex_);
+    const MutexLock lock(heap_.mutex_);
     heap_.ranges_.erase(data_);
   }
   heap_.runtime_.Free(data_, bytes_, use_);
@@ -24,7 +24,7 @@ DeviceMemory::~DeviceMemory() {
 
 std::optional<MemoryUse> DeviceHeap::UseOf(const void* address) const {
   const auto* at = static_cast<const std::byte*>(address);
-  const std::scoped_lock lock(mutex_);
+  const MutexLock lock(mutex_);
   auto range = ranges_.upper_bound(at);
   if (range == ranges_.begin()) return std::nullopt;
   --range;

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device/runtime.h"
+#include "kernels/mutex.h"
 
 namespace epic::kernels::cuda {
 
@@ -55,8 +55,8 @@ class DeviceHeap {
   };
 
   DeviceRuntime& runtime_;
-  mutable std::mutex mutex_;
-  std::map<const std::byte*, Range> ranges_;
+  mutable Mutex mutex_;
+  std::map<const std::byte*, Range> ranges_ KERNEL_GUARDED_BY(mutex_);  // by where they begin
   std::atomic<int64_t> scratch_moves_ = 0;
 };
 

@@ -31,7 +31,8 @@ COORDINATOR_MODEL_HEADERS = {"model/config.h"}
 SUB_ARROWS = {
     "cluster/transport": {"cluster/placement"},
     "coordinator/core": {"coordinator/admission", "coordinator/journal", "coordinator/routing", "coordinator/world"},
-    "kernels/cuda": {"kernels/cpu"},
+    "kernels/cpu": {"kernels/threads"},
+    "kernels/cuda": {"kernels/threads"},
     "worker/engine": {"worker/kv", "worker/scheduler"},
     "worker/exchange": {"worker/engine", "worker/experts"},
     "worker/rank": {"worker/engine", "worker/exchange", "worker/experts", "worker/kv", "worker/scheduler", "worker/service"},
@@ -48,7 +49,7 @@ WORLD = [
 ]
 WORLD_EXCEPTIONS = {
     # kernels/ builds alone, so the threads of its operations are its own.
-    "kernels/cpu/thread_pool.cc", "kernels/cpu/thread_pool.h",
+    "kernels/threads/thread_pool.cc", "kernels/threads/thread_pool.h",
     # NCCL and MPI give no event to wait for: their state is asked again and again.
     "cluster/transport/nccl/nccl_collective.cc", "worker/exchange/start_epochs.cc",
 }
@@ -84,12 +85,6 @@ PLAIN_MUTEXES: set[str] = {
     "coordinator/frontend/testing/fake_inference.h",
     "coordinator/world/event_log.cc",
     "coordinator/world/event_log.h",
-    "kernels/cpu/thread_pool.cc",
-    "kernels/cpu/thread_pool.h",
-    "kernels/cuda/device/emulated_runtime.cc",
-    "kernels/cuda/device/sm90_runtime.cu",
-    "kernels/cuda/device_memory.cc",
-    "kernels/cuda/device_memory.h",
     "tests/epochs/epochs_over_nccl_test.cc",
 }
 

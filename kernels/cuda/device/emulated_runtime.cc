@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <mutex>
 #include <set>
 #include <thread>
 #include <utility>
@@ -12,6 +11,7 @@
 
 #include "kernels/cuda/device/runtime.h"
 #include "kernels/flush_denormals.h"
+#include "kernels/mutex.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -82,7 +82,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
     auto* begin = static_cast<std::byte*>(pages);
     Pages{begin + total, kPageBytes}.Protect(false);
     if (use == MemoryUse::kOperations) {
-      const std::scoped_lock lock(mutex_);
+      const MutexLock lock(mutex_);
       const Pages own{begin, total};
       own.Protect(false);
       own_.insert(own);
@@ -93,7 +93,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
   void Free(std::byte* data, int64_t bytes, MemoryUse use) override {
     Wait();
     const Pages pages = Pages::Of(data, bytes);
-    const std::scoped_lock lock(mutex_);
+    const MutexLock lock(mutex_);
     own_.erase(pages);
     munmap(pages.begin, pages.bytes + kPageBytes);
   }
@@ -113,13 +113,13 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
 
   void Push(Work work) override {
     CheckNotRecording();
-    const std::scoped_lock lock(mutex_);
+    const MutexLock lock(mutex_);
     queue_.push_back(std::move(work));
   }
 
   void Wait() override {
     CheckNotRecording();
-    const std::scoped_lock lock(mutex_);
+    const MutexLock lock(mutex_);
     if (queue_.empty()) return;
     const ScopedFlushDenormals flush;
     for (const Pages& pages : own_) pages.Protect(true);
@@ -133,10 +133,10 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
     if (recorder_.load() == std::this_thread::get_id()) std::abort();
   }
 
-  std::mutex mutex_;
-  std::set<Pages> own_;  // of kOperations
-  std::vector<Work> queue_;
-  uint64_t seed_ = 0;
+  Mutex mutex_;
+  std::set<Pages> own_ KERNEL_GUARDED_BY(mutex_);  // of kOperations
+  std::vector<Work> queue_ KERNEL_GUARDED_BY(mutex_);
+  uint64_t seed_ KERNEL_GUARDED_BY(mutex_) = 0;
   std::unique_ptr<RecordedWork> recording_;  // of the launching thread
   std::atomic<std::thread::id> recorder_;
 };

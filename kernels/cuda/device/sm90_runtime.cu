@@ -2,10 +2,10 @@
 
 #include <cstring>
 #include <functional>
-#include <mutex>
 #include <utility>
 
 #include "kernels/cuda/device/runtime.h"
+#include "kernels/mutex.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -122,7 +122,7 @@ class CardRuntime : public DeviceRuntime {
                 "cudaMemcpyAsync to the card");
     };
     {
-      const std::scoped_lock lock(staging_mutex_);
+      const MutexLock lock(staging_mutex_);
       if (bytes <= kStagingBytes - staged_bytes_) {
         std::memcpy(staging_ + staged_bytes_, from, bytes);
         copy(staging_ + staged_bytes_);
@@ -146,7 +146,7 @@ class CardRuntime : public DeviceRuntime {
     Enter();
     const int64_t before = Staged();
     CheckCuda(cudaStreamSynchronize(stream_), "the card");
-    const std::scoped_lock lock(staging_mutex_);
+    const MutexLock lock(staging_mutex_);
     if (staged_ == before) staged_bytes_ = 0;  // all of it has been copied
   }
 
@@ -154,7 +154,7 @@ class CardRuntime : public DeviceRuntime {
   static constexpr int64_t kStagingBytes = int64_t{4} << 20;
 
   int64_t Staged() {
-    const std::scoped_lock lock(staging_mutex_);
+    const MutexLock lock(staging_mutex_);
     return staged_;
   }
   // CUDA's current card is each thread's own.
@@ -166,9 +166,10 @@ class CardRuntime : public DeviceRuntime {
   cudaStream_t recorded_ = nullptr;
   bool recording_ = false;  // of the launching thread
   std::byte* staging_ = nullptr;
-  std::mutex staging_mutex_;
-  int64_t staged_bytes_ = 0;  // since the staging memory was last known to be read
-  int64_t staged_ = 0;        // uploads by it so far
+  Mutex staging_mutex_;
+  // Since the staging memory was last known to be read.
+  int64_t staged_bytes_ KERNEL_GUARDED_BY(staging_mutex_) = 0;
+  int64_t staged_ KERNEL_GUARDED_BY(staging_mutex_) = 0;  // uploads by it so far
 };
 
 }  // namespace

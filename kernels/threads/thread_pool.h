@@ -1,14 +1,21 @@
-// The compute threads of the CPU backend: few, persistent, one parallel region at a time.
+// The compute threads of a backend: few, persistent, one parallel region at a time. The CPU backend
+// computes on them; the CUDA backend has some for work on the host (Backend::ForEach).
+//
+// kernels/ builds alone, so these threads are its own and do not come from base/env.h.
+//
+//   ThreadPool pool(8, /*pin=*/false);
+//   pool.Run([&](int thread) { Sum(parts[thread]); });   // on all 8, the caller being thread 0
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <thread>
 #include <vector>
+
+#include "kernels/mutex.h"
 
 namespace epic::kernels {
 
@@ -34,13 +41,13 @@ class ThreadPool {
   // call Run.
   void Run(const std::function<void(int)>& body) { RunPhases({&body, 1}); }
   // The same for several bodies in one region: each begins when the one before has returned on
-  // every thread.
+  // every thread. A region costs some microseconds of waking and waiting, a further body less.
   void RunPhases(std::span<const std::function<void(int)>> bodies);
 
   // Runs task(0) .. task(count − 1), each as soon as a thread is free, with denormals flushed.
   void ForEach(int count, const std::function<void(int)>& task);
 
-  // `interlude` is called by Breathe on thread 0; empty: nothing is.
+  // Breathe calls `interlude` on thread 0; an empty one ends that. Not while a region runs.
   void SetInterlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
   // Bodies call it between pieces of work of some milliseconds.
   void Breathe(int thread) const {
@@ -55,16 +62,17 @@ class ThreadPool {
 
   void Work(int index);
   void RunBodies(int index, const Waiter& waiter);
-  void PinCaller();
+  void PinCaller() KERNEL_REQUIRES(run_mutex_);
 
   const int threads_;
   const std::vector<int> cores_;  // that the constructing thread may use
   const bool pin_;
   const uint64_t spin_cycles_;
-  std::mutex run_mutex_;
-  std::thread::id pinned_caller_;
+  Mutex run_mutex_;  // the turns of callers
+  std::thread::id pinned_caller_ KERNEL_GUARDED_BY(run_mutex_);
   std::function<void()> interlude_;
-  int64_t regions_ = 0;
+  std::atomic<int64_t> regions_ = 0;
+  // Written before epoch_ is raised and read by those who saw it raised, so no lock guards it.
   std::span<const std::function<void(int)>> bodies_;
   std::atomic<bool> stopping_ = false;
   alignas(64) std::atomic<uint32_t> epoch_ = 0;    // of regions begun
