@@ -6,42 +6,41 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
                          int layer, Tensor residual, Tensor query) {
   const AttentionShape& shape = attention.shape;
   const auto rows = static_cast<int>(residual.rows);
-  const Stream stream = runtime_.stream();
   const DeviceRows x = normed_.Get(RowForms::Of({&attention.first}), 1, rows, shape.hidden);
-  RmsNorm(stream, {.rows = rows,
-                   .columns = shape.hidden,
-                   .x = residual.As<float>(),
-                   .x_stride = shape.hidden,
-                   .weight = attention.input_norm.data,
-                   .eps = shape.norm_eps,
-                   .out = x.outputs()});
+  graphs_.RunOrRecord(RmsNorm, {.rows = rows,
+                                .columns = shape.hidden,
+                                .x = residual.As<float>(),
+                                .x_stride = shape.hidden,
+                                .weight = attention.input_norm.data,
+                                .eps = shape.norm_eps,
+                                .out = x.outputs()});
   const int first_width = attention.first.n;
   auto* first = first_.Get<float>(int64_t{rows} * first_width);
   products_.Multiply(attention.first, x, GemmOutput::kF32, first);
 
   const RopeTables rope = arrays.rope(shape.rope_interleaved);
-  WriteRecords(stream, {.rows = rows,
-                        .layout = kv.layout,
-                        .kv = first + attention.kv_row,
-                        .kv_stride = first_width,
-                        .weight = attention.kv_a_norm.data,
-                        .eps = shape.inner_norm_eps,
-                        .rope = rope,
-                        .slab = kv.slabs[layer],
-                        .record_index = arrays.record_index});
+  graphs_.RunOrRecord(WriteRecords, {.rows = rows,
+                                     .layout = kv.layout,
+                                     .kv = first + attention.kv_row,
+                                     .kv_stride = first_width,
+                                     .weight = attention.kv_a_norm.data,
+                                     .eps = shape.inner_norm_eps,
+                                     .rope = rope,
+                                     .slab = kv.slabs[layer],
+                                     .record_index = arrays.record_index});
 
   const bool low_rank = shape.q_rank > 0;
   auto* nope = nope_.Get<BF16>(int64_t{rows} * shape.heads * shape.nope_dim);
-  SplitQuery(stream, {.rows = rows,
-                      .heads = shape.heads,
-                      .nope_dim = shape.nope_dim,
-                      .rope_dim = shape.rope_dim,
-                      .latent_dim = shape.kv_rank,
-                      .q = low_rank ? QueryOf(attention, rows, first) : first,
-                      .q_stride = low_rank ? attention.q_b.n : first_width,
-                      .rope = rope,
-                      .nope = nope,
-                      .query = query.As<BF16>()});
+  graphs_.RunOrRecord(SplitQuery, {.rows = rows,
+                                   .heads = shape.heads,
+                                   .nope_dim = shape.nope_dim,
+                                   .rope_dim = shape.rope_dim,
+                                   .latent_dim = shape.kv_rank,
+                                   .q = low_rank ? QueryOf(attention, rows, first) : first,
+                                   .q_stride = low_rank ? attention.q_b.n : first_width,
+                                   .rope = rope,
+                                   .nope = nope,
+                                   .query = query.As<BF16>()});
   products_.MultiplyHeads(attention.w_uk.data, shape.heads, shape.kv_rank, shape.nope_dim, rows,
                           nope, query.As<BF16>(), shape.kv_rank + shape.rope_dim);
 }
@@ -49,13 +48,13 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
 const float* AttentionRunner::QueryOf(const CudaAttention& attention, int rows, const float* low) {
   const int q_rank = attention.shape.q_rank;
   const DeviceRows normed = low_normed_.Get(RowForms::Of({&attention.q_b}), 1, rows, q_rank);
-  RmsNorm(runtime_.stream(), {.rows = rows,
-                              .columns = q_rank,
-                              .x = low,
-                              .x_stride = attention.first.n,
-                              .weight = attention.q_a_norm.data,
-                              .eps = attention.shape.inner_norm_eps,
-                              .out = normed.outputs()});
+  graphs_.RunOrRecord(RmsNorm, {.rows = rows,
+                                .columns = q_rank,
+                                .x = low,
+                                .x_stride = attention.first.n,
+                                .weight = attention.q_a_norm.data,
+                                .eps = attention.shape.inner_norm_eps,
+                                .out = normed.outputs()});
   auto* q = q_.Get<float>(int64_t{rows} * attention.q_b.n);
   products_.Multiply(attention.q_b, normed, GemmOutput::kF32, q);
   return q;
@@ -65,8 +64,8 @@ void AttentionRunner::Attend(const CudaAttention& attention, const StepArrays& a
                              const StepArrays::Mla& mla, const KvView& kv, int layer, Tensor query,
                              Tensor output) {
   const AttentionShape& shape = attention.shape;
-  MlaDecode(
-      runtime_.stream(),
+  graphs_.RunOrRecord(
+      MlaDecode,
       {.kv_type = kv.layout.type,
        .rows = static_cast<int>(query.rows),
        .heads = shape.heads,
@@ -101,8 +100,9 @@ void AttentionRunner::Out(const CudaAttention& attention, Tensor output, Tensor 
   if (forms.quantised) {
     RowOutputs codes = values.outputs();
     codes.rounded = nullptr;
-    QuantiseRows(runtime_.stream(),
-                 {.rows = {.places = rows}, .columns = width, .x = values.rounded, .out = codes});
+    graphs_.RunOrRecord(
+        QuantiseRows,
+        {.rows = {.places = rows}, .columns = width, .x = values.rounded, .out = codes});
   }
   products_.Multiply(attention.o, values, GemmOutput::kAddF32, residual.data);
 }

@@ -9,9 +9,10 @@ namespace epic::kernels::cuda {
 
 class AttentionRunner {
  public:
-  AttentionRunner(DeviceHeap& heap, const Products& products)
+  AttentionRunner(DeviceHeap& heap, const Products& products, OperationGraphs& graphs)
       : runtime_(heap.runtime()),
         products_(products),
+        graphs_(graphs),
         normed_(heap),
         low_normed_(heap),
         value_rows_(heap),
@@ -34,6 +35,7 @@ class AttentionRunner {
 
   DeviceRuntime& runtime_;
   const Products& products_;
+  OperationGraphs& graphs_;
   RowScratch normed_, low_normed_, value_rows_;
   Scratch first_, q_, nope_, partial_values_, partial_states_;
 };

@@ -34,11 +34,11 @@ CudaBackend::CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr
     : runtime_(std::move(runtime)),
       heap_(std::move(heap)),
       kv_type_(options.kv_type),
-      products_(*heap_, std::move(tiles)),
-      loader_(*heap_),
       graphs_(*heap_, options.graphs),
+      products_(*heap_, graphs_, std::move(tiles)),
+      loader_(*heap_),
       arrays_(*heap_),
-      attention_(*heap_, products_),
+      attention_(*heap_, products_, graphs_),
       mlps_(*heap_, products_, graphs_),
       head_rows_(*heap_),
       gate_logits_(*heap_),
@@ -57,151 +57,121 @@ std::string CudaBackend::description() const {
   return runtime_->name() + ", " + std::to_string(runtime_->sm_count()) + " multiprocessors";
 }
 
-template <typename... Words>
-void CudaBackend::Give(int64_t rows, std::function<void()> operation, const char* name,
-                       const Words&... words) {
-  if (rows > kBucketRowsMax) return graphs_.RunNow(operation);
-  graphs_.Run(std::move(operation), name, rows, words...);
-}
-
 void CudaBackend::Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) {
-  const auto embed = [=, this] {
-    EmbedRows(runtime_->stream(), {.rows = static_cast<int>(residual.rows),
-                                   .columns = static_cast<int>(residual.cols),
-                                   .type = table.dtype,
-                                   .table = table.data,
-                                   .token_ids = arrays_.token_ids,
-                                   .residual = residual.As<float>()});
-  };
-  Give(residual.rows, embed, "embed", residual.cols, table.dtype, table.data, arrays_.token_ids,
-       residual.data);
+  BeginOperation(residual.rows);
+  graphs_.RunOrRecord(EmbedRows, {.rows = static_cast<int>(residual.rows),
+                                  .columns = static_cast<int>(residual.cols),
+                                  .type = table.dtype,
+                                  .table = table.data,
+                                  .token_ids = arrays_.token_ids,
+                                  .residual = residual.As<float>()});
 }
 
 void CudaBackend::AttentionIn(const Attention& base, const StepPlan& plan, const KvView& kv,
                               int layer, Tensor residual, Tensor query) {
   const auto& attention = static_cast<const CudaAttention&>(base);
-  const auto in = [=, this, &attention] {
-    attention_.In(attention, arrays_, kv, layer, residual, query);
-  };
-  Give(residual.rows, in, "attention in", attention.id.value(), arrays_.record_index,
-       arrays_.rope(true).cos, kv.layout.type, kv.slabs[layer], residual.data, query.data);
+  BeginOperation(residual.rows);
+  attention_.In(attention, arrays_, kv, layer, residual, query);
 }
 
 void CudaBackend::Attend(const Attention& base, const StepPlan& plan, const KvView& kv, int layer,
                          Tensor query, Tensor output) {
   const auto& attention = static_cast<const CudaAttention&>(base);
   const std::span<const StepArrays::Mla> launches = arrays_.MlaFor(plan, attention.shape.heads);
-  if (launches.size() > 1 || query.rows > kBucketRowsMax || !graphs_.enabled()) {
-    return graphs_.RunNow([&] {
-      for (const StepArrays::Mla& mla : launches) {
-        attention_.Attend(attention, arrays_, mla, kv, layer, query, output);
-      }
-    });
+  graphs_.Begin(launches.size() == 1 && query.rows <= kBucketRowsMax);
+  for (const StepArrays::Mla& mla : launches) {
+    // A recording serves every plan of these rows: the launch is as large as any of them needs, and
+    // the kernel reads how much this one has.
+    const bool any_plan = graphs_.holding();
+    attention_.Attend(
+        attention, arrays_,
+        any_plan ? mla.ForAnyPlan(static_cast<int>(query.rows), attention.shape.heads) : mla, kv,
+        layer, query, output);
   }
-  // For whatever steps of these rows have.
-  StepArrays::Mla mla = launches[0];
-  const bool merges = mla.partial_rows > 0;
-  mla.tile_count = static_cast<int>(query.rows) *
-                   ((attention.shape.heads + kMlaTileQueries - 1) / kMlaTileQueries);
-  mla.unit_count = mla.tile_count + (merges ? kPartialRowsMax / kMlaTileQueries : 0);
-  mla.partial_rows = merges ? kPartialRowsMax : 0;
-  const auto attend = [=, this, &attention] {
-    attention_.Attend(attention, arrays_, mla, kv, layer, query, output);
-  };
-  Give(query.rows, attend, "attend", attention.id.value(), merges, mla.tiles, mla.units, mla.counts,
-       arrays_.pages, arrays_.positions, kv.layout.type, kv.slabs[layer], kv.page_count, query.data,
-       output.data);
 }
 
 void CudaBackend::AttentionOut(const Attention& base, Tensor output, Tensor residual) {
   const auto& attention = static_cast<const CudaAttention&>(base);
-  const auto out = [=, this, &attention] { attention_.Out(attention, output, residual); };
-  Give(output.rows, out, "attention out", attention.id.value(), output.data, residual.data);
+  BeginOperation(output.rows);
+  attention_.Out(attention, output, residual);
 }
 
 void CudaBackend::Norm(Tensor weight, float eps, Tensor residual, Tensor rows) {
-  const auto norm = [=, this] {
-    const auto hidden = static_cast<int>(residual.cols);
-    RmsNorm(runtime_->stream(), {.rows = static_cast<int>(residual.rows),
-                                 .columns = hidden,
-                                 .x = residual.As<float>(),
-                                 .x_stride = hidden,
-                                 .weight = weight.As<float>(),
-                                 .eps = eps,
-                                 .out = {.rounded = rows.As<BF16>()}});
-  };
-  Give(residual.rows, norm, "norm", residual.cols, weight.data, eps, residual.data, rows.data);
+  const auto hidden = static_cast<int>(residual.cols);
+  BeginOperation(residual.rows);
+  graphs_.RunOrRecord(RmsNorm, {.rows = static_cast<int>(residual.rows),
+                                .columns = hidden,
+                                .x = residual.As<float>(),
+                                .x_stride = hidden,
+                                .weight = weight.As<float>(),
+                                .eps = eps,
+                                .out = {.rounded = rows.As<BF16>()}});
 }
 
 void CudaBackend::ChooseExperts(const Gate& base, const GateResult& result) {
   const auto& gate = static_cast<const CudaGate&>(base);
-  const auto choose = [=, this, &gate] {
-    const auto rows = static_cast<int>(result.rows.rows);
-    const DeviceRows x = {.places = rows,
-                          .columns = static_cast<int>(result.rows.cols),
-                          .rounded = result.rows.As<BF16>()};
-    auto* logits = gate_logits_.Get<float>(int64_t{rows} * gate.shape.experts);
-    GemmOutput output = GemmOutput::kF32;
-    for (const DeviceMatrix& part : gate.parts) {
-      products_.Multiply(part, x, output, logits);
-      output = GemmOutput::kAddF32;
-    }
-    cuda::ChooseExperts(runtime_->stream(), {.shape = gate.shape,
-                                             .rows = rows,
-                                             .logits = logits,
-                                             .bias = gate.bias.data,
-                                             .experts = result.experts.As<int32_t>(),
-                                             .weights = result.weights.As<float>(),
-                                             .faults = result.faults.As<uint8_t>()});
-  };
-  Give(result.rows.rows, choose, "gate", gate.id.value(), result.rows.data, result.experts.data,
-       result.weights.data, result.faults.data);
+  const auto rows = static_cast<int>(result.rows.rows);
+  BeginOperation(rows);
+  const DeviceRows x = {.places = rows,
+                        .columns = static_cast<int>(result.rows.cols),
+                        .rounded = result.rows.As<BF16>()};
+  auto* logits = gate_logits_.Get<float>(int64_t{rows} * gate.shape.experts);
+  GemmOutput output = GemmOutput::kF32;
+  for (const DeviceMatrix& part : gate.parts) {
+    products_.Multiply(part, x, output, logits);
+    output = GemmOutput::kAddF32;
+  }
+  graphs_.RunOrRecord(cuda::ChooseExperts, {.shape = gate.shape,
+                                            .rows = rows,
+                                            .logits = logits,
+                                            .bias = gate.bias.data,
+                                            .experts = result.experts.As<int32_t>(),
+                                            .weights = result.weights.As<float>(),
+                                            .faults = result.faults.As<uint8_t>()});
 }
 
 void CudaBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
                           std::span<const ExpertRow> pairs, Tensor out) {
-  graphs_.Flush();
+  graphs_.Begin(false);
   mlps_.Experts(experts, rows, pairs, out);
 }
 
 void CudaBackend::ApplyMlp(const Mlp& base, Tensor rows, Tensor out) {
   const auto& mlp = static_cast<const CudaMlp&>(base);
-  const auto apply = [=, this, &mlp] { mlps_.Apply(mlp, rows, out); };
-  Give(rows.rows, apply, "mlp", mlp.id.value(), rows.data, out.data);
-  // What follows a shared expert may wait for others: it is not to wait with it.
+  BeginOperation(rows.rows);
+  mlps_.Apply(mlp, rows, out);
+  // The next operation may come only after rows of other ranks: the shared expert does not wait
+  // for them.
   graphs_.Flush();
 }
 
 void CudaBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) {
-  const auto combine = [=, this] {
-    CombineRows(runtime_->stream(), {.rows = static_cast<int>(residual.rows),
-                                     .top_k = static_cast<int>(weights.cols),
-                                     .columns = static_cast<int>(residual.cols),
-                                     .shared = shared.As<BF16>(),
-                                     .answers = expert_rows.As<BF16>(),
-                                     .weights = weights.As<float>(),
-                                     .residual = residual.As<float>()});
-  };
-  Give(residual.rows, combine, "combine", residual.cols, weights.cols, shared.data,
-       expert_rows.data, weights.data, residual.data);
+  BeginOperation(residual.rows);
+  graphs_.RunOrRecord(CombineRows, {.rows = static_cast<int>(residual.rows),
+                                    .top_k = static_cast<int>(weights.cols),
+                                    .columns = static_cast<int>(residual.cols),
+                                    .shared = shared.As<BF16>(),
+                                    .answers = expert_rows.As<BF16>(),
+                                    .weights = weights.As<float>(),
+                                    .residual = residual.As<float>()});
 }
 
 void CudaBackend::Head(Tensor norm, float eps, const Matrix& base, const StepPlan& plan,
                        Tensor residual, Tensor logits) {
   const auto count = static_cast<int>(plan.logit_rows.size());
   if (count == 0) return;
-  graphs_.Flush();
+  graphs_.Begin(false);  // the logit rows are as many as the step wants
   const DeviceMatrix& head = static_cast<const CudaMatrix&>(base).weight;
   const auto hidden = static_cast<int>(residual.cols);
   const DeviceRows x = head_rows_.Get(RowForms::Of({&head}), 1, count, hidden);
-  RmsNorm(runtime_->stream(), {.rows = count,
-                               .columns = hidden,
-                               .x = residual.As<float>(),
-                               .x_stride = hidden,
-                               .x_rows = arrays_.logit_rows,
-                               .weight = norm.As<float>(),
-                               .eps = eps,
-                               .out = x.outputs()});
+  graphs_.RunOrRecord(RmsNorm, {.rows = count,
+                                .columns = hidden,
+                                .x = residual.As<float>(),
+                                .x_stride = hidden,
+                                .x_rows = arrays_.logit_rows,
+                                .weight = norm.As<float>(),
+                                .eps = eps,
+                                .out = x.outputs()});
   // A product scatters its values: to the host they go as one copy.
   auto* out = logits_.Get<float>(int64_t{count} * head.n);
   products_.Multiply(head, x, GemmOutput::kF32, out);

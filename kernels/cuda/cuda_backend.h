@@ -90,16 +90,15 @@ class CudaBackend : public Backend {
   const OperationGraphs& graphs() const { return graphs_; }
 
  private:
-  // An operation on so many rows: see OperationGraphs::Run.
-  template <typename... Words>
-  void Give(int64_t rows, std::function<void()> operation, const char* name, const Words&... words);
+  // Begins an operation on so many rows. Steps that fill no bucket differ in their arguments.
+  void BeginOperation(int64_t rows) { graphs_.Begin(rows <= kBucketRowsMax); }
 
   const std::unique_ptr<DeviceRuntime> runtime_;
   const std::unique_ptr<DeviceHeap> heap_;
   const KvType kv_type_;
+  OperationGraphs graphs_;
   const Products products_;
   const WeightLoader loader_;
-  OperationGraphs graphs_;
   StepArrays arrays_;
   AttentionRunner attention_;
   MlpRunner mlps_;

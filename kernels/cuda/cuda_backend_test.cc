@@ -281,11 +281,12 @@ const OperationGraphs& GraphsOf(const Backend& backend) {
 }
 
 // Steps of one bucket, with prompts among them, other pages and other experts each time; one that
-// makes scratch memory move; then another bucket.
+// makes scratch memory move, after which launches have other addresses and are recorded anew; then
+// another bucket.
 TEST(Graphs, StepsOfABucketAreReplayedWithTheirBits) {
   const Schedule schedule = {
-      {{0, 3}},         {{0, 1}, {1, 2}}, {{1, 4}, {0, 1}}, {{2, 1}},          {{1, 40}},
-      {{1, 1}, {2, 2}}, {{2, 1}, {1, 1}}, {{2, 9}, {0, 9}}, {{1, 10}, {0, 7}}, {{0, 17}}};
+      {{0, 3}},         {{0, 1}, {1, 2}}, {{1, 4}, {0, 1}},  {{2, 1}},  {{1, 40}}, {{1, 1}, {2, 2}},
+      {{2, 1}, {1, 1}}, {{2, 9}, {0, 9}}, {{1, 10}, {0, 7}}, {{0, 17}}, {{2, 17}}};
   const ToyModel model(BackendShape(1), 21);
   const auto backend = Emulated({.kv_type = KvType::kFP8});
   const auto eager = Emulated({.kv_type = KvType::kFP8, .graphs = false});

@@ -34,8 +34,8 @@ std::optional<MemoryUse> DeviceHeap::UseOf(const void* address) const {
 
 std::byte* Scratch::GetBytes(int64_t bytes) {
   if (memory_ == nullptr || memory_->bytes() < bytes) {
+    if (memory_ != nullptr && heap_.before_scratch_moves_) heap_.before_scratch_moves_();
     memory_.reset();
-    ++heap_.scratch_moves_;
     const auto room = std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(bytes, 4096)));
     // Above 64 MiB a power of two wastes too much.
     const bool large = bytes > int64_t{64} << 20;

@@ -1,11 +1,12 @@
 // Memory of a device, with its owner and its use known by address.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device/runtime.h"
@@ -43,8 +44,9 @@ class DeviceHeap {
   }
   // Of the memory that `address` lies in; none: it is nobody's here, and no kernel may touch it.
   std::optional<MemoryUse> UseOf(const void* address) const;
-  // How often any Scratch has got other memory.
-  int64_t scratch_moves() const { return scratch_moves_; }
+  // `call` is made by each Scratch before it frees its memory for more, on the thread that asks for
+  // it; an empty one: nothing.
+  void BeforeScratchMoves(std::function<void()> call) { before_scratch_moves_ = std::move(call); }
 
  private:
   friend class DeviceMemory;
@@ -57,7 +59,7 @@ class DeviceHeap {
   DeviceRuntime& runtime_;
   mutable Mutex mutex_;
   std::map<const std::byte*, Range> ranges_ KERNEL_GUARDED_BY(mutex_);  // by where they begin
-  std::atomic<int64_t> scratch_moves_ = 0;
+  std::function<void()> before_scratch_moves_;
 };
 
 // Memory for one purpose of the operations, reused from call to call: what was in it is lost.

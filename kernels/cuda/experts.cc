@@ -50,8 +50,9 @@ DeviceRows MlpRunner::Input(RowForms forms, const BF16* x, int count, int column
   if (forms.quantised) {
     // A stride of scales for all counts of a bucket.
     input = input_.Get({.quantised = true}, 1, BucketOf(count), columns);
-    QuantiseRows(runtime_.stream(),
-                 {.rows = {.places = count}, .columns = columns, .x = x, .out = input.outputs()});
+    graphs_.RunOrRecord(
+        QuantiseRows,
+        {.rows = {.places = count}, .columns = columns, .x = x, .out = input.outputs()});
   }
   input.places = count;
   input.rounded = const_cast<BF16*>(x);
@@ -61,16 +62,15 @@ DeviceRows MlpRunner::Input(RowForms forms, const BF16* x, int count, int column
 void MlpRunner::Apply(const CudaMlp& mlp, Tensor rows, Tensor out) {
   const auto count = static_cast<int>(rows.rows);
   if (count == 0) return;
-  const Stream stream = runtime_.stream();
   const DeviceRows x = Input(RowForms::Of({&mlp.gate_up}), rows.As<BF16>(), count, mlp.gate_up.k);
   auto* gate_up = gate_up_.Get<float>(int64_t{count} * mlp.gate_up.n);
   products_.Multiply(mlp.gate_up, x, GemmOutput::kF32, gate_up);
   const DeviceRows product = product_.Get(RowForms::Of({&mlp.down}), 1, count, mlp.down.k);
-  SwiGlu(stream, {.rows = {.places = count},
-                  .columns = mlp.down.k,
-                  .up_offset = mlp.up_offset,
-                  .gate_up = gate_up,
-                  .out = product.outputs()});
+  graphs_.RunOrRecord(SwiGlu, {.rows = {.places = count},
+                               .columns = mlp.down.k,
+                               .up_offset = mlp.up_offset,
+                               .gate_up = gate_up,
+                               .out = product.outputs()});
   products_.Multiply(mlp.down, product, GemmOutput::kBF16, out.data);
 }
 
@@ -204,58 +204,53 @@ void MlpRunner::RunBatch(std::span<const Mlp* const> experts, std::span<const Ex
                          const Batch& batch, const DeviceRows& x, BF16* out) {
   const CudaMlp& mlp = Of(experts, batch.groups[0]);
   const Tables tables = Upload(experts, pairs, batch);
-  const auto launch = [=, this, &mlp] { LaunchBatch(mlp, batch, tables, x, out); };
-  if (!batch.replayed) return graphs_.RunNow(launch);
-  graphs_.Run(launch, "experts", mlp.gate_up.type, mlp.gate_up.n, mlp.gate_up.k, mlp.up_offset,
-              mlp.down.type, mlp.down.n, mlp.down.k, batch.places, batch.group_capacity,
-              batch.pair_capacity, tables.row, tables.pair, tables.place, tables.groups.group_rows,
-              tables.gate_up_maps, tables.down_maps, tables.gate_up_scales, tables.down_scales,
-              x.rounded, x.codes, x.scales, x.scale_stride, out);
+  graphs_.Begin(batch.replayed);
+  LaunchBatch(mlp, batch, tables, x, out);
   graphs_.Flush();
 }
 
 void MlpRunner::LaunchBatch(const CudaMlp& mlp, const Batch& batch, const Tables& tables,
                             const DeviceRows& x, BF16* out) {
-  const Stream stream = runtime_.stream();
   const bool masked = batch.layout == GemmLayout::kMasked;
   const int groups = masked ? tables.groups.count : 1;
   const bool fp8 = mlp.gate_up.type == GemmType::kE4M3;
   const DeviceRows packed =
       packed_.Get(RowForms::Of({&mlp.gate_up}), groups, batch.places, mlp.gate_up.k);
-  PackRows(stream, {.pairs = tables.pairs,
-                    .columns = mlp.gate_up.k * (fp8 ? 1 : 2),
-                    .places = batch.places,
-                    .row = tables.row,
-                    .place = tables.place,
-                    .codes = fp8 ? x.codes : reinterpret_cast<const uint8_t*>(x.rounded),
-                    .scales = fp8 ? x.scales : nullptr,
-                    .scale_stride = x.scale_stride,
-                    .packed_codes = fp8 ? packed.codes : reinterpret_cast<uint8_t*>(packed.rounded),
-                    .packed_scales = packed.scales,
-                    .packed_scale_stride = packed.scale_stride});
+  graphs_.RunOrRecord(
+      PackRows, {.pairs = tables.pairs,
+                 .columns = mlp.gate_up.k * (fp8 ? 1 : 2),
+                 .places = batch.places,
+                 .row = tables.row,
+                 .place = tables.place,
+                 .codes = fp8 ? x.codes : reinterpret_cast<const uint8_t*>(x.rounded),
+                 .scales = fp8 ? x.scales : nullptr,
+                 .scale_stride = x.scale_stride,
+                 .packed_codes = fp8 ? packed.codes : reinterpret_cast<uint8_t*>(packed.rounded),
+                 .packed_scales = packed.scales,
+                 .packed_scale_stride = packed.scale_stride});
   const int64_t places = int64_t{groups} * batch.places;
   auto* gate_up = gate_up_.Get<float>(places * mlp.gate_up.n);
   products_.MultiplyGroups(mlp.gate_up, tables.groups, tables.gate_up_maps, tables.gate_up_scales,
                            packed, GemmOutput::kF32, gate_up);
   const DeviceRows product =
       product_.Get(RowForms::Of({&mlp.down}), groups, batch.places, mlp.down.k);
-  SwiGlu(stream, {.rows = {.groups = groups,
-                           .places = batch.places,
-                           .group_rows = masked ? tables.groups.group_rows : nullptr},
-                  .columns = mlp.down.k,
-                  .up_offset = mlp.up_offset,
-                  .gate_up = gate_up,
-                  .out = product.outputs()});
+  graphs_.RunOrRecord(SwiGlu, {.rows = {.groups = groups,
+                                        .places = batch.places,
+                                        .group_rows = masked ? tables.groups.group_rows : nullptr},
+                               .columns = mlp.down.k,
+                               .up_offset = mlp.up_offset,
+                               .gate_up = gate_up,
+                               .out = product.outputs()});
   auto* answers = answers_.Get<BF16>(places * mlp.down.n);
   products_.MultiplyGroups(mlp.down, tables.groups, tables.down_maps, tables.down_scales, product,
                            GemmOutput::kBF16, answers);
-  PackRows(stream, {.pairs = tables.pairs,
-                    .columns = mlp.down.n * 2,
-                    .places = 1,
-                    .row = tables.place,
-                    .place = tables.pair,
-                    .codes = reinterpret_cast<const uint8_t*>(answers),
-                    .packed_codes = reinterpret_cast<uint8_t*>(out)});
+  graphs_.RunOrRecord(PackRows, {.pairs = tables.pairs,
+                                 .columns = mlp.down.n * 2,
+                                 .places = 1,
+                                 .row = tables.place,
+                                 .place = tables.pair,
+                                 .codes = reinterpret_cast<const uint8_t*>(answers),
+                                 .packed_codes = reinterpret_cast<uint8_t*>(out)});
 }
 
 }  // namespace epic::kernels::cuda

@@ -1,40 +1,60 @@
 #include "kernels/cuda/operation_graphs.h"
 
+#include <utility>
+
+#include "kernels/check.h"
+
 namespace epic::kernels::cuda {
 namespace {
 
-// Of a model of 61 layers, two in each and some for its experts, in every bucket. More are of
-// callers who come with ever new memory.
+// A model of 61 layers has two sequences in each, and some for its experts, in each of 5 buckets.
+// More come only from callers who bring ever new memory; their old ones are worth nothing.
 constexpr size_t kRecordingsMax = 2048;
 
 }  // namespace
 
-size_t OperationGraphs::Hash::operator()(const Key& key) const {
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (const uint64_t word : key) hash = std::rotl((hash ^ word) * 0x9e3779b97f4a7c15u, 29);
-  return hash;
+OperationGraphs::OperationGraphs(DeviceHeap& heap, bool enabled) : heap_(heap), enabled_(enabled) {
+  // Scratch memory that grows frees what it had: launches held back still want to read it, and
+  // recordings that name its address will not be asked for again.
+  heap_.BeforeScratchMoves([this] {
+    Flush();
+    ForgetRecordings();
+  });
 }
 
-void OperationGraphs::RunAll() const {
-  for (const auto& operation : operations_) operation();
+OperationGraphs::~OperationGraphs() { heap_.BeforeScratchMoves({}); }
+
+void OperationGraphs::Begin(bool replayable) {
+  holding_ = enabled_ && replayable;
+  if (!holding_) Flush();
+}
+
+void OperationGraphs::ForgetRecordings() {
+  // Their keys stay as seen: those without the scratch memory that moved are recorded again at
+  // once.
+  for (auto& [key, recording] : recordings_) recording.reset();
+}
+
+void OperationGraphs::LaunchHeld() const {
+  for (const HeldLaunch& held : launches_) {
+    // Asked for each time: while the runtime records, its stream is another.
+    held.launch(held.kernel, heap_.runtime().stream(), stored_.data() + held.offset);
+  }
 }
 
 void OperationGraphs::Flush() {
-  if (operations_.empty()) return;
+  if (launches_.empty()) return;
   if (recordings_.size() > kRecordingsMax) recordings_.clear();
-  if (scratch_moves_ != heap_.scratch_moves()) {
-    for (auto& [key, recording] : recordings_) recording.reset();
-    scratch_moves_ = heap_.scratch_moves();
-  }
   DeviceRuntime& runtime = heap_.runtime();
   const auto [at, is_new] = recordings_.try_emplace(std::move(key_));
   if (is_new) {
-    RunAll();
+    LaunchHeld();
   } else {
     if (at->second == nullptr) {
       runtime.BeginRecording();
-      RunAll();
+      LaunchHeld();
       at->second = runtime.EndRecording();
+      KERNEL_CHECK(at->second != nullptr);
       ++recorded_;
     } else {
       ++replayed_;
@@ -42,7 +62,8 @@ void OperationGraphs::Flush() {
     at->second->Launch();
   }
   key_.clear();
-  operations_.clear();
+  launches_.clear();
+  stored_.clear();
 }
 
 }  // namespace epic::kernels::cuda

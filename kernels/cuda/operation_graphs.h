@@ -1,82 +1,96 @@
-// Operations of small steps, replayed as CUDA graphs. Such a step launches the same kernels with
-// the same parameters as others of its bucket of rows; what differs lies in memory that the kernels
-// read. So a sequence of operations that comes again is recorded once and then launched as one.
+// Launches of small steps, replayed as CUDA graphs. Such a step launches the same kernels with the
+// same arguments as other steps of its bucket of rows; what differs lies in memory that the kernels
+// read. So a sequence of launches that comes again is recorded once and then launched as one.
 //
-//   graphs.Run([=] { Launch(...); }, "norm", x.rows, x.data);   // held back
-//   graphs.Run([=] { Launch(...); }, "gate", gate.id, x.data);
+//   graphs.Begin(rows <= kBucketRowsMax);                     // an operation that may be replayed
+//   graphs.RunOrRecord(RmsNorm, {.rows = rows, .x = x, …});   // held back
+//   graphs.RunOrRecord(BlockGemm, {…});
 //   graphs.Flush();   // the first time: both run; the second: they are recorded; then: replayed
 //
-// The first time lets scratch memory grow, which no recording could hold. When it grows, all
-// recordings go: they hold its addresses.
+// A sequence is known by its kernels and the bytes of their arguments (argument_bytes.h). A launch
+// is made of nothing else: a kernel is a plain function of (Stream, arguments), so it cannot bring
+// anything along that the key lacks, and a recording serves exactly the launches that it holds.
+//
+// The first time runs without a recording, so that what comes once is not recorded.
 #pragma once
 
-#include <bit>
+#include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <cstring>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
+#include "kernels/cuda/argument_bytes.h"
 #include "kernels/cuda/device_memory.h"
 
 namespace epic::kernels::cuda {
 
-// Of one thread, that of the launches.
+// Used by one thread, the one that launches. At most one per heap.
 class OperationGraphs {
  public:
-  // Not `enabled`: every operation runs at once.
-  OperationGraphs(DeviceHeap& heap, bool enabled) : heap_(heap), enabled_(enabled) {}
+  // Not `enabled`: every kernel is launched at once.
+  OperationGraphs(DeviceHeap& heap, bool enabled);
+  ~OperationGraphs();
+  OperationGraphs(const OperationGraphs&) = delete;
+  OperationGraphs& operator=(const OperationGraphs&) = delete;
 
   bool enabled() const { return enabled_; }
 
-  // `operation` launches, and does nothing else that can be seen: it may not wait, upload or copy.
-  // `name` (a literal) and `words` say all that its launches are made of: pointers, numbers, enums.
-  template <typename... Words>
-  void Run(std::function<void()> operation, const char* name, const Words&... words) {
-    if (!enabled_) return operation();
-    key_.push_back(Word(name));
-    (key_.push_back(Word(words)), ...);
-    operations_.push_back(std::move(operation));
+  // Begins an operation. `replayable`: its launches come again with the same arguments; they are
+  // held back until Flush. Otherwise those held back go to the device now, and its own follow at
+  // once.
+  void Begin(bool replayable);
+  // Whether launches are held back now.
+  bool holding() const { return holding_; }
+
+  // Launches `kernel` with `arguments`, now or at the next Flush. It may neither wait, upload nor
+  // copy, and depends on its arguments alone: no global that changes.
+  template <typename Arguments>
+  void RunOrRecord(void (*kernel)(Stream, const Arguments&),
+                   const std::type_identity_t<Arguments>& arguments) {
+    if (!holding_) return kernel(heap_.runtime().stream(), arguments);
+    AppendFields(reinterpret_cast<uintptr_t>(kernel), key_);
+    AppendFields(arguments, key_);
+    launches_.push_back({&Launch<Arguments>, reinterpret_cast<AnyKernel>(kernel), stored_.size()});
+    const auto* bytes = reinterpret_cast<const std::byte*>(&arguments);
+    stored_.insert(stored_.end(), bytes, bytes + sizeof(Arguments));
   }
-  // Operations given so far go to the device.
+  // Launches held back go to the device. Needed before anything else is given to the runtime.
   void Flush();
-  // After those given so far; never recorded.
-  void RunNow(const std::function<void()>& operation) {
-    Flush();
-    operation();
-  }
 
   // Sequences so far, for tests.
   int recorded() const { return recorded_; }
   int replayed() const { return replayed_; }
 
  private:
-  using Key = std::vector<uint64_t>;
-  struct Hash {
-    size_t operator()(const Key& key) const;
+  using AnyKernel = void (*)();
+  struct HeldLaunch {
+    void (*launch)(AnyKernel kernel, Stream stream, const std::byte* arguments);
+    AnyKernel kernel;
+    size_t offset;  // of its arguments in stored_
   };
 
-  template <typename T>
-  static uint64_t Word(const T& value) {
-    if constexpr (std::is_pointer_v<T>) {
-      return reinterpret_cast<uint64_t>(value);
-    } else if constexpr (std::is_same_v<T, float>) {
-      return std::bit_cast<uint32_t>(value);
-    } else {
-      return static_cast<uint64_t>(value);
-    }
+  // Arguments come from unaligned bytes.
+  template <typename Arguments>
+  static void Launch(AnyKernel kernel, Stream stream, const std::byte* arguments) {
+    Arguments own;
+    std::memcpy(&own, arguments, sizeof(Arguments));
+    reinterpret_cast<void (*)(Stream, const Arguments&)>(kernel)(stream, own);
   }
-  void RunAll() const;
+  void LaunchHeld() const;
+  void ForgetRecordings();
 
   DeviceHeap& heap_;
   const bool enabled_;
-  Key key_;
-  std::vector<std::function<void()>> operations_;
+  bool holding_ = false;
+  std::string key_;  // of the launches held back
+  std::vector<HeldLaunch> launches_;
+  std::vector<std::byte> stored_;
   // Null: seen once.
-  std::unordered_map<Key, std::unique_ptr<DeviceRuntime::Recording>, Hash> recordings_;
-  int64_t scratch_moves_ = 0;
+  std::unordered_map<std::string, std::unique_ptr<DeviceRuntime::Recording>> recordings_;
   int recorded_ = 0;
   int replayed_ = 0;
 };

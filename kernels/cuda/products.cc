@@ -87,7 +87,7 @@ void Products::MultiplyGroups(const DeviceMatrix& shape, const RowGroups& groups
 void Products::Launch(BlockGemmArguments a) const {
   a.sm_count = runtime_.sm_count();
   a.row_tile = tiles_.For(a.type, a.layout, a.rows);
-  BlockGemm(runtime_.stream(), a);
+  graphs_.RunOrRecord(BlockGemm, a);
 }
 
 }  // namespace epic::kernels::cuda

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/block_gemm.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/operation_graphs.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/tile_choice.h"
 #include "kernels/cuda/weights.h"
@@ -54,8 +55,8 @@ struct RowGroups {
 
 class Products {
  public:
-  Products(DeviceHeap& heap, TileChoice tiles)
-      : runtime_(heap.runtime()), tiles_(std::move(tiles)) {}
+  Products(DeviceHeap& heap, OperationGraphs& graphs, TileChoice tiles)
+      : runtime_(heap.runtime()), graphs_(graphs), tiles_(std::move(tiles)) {}
 
   const TileChoice& tiles() const { return tiles_; }
 
@@ -79,6 +80,7 @@ class Products {
   void Launch(BlockGemmArguments a) const;
 
   DeviceRuntime& runtime_;
+  OperationGraphs& graphs_;
   const TileChoice tiles_;
 };
 

@@ -49,6 +49,17 @@ void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
   mla_heads_ = 0;
 }
 
+StepArrays::Mla StepArrays::Mla::ForAnyPlan(int rows, int heads) const {
+  Mla any = *this;
+  // Most tiles: every row is of a sequence of its own. With splits to merge, each of them has 64
+  // partial rows, so units beyond the tiles are at most as many as these rows allow.
+  const bool merges = partial_rows > 0;
+  any.tile_count = rows * ((heads + kMlaTileQueries - 1) / kMlaTileQueries);
+  any.unit_count = any.tile_count + (merges ? kPartialRowsMax / kMlaTileQueries : 0);
+  any.partial_rows = merges ? kPartialRowsMax : 0;
+  return any;
+}
+
 std::span<const StepArrays::Mla> StepArrays::MlaFor(const StepPlan& plan, int heads) {
   if (mla_heads_ == heads) return mla_;
   mla_heads_ = heads;

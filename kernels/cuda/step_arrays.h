@@ -45,6 +45,9 @@ class StepArrays {
     int tile_count = 0;
     int unit_count = 0;
     int partial_rows = 0;
+
+    // The same arrays, with the counts that no plan of `rows` rows and `heads` heads exceeds.
+    Mla ForAnyPlan(int rows, int heads) const;
   };
   std::span<const Mla> MlaFor(const StepPlan& plan, int heads);
 

@@ -2,7 +2,6 @@
 // else is BF16. They go there straight from the mapped checkpoint.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -41,24 +40,12 @@ struct GroupMaps {
   const TensorMap& of(int column_tile) const { return column_tile == 64 ? of_64 : of_128; }
 };
 
-// Tells weights apart that were ever loaded; addresses come again.
-class WeightId {
- public:
-  WeightId() : value_(++last_) {}
-  uint64_t value() const { return value_; }
-
- private:
-  static inline std::atomic<uint64_t> last_ = 0;
-  uint64_t value_;
-};
-
 struct CudaMatrix : Matrix {
   DeviceMatrix weight;
 };
 
 // Gate and up are one matrix: up begins at row up_offset, a multiple of 128 in FP8.
 struct CudaMlp : Mlp {
-  WeightId id;
   int up_offset = 0;
   DeviceMatrix gate_up, down;
   std::unique_ptr<GroupMaps> gate_up_maps, down_maps;
@@ -67,7 +54,6 @@ struct CudaMlp : Mlp {
 // The products with the normed rows are one: q_a, or q where there is none, and from row `kv_row`
 // on (a multiple of 128 in FP8) kv_a.
 struct CudaAttention : Attention {
-  WeightId id;
   DeviceArray<float> input_norm, q_a_norm, kv_a_norm;
   int kv_row = 0;
   DeviceMatrix first, q_b, o;  // q_b only where there is q_a
@@ -78,7 +64,6 @@ struct CudaAttention : Attention {
 // The router as a sum of BF16 matrices: one that is BF16 already, else as many, at most three, as
 // make up its FP32 values. Its logits are FP32 sums of all their products, largest first.
 struct CudaGate : Gate {
-  WeightId id;
   std::vector<DeviceMatrix> parts;
   DeviceArray<float> bias;
 };
