@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cluster/weights_id.h"
+
 namespace epic::cluster {
 
 enum class FrameKind : uint8_t {
@@ -40,14 +42,29 @@ struct FrameHeader {
   uint64_t dispatch = 0;    // id, never used again by (source, generation); a reply carries it back
   uint32_t payload_bytes = 0;
   uint32_t payload_crc = 0;  // CRC32C on tcp; 0 where memory is shared
-  uint16_t flags = 0;        // kFrameDecode
+  uint16_t flags = 0;        // kFrameDecode, WeightsFlags
   uint16_t detail = 0;       // NackReason of a kNack; of a kCredit: how many dispatches
   uint32_t crc = 0;
 };
 static_assert(sizeof(FrameHeader) == 64 && std::is_trivially_copyable_v<FrameHeader>);
 
-// The rows are decode rows: served before prompt rows.
+// The bits of FrameHeader::flags. A bit that has no name here is sent as 0 and ignored on receipt.
+// Bit 0: the rows are decode rows, which are served before prompt rows.
 inline constexpr uint16_t kFrameDecode = 1;
+// Bits 4 to 11: the WeightsId of a dispatch's rows; a reply carries it back.
+inline constexpr int kFrameWeightsShift = 4;
+inline constexpr uint16_t kFrameWeights = 0xff << kFrameWeightsShift;
+// Bit 15: another 64 bytes of header follow. This version knows no such header and refuses the
+// frame by name, for a reader that ignored the bit would lose its place in the stream.
+inline constexpr uint16_t kFrameExtended = 1 << 15;
+
+constexpr uint16_t WeightsFlags(WeightsId weights) {
+  return static_cast<uint16_t>(NumberOf(weights) << kFrameWeightsShift);
+}
+// As the sender says: perhaps a set that is not known here.
+constexpr WeightsId WeightsOf(const FrameHeader& header) {
+  return static_cast<WeightsId>((header.flags & kFrameWeights) >> kFrameWeightsShift);
+}
 
 // Larger payloads are refused before anything is allocated.
 inline constexpr uint32_t kPayloadBytesMax = 64u << 20;

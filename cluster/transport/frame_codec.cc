@@ -56,6 +56,11 @@ absl::Status CheckHeader(const FrameHeader& header) {
         absl::StrCat("frame version is ", header.version, ", not ", kFrameVersion));
   }
   if (header.crc != HeaderCrc(header)) return absl::DataLossError("crc of a frame header is wrong");
+  if ((header.flags & kFrameExtended) != 0) {
+    return absl::DataLossError(absl::StrCat("frame flags is ", header.flags,
+                                            ": bit 15 tells of an extended header, which version ",
+                                            kFrameVersion, " does not have"));
+  }
   if (header.payload_bytes > kPayloadBytesMax) {
     return absl::DataLossError(absl::StrCat("frame payload_bytes is ", header.payload_bytes,
                                             ", at most ", kPayloadBytesMax));

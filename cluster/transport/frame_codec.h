@@ -33,8 +33,8 @@ void SealHeader(const FrameOrigin& self, std::span<const Bytes> parts, bool with
 // A frame as it goes on the wire: `header` (which must stay where it is), the parts, the padding.
 void LayOut(const FrameHeader& header, std::span<const Bytes> parts, std::vector<Bytes>* frame);
 
-// Only magic, version, crc and length: what can be judged without knowing who sends. DataLoss
-// naming the field and its value.
+// Only magic, version, crc, the extension bit and length: what can be judged without knowing who
+// sends. DataLoss naming the field and its value.
 absl::Status CheckHeader(const FrameHeader& header);
 
 // Memory at addresses that are multiples of kFrameAlignment; not initialised.

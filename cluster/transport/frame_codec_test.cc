@@ -105,6 +105,8 @@ TEST(FrameReader, RefusesWhatIsNoFrameOfThePeer) {
   };
   EXPECT_THAT(error([](FrameHeader* h) { h->magic ^= 1; }), HasSubstr("magic"));
   EXPECT_THAT(error([](FrameHeader* h) { h->version = 9; }), HasSubstr("version is 9, not 1"));
+  EXPECT_THAT(error([](FrameHeader* h) { h->flags = kFrameExtended | kFrameDecode; }),
+              HasSubstr("flags is 32769: bit 15 tells of an extended header"));
   EXPECT_THAT(error([](FrameHeader* h) { h->source = 4; }), HasSubstr("rank 4"));
   EXPECT_THAT(error([](FrameHeader* h) { h->source = -3; }), HasSubstr("rank -3"));
   EXPECT_THAT(error([](FrameHeader* h) { h->generation = 78; }), HasSubstr("generation 4e"));

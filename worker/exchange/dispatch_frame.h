@@ -18,6 +18,7 @@ struct ExchangeShape {
   int expert_count = 0;  // of each layer with experts
   int experts_per_token = 0;
   int hidden = 0;
+  cluster::WeightsId weights = cluster::WeightsId::kFirst;
 
   int64_t row_bytes() const { return int64_t{hidden} * 2; }
 };

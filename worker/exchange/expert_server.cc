@@ -45,6 +45,12 @@ void ExpertServer::OnDispatch(int peer, bool known, const FrameHeader& header,
     ++counters_.refused_no_credit;
     return Refuse(peer, header, NackReason::kNoCredit);
   }
+  // Before the payload is read: weights of another model may have another shape. The sender takes
+  // the refusal for one of all its experts, and looks for another host.
+  if (cluster::WeightsOf(header) != shape_.weights) {
+    ++counters_.refused_not_here;
+    return Refuse(peer, header, NackReason::kNotHere);
+  }
   const auto bytes = static_cast<int64_t>(payload.size());
   if (header.layer >= shape_.layer_count || bytes == 0 ||
       bytes > PayloadBytesMax(shape_, limits_)) {
@@ -289,7 +295,8 @@ FrameHeader ExpertServer::ReplyTo(const FrameHeader& header, FrameKind kind) con
           .attempt = header.attempt,
           .term = version_.term,
           .map_number = version_.number,
-          .dispatch = header.dispatch};
+          .dispatch = header.dispatch,
+          .flags = static_cast<uint16_t>(header.flags & cluster::kFrameWeights)};
 }
 
 void ExpertServer::Refuse(int peer, const FrameHeader& header, NackReason reason,

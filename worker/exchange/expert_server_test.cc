@@ -195,6 +195,23 @@ TEST_F(ExpertServerTest, RefusesRanksOutOfTheWorldAndForgetsThoseThatAreGone) {
   EXPECT_EQ(transport_.sent.back().peer, 3);
 }
 
+TEST_F(ExpertServerTest, RefusesRowsOfWeightsThatItDoesNotKnow) {
+  const auto payload = Payload({{0, 1}, {0, 2}}, 1);
+  for (const int weights : {1, 255}) {
+    const auto flags = static_cast<uint16_t>(weights << cluster::kFrameWeightsShift);
+    server_.OnDispatch(
+        1, true, {.kind = FrameKind::kDispatch, .layer = 2, .dispatch = 7, .flags = flags},
+        payload);
+    const FrameHeader& refusal = transport_.sent.back().header;
+    EXPECT_EQ(refusal.kind, FrameKind::kNack);
+    EXPECT_EQ(refusal.detail, static_cast<int>(NackReason::kNotHere));
+    EXPECT_EQ(refusal.dispatch, 7);
+    EXPECT_EQ(refusal.flags, flags);
+  }
+  EXPECT_EQ(server_.counters().refused_not_here, 2);
+  EXPECT_THAT(CommitAll(), IsEmpty());
+}
+
 TEST_F(ExpertServerTest, RefusesPayloadsThatDoNotFitTogether) {
   const auto good = Payload({{0, 1}, {0, 2}, {1, 5}}, 2);
   const auto refused = [&](const std::vector<std::byte>& payload, int layer = 2) {

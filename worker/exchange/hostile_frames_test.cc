@@ -125,7 +125,9 @@ TEST_F(HostileFramesTest, WhateverIsSentNobodyElseIsHarmed) {
           .term = random.Next(),
           .map_number = random.Next(),
           .dispatch = static_cast<uint64_t>(random.Integer(0, 200)),
-          .flags = static_cast<uint16_t>(random.Next()),
+          // Mostly of weights that are known: others are refused before their payload is read.
+          .flags = static_cast<uint16_t>(random.Next() &
+                                         (random.Integer(0, 3) > 0 ? ~cluster::kFrameWeights : ~0)),
           .detail = static_cast<uint16_t>(random.Integer(0, 1) == 0 ? random.Integer(0, 6)
                                                                     : random.Next())};
       const int peer = random.Integer(kOwner, kHost);
@@ -187,6 +189,10 @@ TEST_F(HostileReplyTest, AnswersThatDoNotFitEndTheConnectionAndTheRowsAreSentAga
   other.layer = 2;
   Send(kOwner, other, std::vector<std::byte>(right));
   ExpectAskedAgain("an answer of another layer");
+  other = Reply(FrameKind::kCombine);
+  other.flags = 1 << cluster::kFrameWeightsShift;
+  Send(kOwner, other, std::vector<std::byte>(right));
+  ExpectAskedAgain("an answer of other weights");
   FrameHeader refusal = Reply(FrameKind::kNack);
   for (const int reason : {0, 2, 3, 4, 5, 65535}) {
     refusal = Reply(FrameKind::kNack);
@@ -196,7 +202,7 @@ TEST_F(HostileReplyTest, AnswersThatDoNotFitEndTheConnectionAndTheRowsAreSentAga
   }
   Send(kOwner, Reply(FrameKind::kHello));
   ExpectAskedAgain("a frame of the transport");
-  EXPECT_EQ(owner_.exchange.counters().bad_frames, 12);
+  EXPECT_EQ(owner_.exchange.counters().bad_frames, 13);
   ExpectHonestExchange(1);
 }
 

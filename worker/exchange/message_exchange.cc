@@ -258,13 +258,15 @@ bool MessageExchange::SendNext(Peer& peer, Ticket ticket) {
   }
   WriteDispatchHead(frame_pairs_, row_count, frame_head_);
   frame_parts_[0] = frame_head_;
+  const uint16_t decode = open.dispatch.decode ? cluster::kFrameDecode : 0;
   const FrameHeader header{.kind = FrameKind::kDispatch,
                            .layer = static_cast<uint16_t>(open.dispatch.layer),
                            .attempt = open.attempt,
                            .term = map_.version.term,
                            .map_number = map_.version.number,
                            .dispatch = next_dispatch_,
-                           .flags = open.dispatch.decode ? cluster::kFrameDecode : uint16_t{0}};
+                           .flags = static_cast<uint16_t>(
+                               decode | cluster::WeightsFlags(shape_.weights))};
   if (!transport_.Send(peer.entry.rank, header, frame_parts_)) return false;
   attempt.used = true;
   attempt.dispatch = next_dispatch_++;

@@ -74,10 +74,13 @@ void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::
   }
   Open& open = open_[attempt->ticket];
   const auto row_bytes = static_cast<size_t>(shape_.row_bytes());
-  if (payload.size() != attempt->pairs.size() * row_bytes || header.layer != open.dispatch.layer) {
+  if (payload.size() != attempt->pairs.size() * row_bytes || header.layer != open.dispatch.layer ||
+      cluster::WeightsOf(header) != shape_.weights) {
     return Distrust(
         peer, absl::StrCat("an answer of ", payload.size(), " bytes for layer ", header.layer,
-                           " to ", attempt->pairs.size(), " rows of layer ", open.dispatch.layer));
+                           " of weights ", NumberOf(cluster::WeightsOf(header)), " to ",
+                           attempt->pairs.size(), " rows of layer ", open.dispatch.layer,
+                           " of weights ", NumberOf(shape_.weights)));
   }
   for (size_t i = 0; i < attempt->pairs.size(); ++i) {
     std::memcpy(open.dispatch.out.Row<kernels::BF16>(attempt->pairs[i]),

@@ -1,4 +1,4 @@
-// The experts that this rank holds. ExpertSet is what whoever serves rows sees of them, ExpertSlots
+// The experts that this rank holds, of one set of weights. ExpertSet is what whoever serves rows sees of them, ExpertSlots
 // what whoever fills them sees. LoadedExperts (loaded_experts.h) packs them from the checkpoint;
 // simulations put an order-sensitive hash in their place.
 #pragma once
@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "cluster/weights_id.h"
 #include "kernels/backend.h"
 
 namespace epic::worker {
@@ -17,6 +18,7 @@ namespace epic::worker {
 struct ExpertName {
   int layer = 0;
   int expert = 0;
+  cluster::WeightsId weights = cluster::WeightsId::kFirst;
 
   auto operator<=>(const ExpertName&) const = default;
 };
