@@ -45,6 +45,7 @@ struct ModelInfo {
   int max_model_len = 0;           // 0 until a worker is ready
   int vocab_size = 0;
   std::string system_fingerprint;
+  cluster::WeightsId weights = cluster::WeightsId::kFirst;
 };
 
 struct RankStatus {

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "cluster/weights_id.h"
 #include "text/answer_parser.h"
 
 namespace epic::coordinator {
@@ -36,6 +37,7 @@ struct Request {
   int logprobs = -1;  // alternatives for each token; -1: none
   bool prompt_logprobs = false;
   int priority = 0;
+  cluster::WeightsId weights = cluster::WeightsId::kFirst;
   absl::Time deadline = absl::InfiniteFuture();
 };
 

@@ -29,6 +29,7 @@ v1::StartSequence StartFrom(const Request& request, uint64_t seed, int choice) {
   start.mutable_stop_token_ids()->Add(request.stop_token_ids.begin(), request.stop_token_ids.end());
   start.set_logprobs(request.logprobs);
   start.set_priority(request.priority);
+  start.set_weights_id(NumberOf(request.weights));
   return start;
 }
 

@@ -165,7 +165,9 @@ std::vector<v1::GenerateResponse> ToResponses(const FrontendContext& context,
       v1::GenerateResponse& fresh = responses.emplace_back();
       fresh.set_request_id(request_id);
       fresh.set_choice(output.index);
-      fresh.set_system_fingerprint(context.inference.model().system_fingerprint);
+      const ModelInfo model = context.inference.model();
+      fresh.set_system_fingerprint(model.system_fingerprint);
+      fresh.set_weights_id(NumberOf(model.weights));
     }
     v1::GenerateResponse& response = responses.back();
     response.mutable_reasoning()->append(output.reasoning);

@@ -1,6 +1,6 @@
-// The experts that this rank holds, of one set of weights. ExpertSet is what whoever serves rows sees of them, ExpertSlots
-// what whoever fills them sees. LoadedExperts (loaded_experts.h) packs them from the checkpoint;
-// simulations put an order-sensitive hash in their place.
+// The experts that this rank holds, of one set of weights. The parts that serve rows see an
+// ExpertSet; the parts that fill slots see ExpertSlots. LoadedExperts (loaded_experts.h) packs
+// experts from the checkpoint; simulations put an order-sensitive hash in their place.
 #pragma once
 
 #include <cstdint>

@@ -53,8 +53,10 @@ void RankService::PlaceExperts(const v1::PlaceExperts& message) {
   ExpertOrder order{.order = message.order()};
   for (const v1::LayerExperts& layer : message.layers()) {
     const bool proved = layer.hashes_size() == layer.experts_size();
+    const absl::StatusOr<cluster::WeightsId> weights = cluster::WeightsIdFrom(layer.weights_id());
+    if (!weights.ok()) return Tell({.order = order.order, .status = weights.status()});
     for (int i = 0; i < layer.experts_size(); ++i) {
-      order.wanted[{layer.layer(), layer.experts(i)}] = proved ? layer.hashes(i) : 0;
+      order.wanted[{layer.layer(), layer.experts(i), *weights}] = proved ? layer.hashes(i) : 0;
     }
   }
   if (slots_ == nullptr) {
@@ -96,6 +98,7 @@ void RankService::Tell(const ExpertOutcome& outcome) {
     if (layer == nullptr || layer->layer() != name.layer) {
       layer = ready.add_layers();
       layer->set_layer(name.layer);
+      layer->set_weights_id(NumberOf(name.weights));
     }
     layer->add_experts(name.expert);
     layer->add_hashes(proof);

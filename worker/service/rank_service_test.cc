@@ -104,9 +104,17 @@ TEST_F(RankServiceTest, TellsWhyAnOrderFailed) {
   service_.Advance();
   EXPECT_EQ(link_.messages.back().experts_failed().order(), 8);
   EXPECT_EQ(link_.messages.back().experts_failed().message(), "expert 13 differs");
+  v1::ControlMessage message;
+  v1::LayerExperts& layer = *message.mutable_place_experts()->add_layers();
+  layer.add_experts(2);
+  layer.set_weights_id(3);
+  EXPECT_TRUE(service_.OnMessage(message));
+  EXPECT_EQ(link_.messages.back().experts_failed().message(),
+            "weights_id is 3; this world has only 0");
+  EXPECT_FALSE(service_.loading());
   RankService without(loop_, exchange_, nullptr, {});
   without.Connect(&link_);
-  v1::ControlMessage message;
+  message.Clear();
   message.mutable_place_experts()->set_order(9);
   EXPECT_TRUE(without.OnMessage(message));
   EXPECT_EQ(link_.messages.back().experts_failed().message(), "this rank holds no experts");

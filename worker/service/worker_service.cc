@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/log.h"
+#include "cluster/weights_id.h"
 #include "worker/service/convert.h"
 
 namespace epic::worker {
@@ -73,6 +74,8 @@ void WorkerService::Start(const v1::StartSequence& start) {
   Drop(name.sequence);
   if (engine_ == nullptr) return Fail(name, absl::UnavailableError("the model is loading"));
   if (draining_) return Fail(name, absl::UnavailableError("the worker is draining"));
+  const absl::StatusOr<cluster::WeightsId> weights = cluster::WeightsIdFrom(start.weights_id());
+  if (!weights.ok()) return Fail(name, weights.status());
   SequenceRequest request = RequestFrom(start);
   request.id = next_id_++;
   const SequenceId id = request.id;

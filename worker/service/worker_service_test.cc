@@ -407,11 +407,11 @@ TEST(WorkerServiceTest, RefusesBadSequencesByFieldValueAndLimitAndHarmsNobody) {
       {[](auto& start) { start.set_max_tokens(-3); }, "max_tokens is -3"},
       {[](auto& start) { start.set_min_tokens(500); }, "min_tokens is 500"},
       {[](auto& start) { start.set_logprobs(-2); }, "logprobs is -2"},
+      {[](auto& start) { start.set_weights_id(256); }, "weights_id is 256; this world has only 0"},
       {[](auto& start) { start.set_logprobs(kVocab + 1); }, "logprobs is 62"},
       {[](auto& start) { start.mutable_sampling()->set_temperature(-1); }, "temperature"},
       {[](auto& start) { start.mutable_sampling()->set_top_p(0); }, "top_p"},
-      {[](auto& start) { start.mutable_sampling()->set_repetition_penalty(0); },
-       "repetition_penalty"},
+      {[](auto& s) { s.mutable_sampling()->set_repetition_penalty(0); }, "repetition_penalty"},
       {[](auto& start) {
          for (int i = 0; i < kMaxModelLen; ++i) start.add_prompt(1);
        },
