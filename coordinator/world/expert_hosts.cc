@@ -220,8 +220,8 @@ std::vector<int> ExpertHosts::loading_ranks() const {
   return ranks;
 }
 
-bool ExpertHosts::Needed(int without) const {
-  const auto at = hosts_.find(without);
+bool ExpertHosts::IsOnlyHolder(int rank) const {
+  const auto at = hosts_.find(rank);
   if (at == hosts_.end()) return false;
   return std::ranges::any_of(at->second.held, [&](int id) { return holder_counts_[id] == 1; });
 }

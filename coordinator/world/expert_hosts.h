@@ -16,18 +16,10 @@
 
 #include "absl/status/status.h"
 #include "cluster/placement/balance.h"
+#include "coordinator/world/model_shape.h"
 #include "proto/epic/v1/worker.pb.h"
 
 namespace epic::coordinator {
-
-struct ModelShape {
-  int layer_count = 0;
-  int first_expert_layer = 0;
-  int expert_count = 0;  // of each layer with experts
-
-  bool operator==(const ModelShape&) const = default;
-  int64_t expert_total() const { return int64_t{layer_count - first_expert_layer} * expert_count; }
-};
 
 class ExpertHosts {
  public:
@@ -66,8 +58,8 @@ class ExpertHosts {
   int64_t held_count(int rank) const;
   bool loading(int rank) const;
   std::vector<int> loading_ranks() const;
-  // Whether rank `without` alone holds some expert.
-  bool Needed(int without) const;
+  // Whether the rank holds an expert that no other rank holds.
+  bool IsOnlyHolder(int rank) const;
   const ModelShape& shape() const { return shape_; }
   bool empty() const { return hosts_.empty(); }
 

@@ -74,7 +74,7 @@ TEST_F(ExpertHostsTest, ALossIsLoadedBySurvivorsWithTheKnownHashes) {
   for (const int rank : {1, 2, 3}) hosts_.Join(rank, 24, "");
   Settle();
   EXPECT_EQ(hosts_.Shortfall(3), 0);
-  EXPECT_TRUE(hosts_.Needed(3));
+  EXPECT_TRUE(hosts_.IsOnlyHolder(3));
   hosts_.Leave(3);
   EXPECT_EQ(hosts_.unhosted_count(), 16);
   const auto orders = hosts_.Plan();

@@ -163,7 +163,7 @@ void World::JudgePair(const BrokenPair& pair, absl::Time now) {
   bool nowhere_to_go = false;
   for (const auto& [rank, other] : {std::pair{pair.low, pair.high}, {pair.high, pair.low}}) {
     Member& member = members_.at(rank);
-    if (!member.identity.attention() || !hosts_->Needed(other)) continue;
+    if (!member.identity.attention() || !hosts_->IsOnlyHolder(other)) continue;
     if (CountRoutable(rank) == 0) {
       nowhere_to_go = true;
       continue;
