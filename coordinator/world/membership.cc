@@ -1,0 +1,137 @@
+#include "coordinator/world/membership.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace epic::coordinator {
+namespace {
+
+// Beyond any real model or machine: a hello must not make the coordinator allocate without limit.
+constexpr int kLayersMax = 10'000;
+constexpr int kExpertsMax = 100'000;
+constexpr int kEpochRanksMax = 4096;
+
+ModelShape ShapeOf(const v1::WorkerIdentity& identity) {
+  return {.layer_count = identity.layer_count(),
+          .first_expert_layer = identity.first_expert_layer(),
+          .expert_count = identity.expert_count()};
+}
+
+absl::Status CheckShape(const ModelShape& shape) {
+  if (shape.layer_count < 1 || shape.layer_count > kLayersMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer_count: ", shape.layer_count, ", 1 to ", kLayersMax, " are possible"));
+  }
+  if (shape.first_expert_layer < 0 || shape.first_expert_layer > shape.layer_count) {
+    return absl::InvalidArgumentError(absl::StrCat("first_expert_layer: ", shape.first_expert_layer,
+                                                   " of ", shape.layer_count, " layers"));
+  }
+  if (shape.expert_count < 1 || shape.expert_count > kExpertsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("expert_count: ", shape.expert_count, ", 1 to ",
+                                                   kExpertsMax, " are possible"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time now) {
+  Member member{.generation = hello.generation(), .identity = hello.worker(), .joined_at = now};
+  if (!hello.has_worker()) {
+    member.identity.set_attention(true);
+    member.identity.set_experts(true);
+  }
+  const v1::WorkerIdentity& identity = member.identity;
+  member.whole = identity.attention() && identity.experts() && identity.address().empty();
+  RETURN_IF_ERROR(CheckIdentity(member));
+  RETURN_IF_ERROR(CheckClass(identity.profile(), identity.checkpoint()));
+  // The first rank that exchanges rows decides which model this world serves.
+  if (!member.whole && !shape_) shape_ = ShapeOf(identity);
+  const int rank = next_rank_++;
+  CHECK(members_.emplace(rank, std::move(member)).second) << "rank " << rank;
+  last_join_at_ = now;
+  return rank;
+}
+
+absl::Status Membership::CheckIdentity(const Member& member) {
+  const v1::WorkerIdentity& identity = member.identity;
+  if (!identity.attention() && !identity.experts()) {
+    return absl::InvalidArgumentError("roles: a worker has neither attention nor experts");
+  }
+  if (identity.epoch_ranks() < 0 || identity.epoch_ranks() > kEpochRanksMax) {
+    return absl::InvalidArgumentError(absl::StrCat("epoch_ranks: ", identity.epoch_ranks(),
+                                                   ", 0 to ", kEpochRanksMax, " are possible"));
+  }
+  if (member.whole) return absl::OkStatus();
+  if (identity.address().empty()) {
+    return absl::InvalidArgumentError(
+        "address: a worker that has one role alone must listen for the others");
+  }
+  const ModelShape shape = ShapeOf(identity);
+  RETURN_IF_ERROR(CheckShape(shape));
+  if (identity.expert_slots() < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("expert_slots: ", identity.expert_slots()));
+  }
+  if (shape_ && !(*shape_ == shape)) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "the worker's model has layers %d to %d with %d experts, this world's %d to %d with %d",
+        shape.first_expert_layer, shape.layer_count, shape.expert_count, shape_->first_expert_layer,
+        shape_->layer_count, shape_->expert_count));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Membership::CheckClass(const std::string& profile, const std::string& checkpoint) {
+  if (profile_.empty()) {
+    profile_ = profile;
+    checkpoint_ = checkpoint;
+    return absl::OkStatus();
+  }
+  if (profile.empty() || (profile == profile_ && checkpoint == checkpoint_)) {
+    return absl::OkStatus();
+  }
+  // A sequence may go on at any rank: other bits would come out in the middle of its answer.
+  return absl::FailedPreconditionError(absl::StrCat("the worker has profile ", profile,
+                                                    " and checkpoint ", checkpoint, ", this world ",
+                                                    profile_, " and ", checkpoint_));
+}
+
+Member* Membership::Find(int rank) {
+  const auto at = members_.find(rank);
+  return at == members_.end() ? nullptr : &at->second;
+}
+
+const Member* Membership::Find(int rank) const {
+  const auto at = members_.find(rank);
+  return at == members_.end() ? nullptr : &at->second;
+}
+
+Member& Membership::at(int rank) {
+  Member* const member = Find(rank);
+  CHECK(member != nullptr) << "rank " << rank << " is not in the world";
+  return *member;
+}
+
+const Member& Membership::at(int rank) const {
+  const Member* const member = Find(rank);
+  CHECK(member != nullptr) << "rank " << rank << " is not in the world";
+  return *member;
+}
+
+std::vector<int> Membership::RanksLostTogether(int rank) const {
+  const Member* const member = Find(rank);
+  if (member == nullptr) return {};
+  const uint64_t epoch = member->identity.epoch();
+  if (epoch == 0) return {rank};
+  std::vector<int> ranks;
+  for (const auto& [other, of_other] : members_) {
+    if (of_other.identity.epoch() == epoch) ranks.push_back(other);
+  }
+  return ranks;
+}
+
+}  // namespace epic::coordinator
