@@ -141,7 +141,7 @@ void Core::PlaceWaiting() {
 
 bool Core::Place(uint64_t id) {
   std::vector<RankLoad> loads;
-  const std::vector<int> isolated = world_.Together(isolated_rank_);
+  const std::vector<int> isolated = world_.RanksLostTogether(isolated_rank_);
   for (const auto& [rank, worker] : workers_) {
     if (!world_.Routable(rank) || std::ranges::count(isolated, rank) > 0) continue;
     RankLoad load{.rank = rank,
@@ -194,7 +194,7 @@ void Core::PlaceSuspect() {
 
 size_t Core::CountTogether(int rank) const {
   size_t count = 0;
-  for (const int other : world_.Together(rank)) count += workers_.at(other).sequences.size();
+  for (const int each : world_.RanksLostTogether(rank)) count += workers_.at(each).sequences.size();
   return count;
 }
 

@@ -27,7 +27,7 @@ void Core::OnMessage(int rank, const v1::ControlMessage& message) {
 }
 
 void Core::OnReady(int rank) {
-  const World::Member& member = world_.members().at(rank);
+  const Member& member = world_.members().at(rank);
   if (!member.refusal.empty()) return;
   const v1::WorkerReady& ready = *member.ready;
   if (model_.system_fingerprint.empty()) {
@@ -238,7 +238,7 @@ Status Core::status() const {
 }
 
 RankStatus Core::StatusOf(int rank, const Worker& worker) const {
-  const World::Member& member = world_.members().at(rank);
+  const Member& member = world_.members().at(rank);
   const v1::RankReport& report = member.report;
   const absl::Time now = env_.clock.Now();
   RankStatus status{.rank = rank,

@@ -8,6 +8,10 @@
 //   world.OnTime(now, sequences);          // every LivenessLimits::period
 //   for (auto& action of world.Take()) …;  // after each of them
 //
+// Each part of the work has an object of its own: Membership (who is here), StartRule, ExpertGroup
+// (who holds which experts, and the map), Epochs, Verdicts (who has stopped), Drains, Readiness.
+// World hands events to them and turns what they decide into messages, losses and log events.
+//
 // A worker that has both roles and no address for the exchange is *whole*: it holds all experts
 // itself and needs no map. Any number of such ranks, and ranks of the exchange, can be in a world.
 // Whole ranks may share an *epoch*, one life of a communicator, theirs (MPI) or one that is formed
@@ -17,7 +21,6 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,11 +28,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "cluster/placement/expert_map.h"
+#include "coordinator/world/drains.h"
 #include "coordinator/world/epochs.h"
 #include "coordinator/world/event_log.h"
-#include "coordinator/world/expert_hosts.h"
-#include "coordinator/world/link_court.h"
-#include "coordinator/world/liveness.h"
+#include "coordinator/world/expert_group.h"
+#include "coordinator/world/membership.h"
+#include "coordinator/world/readiness.h"
+#include "coordinator/world/start_rule.h"
+#include "coordinator/world/verdicts.h"
 #include "proto/epic/v1/worker.pb.h"
 
 namespace epic::coordinator {
@@ -40,7 +46,7 @@ struct WorldOptions {
   int expect_ranks = 0;
   int replicas_max = 1;  // of an expert, while slots are left
   absl::Duration quiet = absl::Seconds(2);
-  // After so long in a drain, requests move.
+  // How long sequences of a draining rank may go on there before they move.
   absl::Duration drain_move_after = absl::Seconds(10);
   // How long a broken link is watched before it is judged, unless two ranks report it.
   absl::Duration link_settle = absl::Milliseconds(500);
@@ -62,31 +68,14 @@ struct LostRanks {
 struct WorldActions {
   std::vector<std::pair<int, v1::ControlMessage>> messages;  // to be sent, in order, before losses
   std::vector<LostRanks> lost;
-  std::vector<int> move;  // whose sequences are to go on elsewhere, now
+  std::vector<int> move;  // ranks whose sequences are to go on elsewhere, now
 };
 
-class World {
+class World : private LinkFacts {
  public:
-  struct Member {
-    uint64_t generation = 0;
-    v1::WorkerIdentity identity;
-    bool whole = false;
-    absl::Time joined_at;
-    std::optional<v1::WorkerReady> ready;  // as an attention rank
-    v1::LoadProgress load;
-    v1::RankReport report;
-    std::string refusal;  // why it is of no use; its link stays
-    bool draining = false;
-    bool told_to_drain = false;  // the message went out; no way back
-    bool of_itself = false;      // it drains because it asked to, or takes nothing more
-    bool ends = false;           // drains whatever the others can hold
-    absl::Time draining_since;
-    std::string avoided;     // why it gets no sequences for now: a broken link
-    bool suspected = false;  // said while frozen
-  };
-
   // `events` outlives this.
   World(WorldOptions options, EventLog& events);
+  World(const World&) = delete;
 
   // FailedPrecondition, naming both values, for a worker that cannot be in this world;
   // InvalidArgument for one that says what cannot be. Else its rank.
@@ -95,7 +84,7 @@ class World {
   void OnMessage(int rank, const v1::ControlMessage& message, absl::Time now);
   // Its sockets ended and nobody dialled again: the process is gone.
   void OnClosed(int rank, const absl::Status& why, absl::Time now);
-  // `sequences`: those that each rank has.
+  // `sequences`: how many each rank has.
   void OnTime(absl::Time now, const std::map<int, int>& sequences);
 
   // What operators may do. NotFound for an unknown rank.
@@ -105,92 +94,76 @@ class World {
   absl::Status Drain(int rank, absl::Time now);
   absl::Status CancelDrain(int rank);
   void Freeze(bool frozen);
-  // The worker refuses new sequences of itself.
+  // The worker refuses new sequences by itself.
   void NoteDraining(int rank, absl::Time now);
 
-  WorldActions Take();
+  WorldActions Take() { return std::exchange(actions_, {}); }
 
-  // Why nothing can be served; OK: it can.
-  absl::Status Ready() const;
-  // As Ready, but experts that are being loaded will be there soon.
-  absl::Status ReadySoon() const;
-  // Whether it may be given sequences.
-  bool Routable(int rank) const;
-  // The rank, and those that are lost with it. Empty for one that is not in the world.
-  std::vector<int> Together(int rank) const;
-  // loading, ready, draining or refused.
-  std::string State(int rank) const;
+  // As Readiness.
+  absl::Status Ready() const { return readiness_.Ready(); }
+  absl::Status ReadySoon() const { return readiness_.ReadySoon(); }
+  bool Routable(int rank) const { return readiness_.Routable(rank); }
+  std::string State(int rank) const { return readiness_.State(rank); }
+  // As Membership.
+  std::vector<int> RanksLostTogether(int rank) const { return members_.RanksLostTogether(rank); }
 
-  const std::map<int, Member>& members() const { return members_; }
-  const cluster::ExpertMap& map() const { return map_; }
-  // Null: no rank of the exchange has joined so far.
-  const ExpertHosts* hosts() const { return hosts_ ? &*hosts_ : nullptr; }
-  const Liveness& liveness() const { return liveness_; }
-  bool frozen() const { return frozen_; }
+  const std::map<int, Member>& members() const { return members_.all(); }
+  // Of the ranks that exchange messages; version {0, 0}: none so far.
+  const cluster::ExpertMap& map() const;
+  // Null: no rank that exchanges messages has joined so far.
+  const ExpertHosts* hosts() const { return group_ ? &group_->hosts() : nullptr; }
+  const Liveness& liveness() const { return verdicts_.liveness(); }
+  bool frozen() const { return verdicts_.frozen(); }
 
  private:
-  absl::Status CheckIdentity(const v1::WorkerIdentity& identity) const;
-  absl::Status CheckClass(const std::string& profile, const std::string& checkpoint);
+  void Welcome(int rank, const Member& member, absl::Time now);
   void OnReady(int rank, const v1::WorkerReady& ready);
   void OnExpertsReady(int rank, const v1::ExpertsReady& ready);
+  void OnExpertsFailed(int rank, const v1::ExpertsFailed& failed);
   void JoinEpoch(int rank);
   void OnEpochId(int rank, const v1::EpochId& id);
-  void OnLink(int rank, const v1::ControlMessage& message, absl::Time now);
+  void OnLinkMessage(int rank, const v1::ControlMessage& message, absl::Time now);
+  void OnDrainRequest(int rank, absl::Time now);
+
+  // The link of a refused rank stays, so that its worker can be told.
   void Refuse(int rank, const std::string& why);
-  // Goodbyes apart, with all that share its epoch.
+  // Goodbyes apart, all that share its epoch are lost with it.
   void Lose(int rank, const std::string& kind, const std::string& why, bool unexplained);
   void Remove(int rank, const std::string& kind, const std::string& why);
 
-  void TryStart(absl::Time now);
-  // Orders and the map, as members and holdings now are: a plan costs by the number of ranks, and
-  // so does what it tells to each of them. What is won waits for OnTime, in one plan for all of it.
-  // What is lost is planned for at once, unless that was done since OnTime already.
-  void PlanSoon() { plan_due_ = true; }
+  void StartIfComplete(absl::Time now);
+  // Of the ranks that exchange messages now.
+  std::vector<cluster::RankEntry> GroupRanks() const;
+  void PlanSoon();
   void PlanUrgently();
-  void Replan();
-  void PublishMap();
-  // Of a hello between two ranks; empty without a secret.
-  const std::string& PairKey(int a, int b);
-  cluster::ExpertMap NextMap() const;
-  void JudgeLiveness(absl::Time now);
-  // Revokes whom the link court finds guilty.
-  void Convict(absl::Time now);
-  void JudgeLinks(absl::Time now);
-  void JudgePair(const BrokenPair& pair, absl::Time now);
-  // OK: the others can do its work.
-  absl::Status CheckDispensable(int rank) const;
-  void StartDraining(Member& member, absl::Time now);
-  void StopDraining(int rank, Member& member);
+  void Tell(Placement placement);
+
+  void Carry(const Ruling& ruling);
   // `missed`: what the others will lack.
-  void EndAllTheSame(int rank, const absl::Status& missed);
-  // After losses.
+  void LogEndAllTheSame(int rank, const absl::Status& missed);
+  void StopDraining(int rank);
+  // After losses: drains that have become impossible are taken back, or hastened.
   void ReconsiderDrains();
   void AdvanceDrains(absl::Time now, const std::map<int, int>& sequences);
 
-  bool mapped(const Member& member) const { return !member.whole && member.refusal.empty(); }
-  int CountRoutable(int without) const;
-  std::string WaitingFor() const;
-  void Say(const std::string& kind, int rank, std::string text);
-  void Send(int rank, v1::ControlMessage message);
+  // LinkFacts.
+  bool IsMember(int rank) const override { return members_.Find(rank) != nullptr; }
+  bool Needs(int rank, int other) const override;
+  bool HasElsewhere(int rank) const override { return readiness_.CountRoutable(rank) > 0; }
+  absl::Time JoinedAt(int rank) const override { return members_.at(rank).joined_at; }
+
+  void LogEvent(const std::string& kind, int rank, std::string text);
+  void SendTo(int rank, v1::ControlMessage message);
 
   const WorldOptions options_;
   EventLog& events_;
-  std::map<int, Member> members_;
-  int next_rank_ = 0;
-  std::string profile_, checkpoint_;  // of the world, from its first rank on
-  std::optional<ExpertHosts> hosts_;
+  Membership members_;
+  const StartRule start_rule_;
+  std::optional<ExpertGroup> group_;  // of the ranks that exchange messages
   Epochs epochs_;
-  Liveness liveness_;
-  LinkCourt links_;
-  std::set<std::pair<int, int>> broken_links_;  // said and marked
-  bool started_ = false;
-  bool plan_due_ = false;
-  bool publish_due_ = false;       // the map alone
-  bool planned_urgently_ = false;  // since OnTime
-  bool frozen_ = false;
-  absl::Time last_join_at_;
-  cluster::ExpertMap map_;  // as published
-  std::map<std::pair<int, int>, std::string> pair_keys_;
+  Verdicts verdicts_;
+  Drains drains_;
+  const Readiness readiness_;  // of the parts above
   WorldActions actions_;
 };
 

@@ -217,9 +217,9 @@ TEST_F(WorldTest, AnEpochIsLostAsOneButItsRanksLeaveOneByOne) {
   for (int i = 0; i < 4; ++i) Join(hello);
   hello.mutable_worker()->clear_epoch();
   const int alone = Join(hello);
-  EXPECT_THAT(world_->Together(1), ElementsAre(0, 1, 2, 3));
-  EXPECT_THAT(world_->Together(alone), ElementsAre(alone));
-  EXPECT_THAT(world_->Together(99), ElementsAre());
+  EXPECT_THAT(world_->RanksLostTogether(1), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(world_->RanksLostTogether(alone), ElementsAre(alone));
+  EXPECT_THAT(world_->RanksLostTogether(99), ElementsAre());
 
   v1::ControlMessage goodbye;
   goodbye.mutable_goodbye();

@@ -98,7 +98,6 @@ LONG_FILES: dict[str, int] = {
     "coordinator/core/core_test.cc": 546,
     "coordinator/frontend/http_api_test.cc": 532,
     "coordinator/frontend/http_connection.h": 471,
-    "coordinator/world/world.cc": 428,
     "coordinator/world/world_test.cc": 605,
     "kernels/cpu/avx512_bf16_gemm.cc": 360,
     "kernels/cpu/cpu_backend.cc": 365,
