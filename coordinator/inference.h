@@ -81,6 +81,7 @@ struct RankStatus {
   int64_t stale_frames = 0;
   int64_t doorbell_rescues = 0;
   int64_t resident_bytes = 0;
+  absl::Duration asleep_with_work = absl::ZeroDuration();
 };
 
 struct Status {

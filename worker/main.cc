@@ -26,6 +26,7 @@
 #include "worker/experts/loaded_experts.h"
 #include "worker/lock_step_rank.h"
 #include "worker/options.h"
+#include "worker/rank/work.h"
 #include "worker/rank_plan.h"
 #include "worker/service/rank_service.h"
 #include "worker/service/worker_service.h"
@@ -43,8 +44,7 @@ std::string HostName() {
 
 int64_t ResidentBytes() {
   std::ifstream file("/proc/self/statm");
-  int64_t total_pages = 0;
-  int64_t resident_pages = 0;
+  int64_t total_pages = 0, resident_pages = 0;
   file >> total_pages >> resident_pages;
   return resident_pages * sysconf(_SC_PAGESIZE);
 }
@@ -116,13 +116,14 @@ class Rank {
   absl::Status Run() {
     if (options_.attention()) RETURN_IF_ERROR(LoadAttention());
     while (connection_->refusal().ok() && !(ends_ && sequences_.drained() && MayLeave())) {
-      const bool busy = Busy();
-      loop_.RunOnce(busy ? absl::ZeroDuration() : kIdleWait);
-      service_.ticks().Tick(!busy);
-      if (attention_)
-        attention_->transformer.PaceAttention(serves_others() ? &env_.clock : nullptr);
+      Await();
+      const bool serves_others = options_.experts() && exchange_.has_peers();
+      if (attention_) attention_->transformer.PaceAttention(serves_others ? &env_.clock : nullptr);
+      const bool stepping = sequences_.busy();
       sequences_.Advance();
-      exchange_.Serve();
+      if (stepping && !sequences_.waiting()) sleep_meter_.Worked(inputs());
+      if (exchange_.Serve()) sleep_meter_.Worked(inputs());
+      if (service_.loading()) sleep_meter_.Worked(inputs());
       service_.Advance();
     }
     return connection_->refusal();
@@ -143,7 +144,6 @@ class Rank {
   static constexpr absl::Duration kLeaveTime = absl::Seconds(20);
 
   bool MayLeave() const { return told_to_drain_ || env_.clock.Now() >= leave_at_; }
-
   v1::WorkerIdentity Identity() const {
     v1::WorkerIdentity identity = plan_.identity();
     identity.set_attention(options_.attention());
@@ -180,15 +180,18 @@ class Rank {
     return absl::OkStatus();
   }
 
-  bool serves_others() const { return options_.experts() && exchange_.has_peers(); }
-
-  // Whether there is something to compute now; else only others' messages can give it something.
-  bool Busy() const {
-    const bool stepping = sequences_.busy() && !sequences_.waiting();
-    return stepping || exchange_.serving() || service_.loading();
+  // Takes what has arrived, and sleeps for it where only that can give the rank work.
+  void Await() {
+    const bool can_go_on = CanGoOn(sequences_, exchange_, service_);
+    if (!can_go_on) sleep_meter_.Sleep(env_.clock.Now(), inputs());
+    loop_.RunOnce(can_go_on ? absl::ZeroDuration() : kIdleWait);
+    sleep_meter_.Wake(env_.clock.Now());
+    service_.ticks().Tick(!can_go_on);
   }
 
+  int64_t inputs() const { return control_messages_ + exchange_.counters().arrivals; }
   void OnMessage(const v1::ControlMessage& message) {
+    ++control_messages_;
     if (message.has_welcome()) {
       const absl::Status status =
           transport_.SetSelf(message.welcome().rank(), connection_->generation());
@@ -199,6 +202,7 @@ class Rank {
   }
 
   void OnLink(cluster::ControlLink* link) {
+    ++control_messages_;
     service_.Connect(link);
     sequences_.Connect(link);
   }
@@ -220,7 +224,8 @@ class Rank {
     RankService::Gauges gauges{.computing = sequences_.busy(),
                                .loading = options_.attention() && !attention_,
                                .doorbell_rescues = transport_.doorbell_rescues(),
-                               .resident_bytes = ResidentBytes()};
+                               .resident_bytes = ResidentBytes(),
+                               .asleep_with_work = sleep_meter_.asleep_with_work()};
     if (attention_) {
       gauges.place = attention_->transformer.place();
       gauges.replayed_rows = attention_->engine.replayed_rows();
@@ -239,6 +244,8 @@ class Rank {
   RankService service_;
   std::optional<Connection> connection_;
   std::optional<Attention> attention_;
+  SleepMeter sleep_meter_;
+  int64_t control_messages_ = 0;  // and links that came or went
   absl::Time reported_at_;
   bool ends_ = false;
   absl::Time leave_at_ = absl::InfinitePast();

@@ -278,6 +278,7 @@ RankStatus Core::StatusOf(int rank, const Worker& worker) const {
   status.stale_frames = report.stale_frames();
   status.doorbell_rescues = report.doorbell_rescues();
   status.resident_bytes = report.resident_bytes();
+  status.asleep_with_work = absl::Seconds(report.asleep_with_work_seconds());
   return status;
 }
 

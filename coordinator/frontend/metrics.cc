@@ -225,7 +225,10 @@ std::vector<MetricFamily> FrontendMetrics::Families::ExchangeFamilies(const Stat
       {"epic_rank_stale_frames_total", "Answers dropped: nobody waited for them any more", kCounter,
        [](const RankStatus& r) { return static_cast<double>(r.stale_frames); }},
       {"epic_rank_doorbell_rescues_total", "Sleeps that a timer ended: should be 0", kCounter,
-       [](const RankStatus& r) { return static_cast<double>(r.doorbell_rescues); }}};
+       [](const RankStatus& r) { return static_cast<double>(r.doorbell_rescues); }},
+      {"epic_rank_asleep_with_work_seconds_total",
+       "Time that the rank slept although it had work: should be 0", kCounter,
+       [](const RankStatus& r) { return absl::ToDoubleSeconds(r.asleep_with_work); }}};
   std::vector<MetricFamily> families;
   for (const Column& column : kColumns) {
     families.push_back(NewFamily(column.name, column.help, column.type));

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("worker", "coordinator", "cluster")
-COUNT_MAX = 15
+COUNT_MAX = 20
 
 
 def names() -> list[str]:

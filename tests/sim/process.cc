@@ -65,6 +65,7 @@ v1::ControlHello Process::Hello() const {
 
 cluster::ControlLinkHandlers Process::Connect(std::unique_ptr<cluster::ControlLink> link) {
   link_ = std::move(link);
+  ++control_messages_;
   service_.Connect(link_.get());
   sequences_.Connect(link_.get());
   Wake();
@@ -119,30 +120,31 @@ void Process::Turn() {
   TakeMessages();
   if (leaves_) Renew();
   if (!started_ && options_.attention && loop_.Now() >= starts_at_) StartServing();
-  service_.ticks().Tick(!was_busy_);
+  sleep_meter_.Wake(loop_.Now());
+  service_.ticks().Tick(!could_go_on_);
+  const bool stepping = sequences_.busy();
   sequences_.Advance();
+  if (stepping && !sequences_.waiting()) sleep_meter_.Worked(inputs());
   Serve();
+  if (service_.loading()) sleep_meter_.Worked(inputs());
   service_.Advance();
   Judge();
   if (sequences_.drained() && rank_ >= 0) return SayGoodbye();
   if (loop_.Now() >= next_report_) Report();
-  was_busy_ = Busy();
+  could_go_on_ = CanGoOn();
+  if (!could_go_on_) sleep_meter_.Sleep(loop_.Now(), inputs());
   PlanTurn();
 }
 
-bool Process::Busy() const {
-  const bool stepping = sequences_.busy() && !sequences_.waiting();
-  const bool ready = sequences_.waiting() && !exchange_.waiting() && !exchange_.serving();
-  return stepping || ready || exchange_.serving();
-}
-
 void Process::PlanTurn() {
-  if (Busy()) {
+  if (could_go_on_) {
     const auto cost = dice_.Between(absl::Microseconds(100), absl::Microseconds(600));
-    return WakeAt(loop_.Now() + cost * slowness_);
+    absl::Time next = loop_.Now() + cost * slowness_;
+    // Nothing else goes on while an expert is loaded.
+    if (slots_.loading()) next = std::max(next, slots_.due());
+    return WakeAt(next);
   }
   absl::Time next = next_report_;
-  if (slots_.loading()) next = std::min(next, std::max(slots_.due(), loop_.Now()));
   if (!started_ && options_.attention) {
     next = std::min(next, std::max(starts_at_, loop_.Now()));
   }
@@ -165,7 +167,9 @@ void Process::StartServing() {
 void Process::Serve() {
   transport_.Poll();
   const bool queued = exchange_.serving();
-  if (!exchange_.Serve() && queued) handlers_.violation("rows are queued and serving them waits");
+  const bool served = exchange_.Serve();
+  if (served) sleep_meter_.Worked(inputs());
+  if (!served && queued) handlers_.violation("rows are queued and serving them waits");
 }
 
 void Process::Judge() {
@@ -187,6 +191,9 @@ void Process::Judge() {
     handlers_.violation("the same rows go to a host that has refused them");
   }
   map_seen_ = std::max(version, map_seen_);
+  if (sleep_meter_.asleep_with_work() > absl::ZeroDuration()) {
+    handlers_.violation("the rank slept although it had work");
+  }
 }
 
 void Process::TakeMessages() {
@@ -197,6 +204,7 @@ void Process::TakeMessages() {
 }
 
 void Process::OnMessage(const v1::ControlMessage& message) {
+  ++control_messages_;
   if (message.has_welcome()) {
     rank_ = message.welcome().rank();
     transport_.SetSelf(rank_, generation_);

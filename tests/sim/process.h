@@ -12,6 +12,7 @@
 #include "tests/sim/toy.h"
 #include "worker/engine/engine.h"
 #include "worker/exchange/message_exchange.h"
+#include "worker/rank/work.h"
 #include "worker/service/rank_service.h"
 #include "worker/service/worker_service.h"
 
@@ -72,9 +73,11 @@ class Process {
   // Leaves the world, and joins it as another generation.
   void Renew();
   void StartServing();
-  bool Busy() const;
+  bool CanGoOn() const { return worker::CanGoOn(sequences_, exchange_, service_); }
   void PlanTurn();
   void Serve();
+  // Of what has arrived.
+  int64_t inputs() const { return control_messages_ + exchange_.counters().arrivals; }
   void Report();
   void Judge();
   void SayGoodbye();
@@ -100,7 +103,9 @@ class Process {
   bool leaves_ = false;    // the link is down, or this generation is revoked
   bool over_ = false;      // drained
   bool started_ = false;   // takes sequences
-  bool was_busy_ = false;  // at the end of the last turn
+  bool could_go_on_ = false;  // at the end of the last turn
+  worker::SleepMeter sleep_meter_;
+  int64_t control_messages_ = 0;  // and links that came or went
   cluster::MapVersion map_seen_;
   int64_t nacks_before_map_ = 0;
   absl::Time starts_at_;

@@ -308,6 +308,10 @@ void MessageExchange::Abandon(Try& attempt) {
   open.unrouted.insert(open.unrouted.end(), attempt.pairs.begin(), attempt.pairs.end());
 }
 
+bool MessageExchange::has_ready_ticket() const {
+  return (open_[0].used && open_[0].done()) || (open_[1].used && open_[1].done());
+}
+
 std::optional<ExchangeWait> MessageExchange::waiting() const {
   const Open* oldest = nullptr;
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {

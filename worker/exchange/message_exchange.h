@@ -53,6 +53,7 @@ struct ExchangeCounters {
   int64_t stale_frames = 0;     // dropped: of a try that is not outstanding
   int64_t bad_frames = 0;       // that made no sense; not those refused by the server
   int64_t nacks_received = 0;
+  int64_t arrivals = 0;         // frames, and connections that came or broke
 };
 
 // Called from the transport's handlers, after the exchange has done its part.
@@ -93,6 +94,9 @@ class MessageExchange : public model::ExpertExchange {
   bool has_peers() const { return !peers_.empty(); }
   // Whether Serve would compute something that has already arrived.
   bool serving() const { return server_.busy(); }
+
+  // Whether an open ticket is ready: what waits for it can go on.
+  bool has_ready_ticket() const;
 
   // What the oldest open ticket waits for; none if all is here or is to be computed here.
   std::optional<ExchangeWait> waiting() const;

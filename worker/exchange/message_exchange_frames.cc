@@ -16,6 +16,7 @@ using cluster::FrameKind;
 using cluster::NackReason;
 
 void MessageExchange::OnUp(int rank) {
+  ++counters_.arrivals;
   Peer* peer = Find(rank);
   if (peer == nullptr) return;
   peer->up = true;
@@ -32,6 +33,7 @@ void MessageExchange::OnUp(int rank) {
 }
 
 void MessageExchange::OnDown(int rank, const absl::Status& why) {
+  ++counters_.arrivals;
   Peer* peer = Find(rank);
   if (peer == nullptr) return;
   peer->up = false;
@@ -44,6 +46,7 @@ void MessageExchange::OnDown(int rank, const absl::Status& why) {
 }
 
 void MessageExchange::OnFrame(int rank, const FrameHeader& header, cluster::Bytes payload) {
+  ++counters_.arrivals;
   Peer* peer = Find(rank);
   if (header.kind == FrameKind::kDispatch) {
     return server_.OnDispatch(rank, /*known=*/peer != nullptr, header, payload);

@@ -175,6 +175,7 @@ void RankService::Report(const Gauges& gauges) {
   report.set_doorbell_rescues(gauges.doorbell_rescues);
   report.set_replayed_rows(gauges.replayed_rows);
   report.set_resident_bytes(gauges.resident_bytes);
+  report.set_asleep_with_work_seconds(absl::ToDoubleSeconds(gauges.asleep_with_work));
   Send(std::move(message));
 }
 

@@ -60,6 +60,7 @@ class RankService {
     int64_t doorbell_rescues = 0;
     int64_t replayed_rows = 0;
     int64_t resident_bytes = 0;
+    absl::Duration asleep_with_work;  // since the start; must be zero
   };
 
   // All given outlives this. `slots` is null for a rank that holds no experts.

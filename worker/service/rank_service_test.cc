@@ -149,11 +149,15 @@ TEST_F(RankServiceTest, ReportsWhatTheRankDoes) {
   EXPECT_EQ(Report().activity(), v1::RankReport::IDLE);
   EXPECT_EQ(Report({.loading = true}).activity(), v1::RankReport::LOADING);
   const v1::RankReport report =
-      Report({.place = {"attention", 3}, .computing = true, .replayed_rows = 4});
+      Report({.place = {"attention", 3},
+              .computing = true,
+              .replayed_rows = 4,
+              .asleep_with_work = absl::Seconds(2)});
   EXPECT_EQ(report.activity(), v1::RankReport::COMPUTING);
   EXPECT_EQ(report.stage(), "attention");
   EXPECT_EQ(report.layer(), 3);
   EXPECT_EQ(report.replayed_rows(), 4);
+  EXPECT_EQ(report.asleep_with_work_seconds(), 2);
 }
 
 TEST_F(RankServiceTest, TicksCountTurnsAndKnowTheirLongestGaps) {
