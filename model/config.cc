@@ -16,8 +16,10 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kFileBytesMax = 4 << 20;
+// Limits keep every product of two sizes within 64 bits, and name absurd files before allocation.
 constexpr int kSizeMax = 1 << 20;  // of any dimension
 constexpr int kLayersMax = 4096;
+// The largest published vocabulary has about 2^18 ids.
 constexpr int kVocabMax = 1 << 22;
 constexpr int kPositionsMax = 1 << 20;  // the rope table's angles stay exact up to it
 
@@ -39,6 +41,7 @@ void ReadType(JsonFields& fields, ModelConfig& config) {
 void ReadSizes(JsonFields& fields, ModelConfig& config) {
   config.vocab_size = fields.Int({"vocab_size"}, 1, kVocabMax);
   config.hidden_size = fields.Int({"hidden_size"}, 1, kSizeMax);
+  // Layers of multi-token prediction stand behind these in a checkpoint and are not counted here.
   config.layer_count = fields.Int({"num_hidden_layers"}, 1, kLayersMax);
   config.mtp_layer_count = fields.Int({"num_nextn_predict_layers", "num_mtp_layers"}, 0, 64, 0);
   config.max_position = fields.Int({"max_position_embeddings"}, 1, kPositionsMax);
@@ -57,6 +60,7 @@ void ReadAttention(JsonFields& fields, ModelConfig& config) {
   config.qk_rope_head_dim = fields.Int({"qk_rope_head_dim"}, 2, 65536);
   config.v_head_dim = fields.Int({"v_head_dim"}, 1, 65536);
   config.rope_interleaved = fields.Bool({"rope_interleave"}, true);
+  // Rotary embedding turns pairs.
   if (config.qk_rope_head_dim % 2 != 0) {
     fields.Fail(absl::InvalidArgumentError(absl::StrCat(
         fields.source(), ": qk_rope_head_dim is ", config.qk_rope_head_dim, "; it must be even")));
@@ -69,9 +73,11 @@ YarnConfig ReadYarn(JsonFields& rope) {
   yarn.original_max_position = rope.Int({"original_max_position_embeddings"}, 1, kPositionsMax);
   yarn.beta_fast = rope.Real({"beta_fast"}, 1e-3, 1e6, 32);
   yarn.beta_slow = rope.Real({"beta_slow"}, 1e-3, 1e6, 1);
+  // 0 means absent: DeepSeek's files give both, and their quotient scales the table (model/rope.h).
   yarn.mscale = rope.Real({"mscale"}, 0, 1e3, 0);
   yarn.mscale_all_dim = rope.Real({"mscale_all_dim"}, 0, 1e3, 0);
   yarn.attention_factor = rope.Real({"attention_factor"}, 1e-3, 1e3, 0);
+  // Without truncation the ramp of frequencies begins at fractions, which is not implemented.
   if (!rope.Bool({"truncate"}, true)) {
     rope.NotServed("truncate", "false", "true");
   }
@@ -81,11 +87,13 @@ YarnConfig ReadYarn(JsonFields& rope) {
 // transformers 5 puts everything into rope_parameters; before, rope_theta stood beside a
 // rope_scaling that could be null.
 void ReadRope(JsonFields& fields, ModelConfig& config) {
+  // The spelling decides where to look for everything that belongs to the rotary embedding.
   const bool is_new = fields.Has({"rope_parameters"});
   const json* scaling = fields.Find({is_new ? "rope_parameters" : "rope_scaling"});
   const json empty = json::object();
   JsonFields rope(scaling == nullptr ? empty : *scaling,
                   absl::StrCat(fields.source(), ": ", is_new ? "rope_parameters" : "rope_scaling"));
+  // Files in the new spelling without rope_theta inside still have it beside.
   JsonFields& theta_fields = rope.Has({"rope_theta"}) ? rope : fields;
   config.rope_theta = theta_fields.Real({"rope_theta"}, 1.001, 1e12, 10000.0);
   const std::string type = rope.String({"rope_type", "type"}, "default");
@@ -98,6 +106,7 @@ void ReadRope(JsonFields& fields, ModelConfig& config) {
 }
 
 void ReadSparseLayers(JsonFields& fields, ModelConfig& config) {
+  // DeepSeek's own spelling; transformers 5 writes mlp_layer_types, which wins where both stand.
   const int first = fields.Int({"first_k_dense_replace"}, 0, kLayersMax, 0);
   const int every = fields.Int({"moe_layer_freq"}, 1, kLayersMax, 1);
   config.sparse_layers.assign(config.layer_count, 0);
@@ -123,6 +132,7 @@ void ReadSparseLayers(JsonFields& fields, ModelConfig& config) {
 }
 
 void ReadGate(JsonFields& fields, ModelConfig& config) {
+  // The defaults are those of each generation's own code, for files that leave the fields out.
   const std::string scoring = fields.String({"scoring_func"}, IsV2(config) ? "softmax" : "sigmoid");
   const std::string method = fields.String({"topk_method"}, IsV2(config) ? "greedy" : "noaux_tc");
   if (scoring != "softmax" && scoring != "sigmoid") {
@@ -138,6 +148,7 @@ void ReadGate(JsonFields& fields, ModelConfig& config) {
   } else {
     fields.NotServed("topk_method", method, "greedy, group_limited_greedy or noaux_tc");
   }
+  // V3's code normalises by default, V2's does not.
   config.normalise_weights = fields.Bool({"norm_topk_prob"}, !IsV2(config));
   config.routed_scaling_factor = fields.Real({"routed_scaling_factor"}, 0, 1e6, 1.0);
   // DeepSeek-V2's own code scales only what it does not normalise.
@@ -163,6 +174,7 @@ void CheckGroups(JsonFields& fields, const ModelConfig& config) {
 void ReadExperts(JsonFields& fields, ModelConfig& config) {
   config.expert_count =
       fields.Int({"n_routed_experts", "num_local_experts", "num_experts"}, 1, 65536, 0);
+  // A dense model of the family: all layers use the plain MLP.
   if (config.expert_count == 0) {
     config.sparse_layers.assign(config.layer_count, 0);
     return;
@@ -172,15 +184,19 @@ void ReadExperts(JsonFields& fields, ModelConfig& config) {
   config.experts_per_token = fields.Int({"num_experts_per_tok"}, 1, config.expert_count);
   config.shared_expert_count = fields.Int({"n_shared_experts"}, 0, 1024, 0);
   ReadGate(fields, config);
+  // The greedy gate ignores groups, so its files may hold values that do not fit.
   if (config.gate_method != GateMethod::kGreedy) {
     config.group_count = fields.Int({"n_group"}, 1, config.expert_count, 1);
     config.kept_group_count = fields.Int({"topk_group"}, 1, config.expert_count, 1);
   }
+  // The checks divide by what was read.
   if (fields.status().ok()) CheckGroups(fields, config);
 }
 
 void ReadEos(JsonFields& fields, const ModelConfig& config, GenerationDefaults& defaults) {
   std::vector<int32_t> ids = fields.Ids({"eos_token_id"}, kVocabMax);
+  // Both files count: generation_config.json often lists more ends than config.json, and sometimes
+  // fewer.
   std::set<int32_t> all(config.eos_token_ids.begin(), config.eos_token_ids.end());
   all.insert(ids.begin(), ids.end());
   defaults.eos_token_ids.assign(all.begin(), all.end());
@@ -202,6 +218,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text) {
   ReadSizes(fields, config);
   ReadAttention(fields, config);
   ReadRope(fields, config);
+  // Experts are read last: their checks need the sizes.
   if (fields.status().ok()) ReadExperts(fields, config);
   ReadQuantization(fields, config);
   RETURN_IF_ERROR(fields.status());
@@ -233,6 +250,7 @@ absl::StatusOr<GenerationDefaults> ReadGenerationDefaults(const std::string& fol
                                                           const ModelConfig& config) {
   const absl::StatusOr<std::string> text =
       ReadTextFile(absl::StrCat(folder, "/generation_config.json"), kFileBytesMax);
+  // The file is optional; its defaults are those of plain sampling.
   if (absl::IsNotFound(text.status())) return ParseGenerationDefaults("{}", config);
   RETURN_IF_ERROR(text.status());
   return ParseGenerationDefaults(*text, config);

@@ -7,10 +7,12 @@ namespace epic::model {
 using kernels::DType;
 
 absl::StatusOr<Step::Progress> IdleStep::Advance() {
+  // Only layers with experts exchange; dense ones have no operation that others wait for.
   while (layer_ < config_.layer_count && !config_.is_sparse(layer_)) ++layer_;
   if (layer_ == config_.layer_count) return Step::Progress::kDone;
   const int64_t hidden = config_.hidden_size;
   if (!ticket_) {
+    // No rows, but the same widths as everybody: the exchange checks them on all ranks.
     ticket_ =
         exchange_.Begin({.layer = layer_,
                          .rows = {.dtype = DType::kBF16, .cols = hidden},

@@ -20,11 +20,12 @@ constexpr int64_t kJsonValuesMax = 10'000'000;
 // Before anything is built: how deep it nests and how many values there can be.
 absl::Status CheckBounds(std::string_view text, const std::string& source) {
   int depth = 0;
-  int64_t values = 1;
+  int64_t values = 1;  // each value but the first of its list follows a comma
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (in_string) {
+      // The escaped character, which may be a quote.
       if (c == '\\') ++i;
       if (c == '"') in_string = false;
       continue;
@@ -53,6 +54,8 @@ std::string Shown(const json& value) {
 
 absl::StatusOr<json> ParseJson(std::string_view text, const std::string& source) {
   if (absl::Status bounds = CheckBounds(text, source); !bounds.ok()) return bounds;
+  // nlohmann keeps the last of two equal keys in silence. Two shapes for one tensor are a broken or
+  // hostile file, so keys are watched, one set for each object that is open.
   std::vector<std::set<std::string>> keys;
   std::string repeated;
   const auto watch = [&](int, json::parse_event_t event, json& parsed) {
@@ -64,6 +67,7 @@ absl::StatusOr<json> ParseJson(std::string_view text, const std::string& source)
     }
     return true;
   };
+  // The library throws; no exception leaves this function.
   try {
     json value = json::parse(text, watch);
     if (!repeated.empty()) {
@@ -82,12 +86,14 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t bytes_
   if (!S_ISREG(info.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
   }
+  // Before the allocation: a file of any size may stand under this name.
   if (info.st_size > bytes_max) {
     return absl::InvalidArgumentError(absl::StrCat(path, " has ", int64_t{info.st_size},
                                                    " bytes; at most ", bytes_max, " are read"));
   }
   std::ifstream file(path, std::ios::binary);
   std::string text(info.st_size, '\0');
+  // A file that shrinks between stat and read fails here and is reported.
   file.read(text.data(), info.st_size);
   if (!file) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
   return text;
@@ -105,12 +111,14 @@ const json* JsonFields::Find(Names names) const {
   if (!object_.is_object()) return nullptr;
   for (const char* name : names) {
     const auto found = object_.find(name);
+    // null counts as absent: published files write it for "not used".
     if (found != object_.end() && !found->is_null()) return &*found;
   }
   return nullptr;
 }
 
 void JsonFields::Fail(absl::Status status) {
+  // The first error is the one worth reading; later ones often follow from it.
   if (status_.ok()) status_ = std::move(status);
 }
 
@@ -133,6 +141,7 @@ int JsonFields::Int(Names names, int low, int high, std::optional<int> fallback)
     return fallback.value_or(low);
   }
   const double number = value->is_number() ? value->get<double>() : NAN;
+  // Written so that NaN fails. A whole number may be spelled 1e3 or 8.0.
   if (!(number >= low && number <= high) || number != std::floor(number)) {
     Invalid(*names.begin(), *value, absl::StrCat("a whole number in ", low, " .. ", high));
     return low;
@@ -179,9 +188,11 @@ std::string JsonFields::String(Names names, const std::string& fallback) {
 std::vector<int32_t> JsonFields::Ids(Names names, int32_t high) {
   const json* value = Find(names);
   if (value == nullptr) return {};
+  // A single id and a list mean the same; both are published.
   const json list = value->is_array() ? *value : json::array({*value});
   std::set<int32_t> ids;
   for (const json& each : list) {
+    // Unsigned: a negative id must not wrap into the range.
     const bool fits = each.is_number_unsigned() && each.get<uint64_t>() <= uint64_t(high);
     if (!fits || list.size() > 1000) {
       Invalid(*names.begin(), *value,

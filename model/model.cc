@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
 #include "base/status.h"
 #include "kernels/number.h"
 #include "model/rope.h"
@@ -13,9 +14,11 @@ namespace {
 
 using kernels::DType;
 
+// Checked against transformers' logits (tests/golden: moonlight has another epsilon).
 constexpr float kInnerNormEps = 1e-6f;  // whatever rms_norm_eps is, as transformers has it
 
 std::vector<bool> WantedExperts(const ModelConfig& config, const LoadOptions& options, int layer) {
+  // Empty means all.
   if (!options.wants_expert || !config.is_sparse(layer)) return {};
   std::vector<bool> wanted(config.expert_count);
   for (int e = 0; e < config.expert_count; ++e) wanted[e] = options.wants_expert(layer, e);
@@ -49,6 +52,7 @@ kernels::AttentionShape AttentionShapeOf(const ModelConfig& config) {
 kernels::GateShape GateShapeOf(const ModelConfig& config) {
   using kernels::GroupScore;
   GroupScore group_score = GroupScore::kNone;
+  // DeepSeek-V2 scores a group by its best expert, V3 by the sum of its best two.
   if (config.gate_method == GateMethod::kGroupLimitedGreedy) group_score = GroupScore::kMax;
   if (config.gate_method == GateMethod::kNoAuxTc) group_score = GroupScore::kTopTwoSum;
   return {.experts = config.expert_count,
@@ -68,10 +72,13 @@ absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoi
                                        const LoadOptions& options) {
   const WeightBinder binder(config, checkpoint);
   WeightPlan plan;
+  // The plan mirrors ModelLoader weight by weight: what is loaded and not counted would be found by
+  // the kernel's memory killer.
   const auto count = [&](const BoundWeight& weight, kernels::Quantization quantization) {
     plan.source_bytes += weight.source_bytes();
     plan.largest_tensor_bytes = std::max(plan.largest_tensor_bytes, weight.source_bytes());
     const kernels::SourceMatrix& source = weight.source;
+    // Vectors are kept in FP32.
     plan.packed_bytes += source.rows == 1 ? 4 * source.cols : PackedBytes(source, quantization);
   };
   ASSIGN_OR_RETURN(const BoundEnds ends, binder.BindEnds());
@@ -86,6 +93,7 @@ absl::StatusOr<WeightPlan> PlanWeights(const ModelConfig& config, const Checkpoi
     ASSIGN_OR_RETURN(const BoundLayer bound,
                      binder.BindLayer(layer, WantedExperts(config, options, layer)));
     for (const BoundWeight* weight : bound.all()) {
+      // --quantization never touches these (docs/numerics.md).
       const bool plain = weight == &bound.router || weight == &bound.kv_b;
       count(*weight, plain ? kernels::Quantization::kNone : options.quantization);
     }
@@ -100,6 +108,7 @@ class ModelLoader {
   ModelLoader(const ModelConfig& config, const Checkpoint& checkpoint, kernels::Backend& backend,
               const LoadOptions& options)
       : binder_(config, checkpoint), backend_(backend), options_(options), model_(new Model()) {
+    CHECK_EQ(static_cast<int>(config.sparse_layers.size()), config.layer_count);
     model_->config_ = config;
     model_->kv_type_ = backend.kv_type();
     model_->rope_ = MakeRope(config);
@@ -108,6 +117,7 @@ class ModelLoader {
   absl::StatusOr<std::unique_ptr<Model>> Load() {
     // Everything is found before anything is packed.
     ASSIGN_OR_RETURN(const BoundEnds ends, binder_.BindEnds());
+    // A missing tensor is found in milliseconds, not after minutes of packing.
     std::vector<BoundLayer> layers;
     const ModelConfig& config = model_->config_;
     for (int layer = 0; layer < config.layer_count; ++layer) {
@@ -132,6 +142,7 @@ class ModelLoader {
 
   void LoadEmbedding(const BoundWeight& weight) {
     const kernels::SourceMatrix& source = weight.source;
+    // Rows of the embedding are copied and not multiplied: other types are widened once.
     const bool keep = source.dtype == DType::kBF16 || source.dtype == DType::kF32;
     kernels::SourceMatrix& table = model_->embedding_;
     table = {.dtype = keep ? source.dtype : DType::kF32, .rows = source.rows, .cols = source.cols};
@@ -142,6 +153,7 @@ class ModelLoader {
     if (keep) {
       backend_.Write(to, source.data, bytes);
     } else {
+      // Row by row, so that the widened table never exists twice.
       std::vector<float> values(source.cols);
       const int64_t row_bytes = source.cols * int64_t{sizeof(float)};
       for (int64_t row = 0; row < source.rows; ++row) {
@@ -177,6 +189,8 @@ class ModelLoader {
                                               .kv_a_norm = kv_a_norm,
                                               .kv_b = bound.kv_b.source,
                                               .o = bound.o.source});
+    // Each source is released as soon as its packed copy exists: a rank needs the memory of what it
+    // holds and of one tensor, never of the checkpoint.
     Done({&bound.input_norm, &bound.q_a, &bound.q_a_norm, &bound.q, &bound.kv_a, &bound.kv_a_norm,
           &bound.kv_b, &bound.o, &bound.mlp_norm});
     layer.dense = LoadMlp(bound.dense);
@@ -201,6 +215,7 @@ class ModelLoader {
   void Done(std::initializer_list<const BoundWeight*> weights) {
     for (const BoundWeight* weight : weights) {
       ReleaseSource(*weight);
+      // An optional weight that is absent has no name.
       if (!weight->name.empty()) bytes_ += weight->source_bytes();
     }
     if (options_.progress) options_.progress(bytes_);

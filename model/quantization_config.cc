@@ -18,6 +18,7 @@ void ReadFp8(JsonFields& quantization, ModelConfig& config) {
     quantization.NotServed("weight_block_size", block == nullptr ? "null" : block->dump(),
                            "[128,128]");
   }
+  // Which tensors are FP8 is seen from their types; this allows them.
   config.fp8_blocks = true;
 }
 
@@ -52,10 +53,12 @@ void ReadIntegerGroup(JsonFields& group, const std::string& format, ModelConfig&
     if (size != kInt4Group) {
       weights.NotServed("group_size", absl::StrCat(size), "32");
     }
+    // Weights in INT4 meet BF16 rows; quantised rows would be other bits.
     if (activations != nullptr) {
       group.NotServed("input_activations", activations->dump(), "null");
     }
     config.int4_groups = true;
+  // INT8 weights meet rows that are quantised as they come, so both sides must be named so.
   } else if (format == "int-quantized" && bits == 8) {
     Require(weights, "strategy", "channel", "");
     Require(inputs, "strategy", "token", "");
@@ -66,6 +69,7 @@ void ReadIntegerGroup(JsonFields& group, const std::string& format, ModelConfig&
       group.NotServed("input_activations", activations == nullptr ? "null" : activations->dump(),
                       "symmetric, dynamic and of 8 bits per token");
     }
+    // Errors of the activations are reported under their own name.
     config.int8_rows = true;
     group.Fail(inputs.status());
   } else {
@@ -79,6 +83,7 @@ void ReadCompressedTensors(JsonFields& quantization, ModelConfig& config) {
   if (const json* kv = quantization.Find({"kv_cache_scheme"}); kv != nullptr) {
     quantization.NotServed("kv_cache_scheme", kv->dump(), "null");
   }
+  // Some writers name a sparsity that is none.
   if (const json* sparsity = quantization.Find({"sparsity_config"}); sparsity != nullptr) {
     JsonFields fields(*sparsity, absl::StrCat(quantization.source(), ".sparsity_config"));
     Require(fields, "format", "dense", "dense");
@@ -91,6 +96,7 @@ void ReadCompressedTensors(JsonFields& quantization, ModelConfig& config) {
         absl::StrCat(quantization.source(), ": config_groups must be an object of groups")));
     return;
   }
+  // Several groups may stand side by side, such as INT4 experts beside INT8 attention.
   for (const auto& [name, value] : groups->items()) {
     JsonFields group(value, absl::StrCat(quantization.source(), ".config_groups.", name));
     if (group.status().ok()) ReadIntegerGroup(group, group.String({"format"}, format), config);

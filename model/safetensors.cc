@@ -15,12 +15,15 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kLengthBytes = 8;
+// JSON numbers are doubles for many writers; beyond 2^53 they would not be whole.
 constexpr uint64_t kNumberMax = uint64_t{1} << 53;
 
 struct DTypeBits {
   std::string_view name;
   int bits;
 };
+// All types of the format, so that a file with one that EPIC does not serve is still read: what a
+// tensor must be is the binder's question (model/weight_types.cc).
 constexpr DTypeBits kDTypes[] = {
     {"BOOL", 8},    {"U8", 8},          {"I8", 8},          {"F8_E5M2", 8}, {"F8_E4M3", 8},
     {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},
@@ -37,6 +40,7 @@ class HeaderParser {
   absl::StatusOr<std::vector<SafetensorsEntry>> Parse(const json& header) const {
     std::vector<SafetensorsEntry> entries;
     if (!header.is_object()) return Invalid("the header is not an object");
+    // Bounded before anything is allocated for the entries.
     if (header.size() > static_cast<size_t>(limits_.tensor_count_max)) {
       return Invalid("the header lists ", header.size(), " tensors; the limit is ",
                      limits_.tensor_count_max);
@@ -49,6 +53,7 @@ class HeaderParser {
       ASSIGN_OR_RETURN(SafetensorsEntry entry, ParseEntry(key, value));
       entries.push_back(std::move(entry));
     }
+    // The order of a JSON object says nothing about the order of bytes.
     std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
       return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
     });
@@ -102,6 +107,7 @@ class HeaderParser {
     ASSIGN_OR_RETURN(entry.shape, Numbers(tensor, value["shape"], "shape", limits_.dimensions_max));
     ASSIGN_OR_RETURN(const std::vector<int64_t> offsets,
                      Numbers(tensor, value["data_offsets"], "data_offsets", 2));
+    // Checked against the file before anyone computes an address from them.
     if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > data_bytes_) {
       return Invalid("tensor ", tensor, ": data_offsets are [", absl::StrJoin(offsets, ", "),
                      "]; they must ascend within the ", data_bytes_, " bytes of data",
@@ -127,6 +133,8 @@ class HeaderParser {
 
   absl::Status CheckSize(const SafetensorsEntry& entry, int bits, int64_t bytes) const {
     const bool empty = std::ranges::find(entry.shape, 0) != entry.shape.end();
+    // In bits, for types narrower than a byte. A size of zero makes the tensor empty even where the
+    // other sizes would overflow.
     int64_t total_bits = empty ? 0 : bits;
     for (int64_t size : entry.shape) {
       if (__builtin_mul_overflow(total_bits, size, &total_bits)) {
@@ -134,6 +142,7 @@ class HeaderParser {
                        "] overflows");
       }
     }
+    // The size must be exact: a tensor that is too long would hide bytes that no one reads.
     if (total_bits % 8 != 0 || total_bits / 8 != bytes) {
       return Invalid("tensor ", entry.name, ": data_offsets span ", bytes, " bytes; ",
                      std::string(entry.dtype), " [", absl::StrJoin(entry.shape, ", "), "] takes ",
@@ -144,6 +153,7 @@ class HeaderParser {
 
   absl::Status CheckTiling(const std::vector<SafetensorsEntry>& entries) const {
     int64_t at = data_begin_;
+    // The format allows no gaps and no overlaps: either is a sign of a damaged or hostile file.
     for (const SafetensorsEntry& entry : entries) {
       if (entry.begin != at) {
         return Invalid("tensor ", entry.name, " begins at byte ", entry.begin - data_begin_,
@@ -176,7 +186,9 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensors(std::span<const std::byte> fi
         absl::StrCat(name, " has ", file_bytes, " bytes; a safetensors file has at least 8"));
   }
   uint64_t length = 0;
+  // Little-endian, as every machine that EPIC runs on.
   std::memcpy(&length, file.data(), kLengthBytes);
+  // Before the addition below, which could overflow.
   if (length > static_cast<uint64_t>(limits.header_bytes_max)) {
     return absl::InvalidArgumentError(absl::StrCat(
         name, ": the header claims ", length, " bytes; the limit is ", limits.header_bytes_max));
@@ -188,6 +200,7 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensors(std::span<const std::byte> fi
                                                    " (is it truncated?)"));
   }
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, length);
+  // The format says so, and it keeps other files from being parsed as a header.
   if (text.empty() || text[0] != '{') {
     return absl::InvalidArgumentError(absl::StrCat(name, ": the header does not start with {"));
   }

@@ -15,6 +15,7 @@
 namespace epic::model {
 namespace {
 
+// A lower temperature means greedy, as vLLM has it.
 constexpr float kGreedyBelow = 1e-5f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -39,6 +40,7 @@ void ApplyPenalties(std::span<float> logits, const SamplingParams& params,
     std::vector<bool> seen(logits.size());
     for (const std::span<const int32_t> ids : {prompt, generated}) {
       for (const int32_t id : ids) {
+        // Once for each distinct token, however often it occurs.
         if (seen[id]) continue;
         seen[id] = true;
         float& logit = logits[id];
@@ -47,6 +49,8 @@ void ApplyPenalties(std::span<float> logits, const SamplingParams& params,
     }
   }
   if (params.presence_penalty == 0 && params.frequency_penalty == 0) return;
+  // Sorted runs count occurrences without a table of the whole vocabulary. The order of the two
+  // subtractions is a part of the definition, since rounding makes it visible.
   std::vector<int32_t> ids(generated.begin(), generated.end());
   std::ranges::sort(ids);
   for (auto begin = ids.begin(); begin != ids.end();) {
@@ -61,6 +65,7 @@ void ApplyPenalties(std::span<float> logits, const SamplingParams& params,
 class BlockedSum {
  public:
   explicit BlockedSum(std::span<const float> weights) : sums_(SumBlocks(weights.size())) {
+    // Blocks of a fixed size, then blocks in order: the same sum on every instruction set.
     SumOfBlocks(weights, sums_.data());
     for (const float sum : sums_) total_ += sum;
   }
@@ -73,11 +78,13 @@ class BlockedSum {
     float before = 0;
     int64_t last = -1;
     for (size_t b = 0; b < sums_.size(); before += sums_[b++]) {
+      // A block of zeros must never be chosen, also when `target` rounds to the whole sum.
       if (sums_[b] > 0) last = static_cast<int64_t>(b);
       if (double{before + sums_[b]} > target) break;
     }
     if (last < 0) return 0;
     before = 0;
+    // Summed again up to the chosen block, because the loop above may have run past it.
     for (int64_t b = 0; b < last; ++b) before += sums_[b];
     const size_t begin = last * kSumBlock;
     const size_t end = std::min(begin + kSumBlock, weights.size());
@@ -102,7 +109,9 @@ class SparseSum {
  public:
   // `kept`: one at least, ids ascending.
   explicit SparseSum(std::vector<Candidate> kept)
-      : kept_(std::move(kept)), total_(Walk([](float, Candidate) { return false; })) {}
+      : kept_(std::move(kept)), total_(Walk([](float, Candidate) { return false; })) {
+    CHECK(!kept_.empty());
+  }
 
   float total() const { return total_; }
   int32_t Invert(double target) const {
@@ -122,6 +131,7 @@ class SparseSum {
     float total = 0, block = 0;
     size_t of_block = 0;
     for (const Candidate candidate : kept_) {
+      // The same blocks as BlockedSum's: a zero adds nothing, so both sums have the same bits.
       if (candidate.id() / kSumBlock != of_block) {
         total += block;
         block = 0;
@@ -140,6 +150,7 @@ class SparseSum {
 // The likeliest first. Many: by eleven bits of their keys at a time, the lowest first.
 void SortByLikelihood(std::vector<Candidate>& candidates) {
   constexpr size_t kMany = 4096;
+  // Six passes over 64-bit keys; a table of 2,048 counts stays in the first-level cache.
   constexpr int kDigitBits = 11;
   constexpr size_t kDigits = size_t{1} << kDigitBits;
   if (candidates.size() < kMany) {
@@ -148,6 +159,7 @@ void SortByLikelihood(std::vector<Candidate>& candidates) {
   }
   std::vector<Candidate> sorted(candidates.size());
   for (int shift = 0; shift < 64; shift += kDigitBits) {
+    // Counting sort is stable, so each pass keeps the order of the passes before.
     size_t places[kDigits + 1] = {};
     const auto digit = [&](Candidate c) { return kDigits - 1 - (c.key() >> shift) % kDigits; };
     for (const Candidate c : candidates) ++places[digit(c) + 1];
@@ -184,6 +196,7 @@ void KeepFrom(Candidate last, std::vector<Candidate>& candidates) {
 
 // The likeliest `count`, ids ascending.
 std::vector<Candidate> TopK(std::span<const float> weights, size_t count) {
+  // At least `count` weights reach this floor, so the likeliest `count` are among the candidates.
   std::vector<Candidate> candidates = AtLeast(weights, ReachedByMany(weights, count));
   if (count >= candidates.size()) return candidates;
   std::vector<Candidate> order = candidates;
@@ -252,15 +265,23 @@ absl::Status CheckSampling(const SamplingParams& params) {
 int32_t SampleToken(std::span<float> logits, const SamplingParams& params,
                     std::span<const int32_t> prompt, std::span<const int32_t> generated) {
   CHECK(!logits.empty());
+  CHECK_GE(params.token_limit, 0);
+  CHECK_GE(params.top_k, 0);
+  // The order is the definition (docs/numerics.md): penalties, limit, temperature, min_p, top_k,
+  // top_p, draw. Each step works on what the step before left.
   ApplyPenalties(logits, params, prompt, generated);
+  // Rows of padding behind the vocabulary, which some checkpoints have, are never drawn.
   if (params.token_limit > 0 && params.token_limit < static_cast<int>(logits.size())) {
     std::ranges::fill(logits.subspan(params.token_limit), -kInfinity);
   }
   const auto likeliest = static_cast<int32_t>(LargestIndex(logits));
   const float highest = logits[likeliest];
+  // All logits may be minus infinity when a mask leaves nothing; the lowest id is then the answer.
   if (params.temperature < kGreedyBelow || highest == -kInfinity) return likeliest;
   Weigh(logits, highest, params.temperature, logits.data());
+  // min_p is a share of the highest weight, which is 1.
   const size_t positive = DropBelow(logits, params.min_p);
+  // The position counts generated tokens, so a resubmitted sequence draws the same numbers.
   const double u = UniformNumber(params.seed, params.choice, generated.size());
   if (params.top_k > 0 && params.top_k < static_cast<int>(logits.size())) {
     return Draw(TopK(logits, params.top_k), params.top_p, u);
@@ -270,6 +291,7 @@ int32_t SampleToken(std::span<float> logits, const SamplingParams& params,
 
 float LogSumExp(std::span<const float> logits) {
   const float highest = logits[LargestIndex(logits)];
+  // The logarithm of nothing.
   if (highest == -kInfinity) return highest;
   std::vector<float> weights(logits.size());
   Weigh(logits, highest, /*temperature=*/1, weights.data());
@@ -280,6 +302,7 @@ double UniformNumber(uint64_t seed, uint32_t choice, uint64_t position) {
   const std::array<uint32_t, 4> bits =
       Philox({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), choice, 0},
              static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  // 53 bits: every double in [0, 1) that is a multiple of 2^-53, and never 1.
   const uint64_t mantissa = (uint64_t{bits[0]} << 21) ^ (bits[1] >> 11);
   return static_cast<double>(mantissa) * 0x1p-53;
 }

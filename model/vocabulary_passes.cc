@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 
+#include "base/check.h"
 #include "kernels/math.h"
 
 namespace epic::model {
@@ -56,6 +57,7 @@ namespace {
                                              float temperature, float* out) {
   constexpr float kLowest = kernels::exp_constants::kLowest;
   for (size_t i = 0; i < count; ++i) {
+    // A division, not a product with the inverse: the bits are those of the plain sampler.
     const float x = (logits[i] - highest) / temperature;
     // Exp's branch below kLowest, as a factor.
     out[i] = kernels::Exp(x < kLowest ? kLowest : x) * (x < kLowest ? 0.0f : 1.0f);
@@ -63,6 +65,7 @@ namespace {
 }
 
 [[gnu::always_inline]] inline size_t DropBelowHere(float* weights, size_t count, float floor) {
+  // Counters of 32 bits fill as many lanes as the floats do; a vocabulary fits.
   uint32_t kept = 0;
   for (size_t i = 0; i < count; ++i) {
     const float weight = weights[i] < floor ? 0.0f : weights[i];
@@ -79,6 +82,8 @@ namespace {
 }
 
 [[gnu::always_inline]] inline size_t UnboundedHere(const float* values, size_t count) {
+  // Infinite and NaN have all exponent bits set. Comparing floats would let a compiler assume that
+  // there is no NaN.
   constexpr uint32_t kExponent = 0x7f800000u;
   uint32_t found = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -90,6 +95,7 @@ namespace {
 // Sixteen blocks side by side, as many as there are.
 [[gnu::always_inline]] inline size_t BlockSumsHere(const float* values, size_t blocks,
                                                    float* sums) {
+  // Each block is summed in ascending order by one lane, so the bits are those of the scalar loop.
   constexpr size_t kSide = 16;
   size_t b = 0;
   for (; b + kSide <= blocks; b += kSide) {
@@ -145,6 +151,7 @@ EPIC_PASSES(Avx512, [[gnu::target("avx512f,avx512dq,avx512vl,fma,prefer-vector-w
 
 const Passes& Best() {
 #ifdef __x86_64__
+  // Asked of the CPU once. The choice changes no bit, so it needs no flag.
   static const Passes& best = [&]() -> const Passes& {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Plain::kAll;
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -164,8 +171,10 @@ bool AllFinite(std::span<const float> values) {
 }
 
 size_t LargestIndex(std::span<const float> values) {
+  CHECK(!values.empty());
   const Passes& passes = Best();
   const float largest = passes.largest(values.data(), values.size());
+  // Counting is vectorised and finding is not: the stride that holds the largest is searched alone.
   constexpr size_t kStride = 8 * kSumBlock;
   for (size_t begin = 0;; begin += kStride) {
     const size_t end = std::min(begin + kStride, values.size());
@@ -175,9 +184,11 @@ size_t LargestIndex(std::span<const float> values) {
 }
 
 float ReachedByMany(std::span<const float> values, size_t count) {
+  CHECK_GT(count, 0u);
   const size_t blocks = values.size() / kSumBlock;
   if (count > blocks) return -std::numeric_limits<float>::infinity();
   // Each of so many blocks has such a value.
+  // The count-th largest maximum is a floor that at least `count` values reach.
   std::vector<float> maxima(blocks);
   Best().block_maxima(values.data(), blocks, maxima.data());
   const auto last = maxima.begin() + static_cast<int64_t>(count) - 1;
@@ -191,6 +202,7 @@ std::vector<int32_t> LargestIds(std::span<const float> values, size_t count) {
   for (size_t id = 0; id < values.size(); ++id) {
     if (values[id] >= floor) ids.push_back(static_cast<int32_t>(id));
   }
+  // Ties go to the lower id, as everywhere.
   const auto larger = [&](int32_t a, int32_t b) {
     return values[a] != values[b] ? values[a] > values[b] : a < b;
   };
@@ -220,6 +232,8 @@ void SumOfBlocks(std::span<const float> values, float* sums) {
 }
 
 Candidate::Candidate(float weight, uint32_t id)
+    // Weights are not negative, so their bits order as they do. The id is inverted: of equal
+    // weights the lower id is the larger key.
     : key_(uint64_t{std::bit_cast<uint32_t>(weight)} << 32 | static_cast<uint32_t>(~id)) {}
 
 float Candidate::weight() const { return std::bit_cast<float>(static_cast<uint32_t>(key_ >> 32)); }

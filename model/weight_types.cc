@@ -38,6 +38,7 @@ absl::StatusOr<BoundWeight> WeightBinder::Bind(const std::string& name,
     return Invalid("tensor ", name, " is missing; expected [", absl::StrJoin(shape, ", "), "]");
   }
   const std::optional<DType> dtype = ServedType(tensor->dtype);
+  // Norms, router and embedding must not be quantised: their scales would have no meaning here.
   const bool quantised = dtype == DType::kF8E4M3 || dtype == DType::kI8;
   if (!dtype || (quantised && !may_be_quantised)) {
     return Invalid("tensor ", name, " is ", tensor->ToString(), "; it must be BF16, F16",
@@ -58,6 +59,7 @@ absl::StatusOr<BoundWeight> WeightBinder::Bind(const std::string& name,
 
 absl::Status WeightBinder::BindScales(BoundWeight& weight) const {
   const bool fp8 = weight.source.dtype == DType::kF8E4M3;
+  // A type without its configuration is refused, since the layout of its scales would be a guess.
   if (!(fp8 ? config_.fp8_blocks : config_.int8_rows)) {
     return Invalid("tensor ", weight.name, fp8 ? " is F8_E4M3" : " is I8",
                    ", but config.json has no quantization_config of ",
@@ -95,12 +97,14 @@ absl::Status WeightBinder::FindScales(BoundWeight& weight, std::string name,
 absl::StatusOr<BoundWeight> WeightBinder::PackedInt4(const std::string& name, int64_t rows,
                                                      int64_t cols) const {
   const std::string packed_name = absl::StrCat(name, "_packed");
+  // The caller has seen that it is there.
   const CheckpointTensor& packed = *checkpoint_.Find(packed_name);
   if (!config_.int4_groups) {
     return Invalid("tensor ", packed_name,
                    " stands for a weight, but config.json has no quantization_config of 4-bit "
                    "integers in groups of 32");
   }
+  // Eight values of four bits in each I32, the lowest bits first.
   const std::vector<int64_t> shape = {rows, (cols + 7) / 8};
   if (packed.dtype != "I32" || packed.shape != shape) {
     return Invalid("tensor ", packed_name, " is ", packed.ToString(), "; it must be I32 [",
@@ -123,6 +127,7 @@ absl::Status WeightBinder::CheckPackedShape(const std::string& name, int64_t row
   if ((!wide && tensor->dtype != "I32") || tensor->shape != std::vector<int64_t>{2}) {
     return Invalid("tensor ", name, " is ", tensor->ToString(), "; it must be I32 or I64 [2]");
   }
+  // The shape before packing. Unaligned: data of a checkpoint may begin at any byte.
   int64_t said[2];
   for (int i = 0; i < 2; ++i) {
     said[i] = wide ? kernels::LoadUnaligned<int64_t>(tensor->bytes.data(), i)

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/check.h"
 #include "base/status.h"
 #include "kernels/number.h"
 
@@ -44,6 +45,7 @@ std::vector<const BoundWeight*> BoundLayer::all() const {
 
 absl::StatusOr<BoundWeight> WeightBinder::Linear(const std::string& name, int64_t rows,
                                                  int64_t cols) const {
+  // compressed-tensors stores a packed weight under another name, and never under both.
   const bool packed = checkpoint_.Find(name) == nullptr &&
                       checkpoint_.Find(absl::StrCat(name, "_packed")) != nullptr;
   return packed ? PackedInt4(name, rows, cols) : Bind(name, {rows, cols}, true);
@@ -112,6 +114,7 @@ absl::Status WeightBinder::BindExperts(const std::string& prefix, const std::vec
     ASSIGN_OR_RETURN(bound.shared,
                      Mlp(absl::StrCat(prefix, "shared_experts."), c.shared_intermediate_size()));
   }
+  // Experts that this rank does not hold stay empty; their tensors are never looked for.
   bound.experts.resize(c.expert_count);
   for (int e = 0; e < c.expert_count; ++e) {
     if (!wanted.empty() && !wanted[e]) continue;
@@ -130,6 +133,9 @@ absl::StatusOr<BoundMlp> WeightBinder::BindExpert(int layer, int expert) const {
 
 absl::StatusOr<BoundLayer> WeightBinder::BindLayer(int layer,
                                                    const std::vector<bool>& wanted) const {
+  CHECK(layer >= 0 && layer < config_.layer_count) << " layer " << layer;
+  CHECK(wanted.empty() || static_cast<int>(wanted.size()) == config_.expert_count)
+      << " wanted " << wanted.size() << " of " << config_.expert_count;
   const std::string prefix = absl::StrCat("model.layers.", layer, ".");
   BoundLayer bound;
   ASSIGN_OR_RETURN(bound.input_norm,
@@ -151,6 +157,7 @@ absl::StatusOr<BoundEnds> WeightBinder::BindEnds() const {
   ASSIGN_OR_RETURN(ends.embedding,
                    Plain("model.embed_tokens.weight", config_.vocab_size, config_.hidden_size));
   ASSIGN_OR_RETURN(ends.final_norm, Vector("model.norm.weight", config_.hidden_size));
+  // The head then reads the embedding's own bytes, and is packed from them.
   if (config_.tied_embeddings) {
     ends.head = ends.embedding;
   } else {
@@ -160,6 +167,9 @@ absl::StatusOr<BoundEnds> WeightBinder::BindEnds() const {
 }
 
 int64_t PackedBytes(const kernels::SourceMatrix& source, kernels::Quantization quantization) {
+  // An upper bound over all families, so that the memory plan never promises too little: panels are
+  // padded, and each allocation may lose most of a page.
+  CHECK(source.rows > 0 && source.cols > 0) << " [" << source.rows << ", " << source.cols << "]";
   constexpr int64_t kPanelRows = 16;
   constexpr int64_t kPackedCols = 64;  // columns are padded to it at most
   constexpr int64_t kAllocationBytes = 4096;
