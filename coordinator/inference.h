@@ -84,7 +84,7 @@ struct RankStatus {
   absl::Duration asleep_with_work = absl::ZeroDuration();
 };
 
-struct Status {
+struct ClusterStatus {
   bool ready = false;
   std::string reason;  // why not
   int requests_running = 0;
@@ -106,7 +106,7 @@ class Inference {
   // NotFound if no such request is running.
   virtual absl::Status Cancel(const std::string& request_id) = 0;
   virtual ModelInfo model() const = 0;
-  virtual Status status() const = 0;
+  virtual ClusterStatus status() const = 0;
 };
 
 }  // namespace epic::coordinator

@@ -62,7 +62,7 @@ class Core : public Inference, public Operators {
   absl::StatusOr<std::shared_ptr<RequestStream>> Submit(Request request) override;
   absl::Status Cancel(const std::string& request_id) override;
   ModelInfo model() const override;
-  Status status() const override;
+  ClusterStatus status() const override;
 
   void Fence(int rank, Done done) override;
   void Freeze(bool frozen, Done done) override;

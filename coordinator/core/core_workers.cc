@@ -215,10 +215,10 @@ ModelInfo Core::model() const {
   return model_;
 }
 
-Status Core::status() const {
+ClusterStatus Core::status() const {
   const std::lock_guard lock(mutex_);
   const absl::Status healthy = Healthy();
-  Status status{.ready = healthy.ok(), .reason = std::string(healthy.message())};
+  ClusterStatus status{.ready = healthy.ok(), .reason = std::string(healthy.message())};
   for (const auto& [id, entry] : requests_) {
     bool begun = false;
     for (int choice = 0; choice < entry.request.choices; ++choice) {

@@ -183,7 +183,7 @@ absl::StatusOr<HttpReply> HttpApi::Health(const HttpRequest&) const {
 }
 
 absl::StatusOr<HttpReply> HttpApi::Ready(const HttpRequest&) const {
-  const Status status = context_.inference.status();
+  const ClusterStatus status = context_.inference.status();
   Json ranks = Json::array();
   for (const RankStatus& rank : status.ranks) ranks.push_back(RankJson(rank));
   Json body = {{"ready", status.ready},

@@ -117,8 +117,8 @@ struct FrontendMetrics::Families {
   }
 
   std::vector<MetricFamily> StatusFamilies() const;
-  std::vector<MetricFamily> RankFamilies(const Status& status) const;
-  std::vector<MetricFamily> ExchangeFamilies(const Status& status) const;
+  std::vector<MetricFamily> RankFamilies(const ClusterStatus& status) const;
+  std::vector<MetricFamily> ExchangeFamilies(const ClusterStatus& status) const;
 
   const Inference& inference;
   Labels model_label;
@@ -138,7 +138,7 @@ struct FrontendMetrics::Families {
 };
 
 std::vector<MetricFamily> FrontendMetrics::Families::StatusFamilies() const {
-  const Status status = inference.status();
+  const ClusterStatus status = inference.status();
   double pages = 0, pages_used = 0, preemptions = 0;
   for (const RankStatus& rank : status.ranks) {
     pages += rank.kv_page_count;
@@ -175,7 +175,8 @@ std::vector<MetricFamily> FrontendMetrics::Families::StatusFamilies() const {
   return families;
 }
 
-std::vector<MetricFamily> FrontendMetrics::Families::RankFamilies(const Status& status) const {
+std::vector<MetricFamily> FrontendMetrics::Families::RankFamilies(
+    const ClusterStatus& status) const {
   MetricFamily ready = NewFamily("epic_rank_ready", "1: the rank takes requests");
   MetricFamily running = NewFamily("epic_rank_requests_running", "Requests in the rank's batch");
   MetricFamily used = NewFamily("epic_rank_kv_pages_used", "KV pages in use");
@@ -196,7 +197,8 @@ std::vector<MetricFamily> FrontendMetrics::Families::RankFamilies(const Status& 
 }
 
 // What ranks report of their exchange of rows.
-std::vector<MetricFamily> FrontendMetrics::Families::ExchangeFamilies(const Status& status) const {
+std::vector<MetricFamily> FrontendMetrics::Families::ExchangeFamilies(
+    const ClusterStatus& status) const {
   struct Column {
     const char *name, *help;
     MetricType type;

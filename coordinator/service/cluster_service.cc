@@ -119,7 +119,7 @@ class ClusterService : public v1::Cluster::CallbackService {
   grpc::ServerUnaryReactor* GetState(grpc::CallbackServerContext* context,
                                      const v1::GetStateRequest*,
                                      v1::ClusterState* answer) override {
-    const Status status = inference_.status();
+    const ClusterStatus status = inference_.status();
     answer->set_term(term_);
     answer->set_ready(status.ready);
     answer->set_reason(status.reason);

@@ -82,11 +82,11 @@ ModelInfo FakeInference::model() const {
           .system_fingerprint = "epic-test"};
 }
 
-Status FakeInference::status() const {
+ClusterStatus FakeInference::status() const {
   const std::lock_guard lock(mutex_);
   int running = 0;
   for (const Entry& entry : entries_) running += entry.alive;
-  Status status{.ready = ready_, .reason = reason_, .requests_running = running};
+  ClusterStatus status{.ready = ready_, .reason = reason_, .requests_running = running};
   status.ranks.push_back(
       {.rank = 0, .state = ready_ ? "ready" : "loading", .kv_pages_used = 3, .kv_page_count = 12});
   return status;

@@ -21,7 +21,7 @@ class FakeInference : public Inference {
   absl::StatusOr<std::shared_ptr<RequestStream>> Submit(Request request) override;
   absl::Status Cancel(const std::string& request_id) override;
   ModelInfo model() const override;
-  Status status() const override;
+  ClusterStatus status() const override;
 
   // Answers every further request at once with these tokens and this end.
   void AnswerWith(std::vector<int32_t> tokens, FinishReason finish = FinishReason::kStop);
