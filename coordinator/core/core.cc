@@ -4,22 +4,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/log.h"
+#include "base/check.h"
 #include "base/mutant.h"
 #include "base/status.h"
+#include "coordinator/core/change.h"
 #include "coordinator/core/convert.h"
-#include "coordinator/routing/routing.h"
 
 namespace epic::coordinator {
-namespace {
 
-int64_t TokensOf(const Request& request) {
-  return static_cast<int64_t>(request.prompt.size() + request.max_tokens) * request.choices;
-}
-
-}  // namespace
-
-// A cursor; the client is gone when it goes.
+// A cursor into a journal. The client is gone when its stream is destroyed.
 class Core::Stream : public RequestStream {
  public:
   Stream(std::shared_ptr<Journal> journal, std::shared_ptr<cluster::Mailbox> mailbox, Core* core,
@@ -33,7 +26,7 @@ class Core::Stream : public RequestStream {
     if (journal_->all_sealed()) return;
     // The core closes the mailbox before it goes, and no task runs after that.
     mailbox_->Post([core = core_, request = request_] {
-      core->Locked([&] { core->EndRequest(request, FinishReason::kCancelled, absl::OkStatus()); });
+      core->EndNow(request, FinishReason::kCancelled, absl::OkStatus());
     });
   }
   void SetListener(std::function<void()> listener) override {
@@ -55,8 +48,8 @@ Core::Core(Env env, CoreOptions options, std::shared_ptr<const text::Tokenizer> 
       options_(std::move(options)),
       tokenizer_(std::move(tokenizer)),
       mailbox_(std::make_shared<cluster::Mailbox>(env.loop)),
-      admission_(options_.admission),
       events_(env.clock),
+      requests_(options_.admission),
       world_(options_.world, events_) {
   model_.names = options_.names;
   model_.vocab_size = options_.vocab_size;
@@ -65,306 +58,187 @@ Core::Core(Env env, CoreOptions options, std::shared_ptr<const text::Tokenizer> 
 Core::~Core() {
   Close();
   if (tick_ != 0) env_.loop.Cancel(tick_);
-  for (const auto& [id, entry] : requests_) {
+  for (const auto& [id, entry] : requests_.requests()) {
     if (entry.timer != 0) env_.loop.Cancel(entry.timer);
   }
 }
 
 absl::StatusOr<std::shared_ptr<RequestStream>> Core::Submit(Request request) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   if (draining_) return absl::UnavailableError("draining: no new requests are taken");
   RETURN_IF_ERROR(world_.ReadySoon());
-  if (ids_.count(request.id) > 0) {
-    return absl::AlreadyExistsError(absl::StrCat("a request with id ", request.id, " is running"));
-  }
-  RETURN_IF_ERROR(admission_.Admit(TokensOf(request)));
-  const uint64_t id = next_id_++;
-  ids_[request.id] = id;
-  Entry& entry = requests_[id];
-  entry.journal = std::make_shared<Journal>(request.choices);
-  entry.seed = request.sampling.seed ? *request.sampling.seed : env_.random.Next();
-  entry.request = std::move(request);
-  mailbox_->Post([this, id] { Locked([&] { Begin(id); }); });
+  ASSIGN_OR_RETURN(const uint64_t id, requests_.Add(std::move(request)));
+  RequestTable::Entry& entry = *requests_.request(id);
+  if (!entry.request.sampling.seed) entry.seed = env_.random.Next();
+  mailbox_->Post([this, id] { Begin(id); });
   return std::make_shared<Stream>(entry.journal, mailbox_, this, id);
 }
 
 absl::Status Core::Cancel(const std::string& request_id) {
-  const std::lock_guard lock(mutex_);
-  const auto found = ids_.find(request_id);
-  if (found == ids_.end()) {
+  const absl::MutexLock lock(&mutex_);
+  const std::optional<uint64_t> found = requests_.Find(request_id);
+  if (!found) {
     return absl::NotFoundError(absl::StrCat("no request with id ", request_id, " is running"));
   }
-  mailbox_->Post([this, id = found->second] {
-    Locked([&] { EndRequest(id, FinishReason::kCancelled, absl::OkStatus()); });
-  });
+  mailbox_->Post([this, id = *found] { EndNow(id, FinishReason::kCancelled, absl::OkStatus()); });
   return absl::OkStatus();
 }
 
+void Core::EndAll(const absl::Status& status) {
+  mailbox_->Post([this, status] { EndAllNow(status); });
+}
+
+void Core::StartDraining() {
+  const absl::MutexLock lock(&mutex_);
+  draining_ = true;
+}
+
 void Core::Begin(uint64_t id) {
-  const auto found = requests_.find(id);
-  if (found == requests_.end()) return;
-  Entry& entry = found->second;
-  if (entry.request.deadline != absl::InfiniteFuture()) {
-    entry.timer = env_.loop.At(entry.request.deadline, [this, id] {
-      Locked([&] {
-        EndRequest(id, FinishReason::kError,
-                   absl::DeadlineExceededError("the request's deadline has passed"));
-      });
+  const Change change(*this);
+  RequestTable::Entry* const entry = requests_.request(id);
+  // Its client may have left before the loop came to it.
+  if (entry == nullptr) return;
+  if (entry->request.deadline != absl::InfiniteFuture()) {
+    entry->timer = env_.loop.At(entry->request.deadline, [this, id] {
+      EndNow(id, FinishReason::kError,
+             absl::DeadlineExceededError("the request's deadline has passed"));
     });
   }
-  for (int choice = 0; choice < entry.request.choices; ++choice) {
-    const uint64_t sequence_id = next_id_++;
-    Sequence& sequence = sequences_[sequence_id];
-    sequence.request = id;
-    sequence.choice = choice;
-    if (!entry.request.answer.stop.empty() && tokenizer_ != nullptr) {
-      sequence.parser.emplace(*tokenizer_, entry.request.prompt, entry.request.answer);
+  for (const uint64_t sequence : requests_.Begin(id)) {
+    if (!entry->request.answer.stop.empty() && tokenizer_ != nullptr) {
+      requests_.sequence(sequence)->parser.emplace(*tokenizer_, entry->request.prompt,
+                                                   entry->request.answer);
     }
-    entry.sequences.push_back(sequence_id);
-    waiting_.insert({-entry.request.priority, sequence_id});
+    Enqueue(sequence);
   }
   PlaceWaiting();
 }
 
+void Core::EndNow(uint64_t request, FinishReason finish, const absl::Status& error) {
+  const Change change(*this);
+  EndRequest(request, finish, error);
+}
+
+void Core::EndAllNow(const absl::Status& error) {
+  const Change change(*this);
+  while (!requests_.requests().empty()) {
+    EndRequest(requests_.requests().begin()->first, FinishReason::kError, error);
+  }
+}
+
+int64_t Core::TokensToCompute(uint64_t id) {
+  const RequestTable::Entry& entry = requests_.RequestOf(id);
+  return static_cast<int64_t>(entry.request.prompt.size()) +
+         entry.journal->length(requests_.sequence(id)->choice);
+}
+
+void Core::Enqueue(uint64_t id) {
+  const int priority = requests_.RequestOf(id).request.priority;
+  if (isolation_.suspect(id)) {
+    isolation_.Wait(id, priority);
+  } else {
+    placer_.Wait(id, priority, TokensToCompute(id));
+  }
+}
+
 void Core::PlaceWaiting() {
+  // First, for the rank that it chooses must not be given others.
   PlaceSuspect();
-  for (auto next = waiting_.begin(); next != waiting_.end();) {
-    const uint64_t sequence = next->second;
-    if (sequences_.at(sequence).deaths.suspect()) {
-      ++next;
-      continue;
-    }
-    if (!Place(sequence)) return;
-    next = waiting_.erase(next);
-  }
-}
-
-bool Core::Place(uint64_t id) {
-  std::vector<RankLoad> loads;
-  const std::vector<int> isolated = world_.RanksLostTogether(isolated_rank_);
+  if (!placer_.waits()) return;
+  const std::vector<int> kept_free = world_.RanksLostTogether(isolation_.rank());
+  std::vector<int> ranks;
   for (const auto& [rank, worker] : workers_) {
-    if (!world_.Routable(rank) || std::ranges::count(isolated, rank) > 0) continue;
-    RankLoad load{.rank = rank,
-                  .ready = true,
-                  .running = static_cast<int>(worker.sequences.size()),
-                  .kv_pages_used = worker.step.kv_pages_used,
-                  .kv_page_count = world_.members().at(rank).ready->kv_page_count()};
-    for (const uint64_t other : worker.sequences) {
-      load.uncomputed_tokens += sequences_.at(other).uncomputed_tokens;
-    }
-    loads.push_back(load);
+    if (world_.Routable(rank) && std::ranges::count(kept_free, rank) == 0) ranks.push_back(rank);
   }
-  const std::optional<int> rank = ChooseRank(loads);
-  if (!rank) return false;
-  PlaceAt(*rank, id);
-  return true;
-}
-
-void Core::PlaceAt(int rank, uint64_t id) {
-  Sequence& sequence = sequences_.at(id);
-  Worker& worker = workers_.at(rank);
-  if (worker.sequences.empty()) worker.last_step_at = env_.clock.Now();
-  worker.sequences.insert(id);
-  sequence.rank = rank;
-  SendStart(id, sequence, worker);
+  for (const SequencePlacement& placement : placer_.PlaceAll(ranks)) Start(placement);
 }
 
 void Core::PlaceSuspect() {
-  if (isolated_ != 0) return;
-  const auto suspect = std::ranges::find_if(
-      waiting_, [this](const auto& entry) { return sequences_.at(entry.second).deaths.suspect(); });
-  if (suspect == waiting_.end()) {
-    isolated_rank_ = -1;
-    return;
+  if (!isolation_.waits()) return;
+  std::vector<Isolation::Candidate> candidates;
+  for (const auto& [rank, worker] : workers_) {
+    if (world_.Routable(rank)) candidates.push_back({rank, CountTogether(rank)});
   }
-  if (isolated_rank_ < 0 || !world_.Routable(isolated_rank_)) {
-    isolated_rank_ = -1;
-    for (const auto& [rank, worker] : workers_) {
-      if (!world_.Routable(rank)) continue;
-      if (isolated_rank_ < 0 || CountTogether(rank) < CountTogether(isolated_rank_)) {
-        isolated_rank_ = rank;
-      }
-    }
-  }
-  if (isolated_rank_ < 0 || CountTogether(isolated_rank_) > 0) return;
-  isolated_ = suspect->second;
-  waiting_.erase(suspect);
-  PlaceAt(isolated_rank_, isolated_);
+  const auto choice = isolation_.PlaceNext(candidates);
+  if (!choice) return;
+  Start(placer_.Place(choice->sequence, choice->rank, TokensToCompute(choice->sequence)));
 }
 
 size_t Core::CountTogether(int rank) const {
   size_t count = 0;
-  for (const int each : world_.RanksLostTogether(rank)) count += workers_.at(each).sequences.size();
+  for (const int other : world_.RanksLostTogether(rank)) count += placer_.sequences(other).size();
   return count;
 }
 
-void Core::EndIsolation(uint64_t id) {
-  if (isolated_ != id) return;
-  isolated_ = 0;
-  isolated_rank_ = -1;
-}
-
-void Core::SendStart(uint64_t id, Sequence& sequence, Worker& worker) {
-  const Entry& entry = requests_.at(sequence.request);
+void Core::Start(const SequencePlacement& placement) {
+  Worker& worker = workers_.at(placement.rank);
+  // An idle rank makes no steps, and none is missing.
+  if (placement.first) worker.last_step_at = env_.clock.Now();
+  RequestTable::Sequence& sequence = *requests_.sequence(placement.sequence);
+  const RequestTable::Entry& entry = requests_.RequestOf(placement.sequence);
   sequence.attempt = entry.journal->BeginAttempt(sequence.choice);
   if (sequence.attempt > 1) ++metrics_.resubmissions;
   v1::ControlMessage message;
   v1::StartSequence& start = *message.mutable_start();
   start = StartFrom(entry.request, entry.seed, sequence.choice);
-  start.set_sequence(id);
+  start.set_sequence(placement.sequence);
   start.set_attempt(sequence.attempt);
+  // What was generated before is computed again, and never drawn again: the draw could differ where
+  // the client has read the token already.
   const std::vector<int32_t> forced = entry.journal->Tokens(sequence.choice);
   auto& known = EPIC_MUTANT("forced_tokens_join_the_prompt") ? *start.mutable_prompt()
                                                              : *start.mutable_forced();
   known.Add(forced.begin(), forced.end());
   start.set_prompt_logprobs(entry.request.prompt_logprobs && sequence.choice == 0 &&
                             !entry.journal->prompt_known());
-  sequence.uncomputed_tokens = static_cast<int64_t>(entry.request.prompt.size() + forced.size());
   worker.link->Send(std::move(message));
 }
 
 void Core::Resubmit(uint64_t id) {
-  Sequence& sequence = sequences_.at(id);
-  if (sequence.rank >= 0) workers_.at(sequence.rank).sequences.erase(id);
-  sequence.rank = -1;
-  EndIsolation(id);
-  waiting_.insert({-requests_.at(sequence.request).request.priority, id});
+  placer_.Remove(id);
+  isolation_.Leave(id);
+  Enqueue(id);
+}
+
+void Core::SendEnd(int rank, uint64_t id) {
+  v1::ControlMessage message;
+  message.mutable_end()->set_sequence(id);
+  message.mutable_end()->set_attempt(requests_.sequence(id)->attempt);
+  workers_.at(rank).link->Send(std::move(message));
 }
 
 void Core::EndSequence(uint64_t id, FinishReason finish, absl::Status error) {
-  const auto found = sequences_.find(id);
-  if (found == sequences_.end()) return;
-  const Sequence& sequence = found->second;
-  const uint64_t request_id = sequence.request;
-  Entry& entry = requests_.at(request_id);
-  entry.journal->Seal(sequence.choice, finish, std::move(error));
-  grown_[request_id] = entry.journal;
-  if (sequence.rank >= 0) {
-    Worker& worker = workers_.at(sequence.rank);
-    worker.sequences.erase(id);
-    v1::ControlMessage message;
-    message.mutable_end()->set_sequence(id);
-    message.mutable_end()->set_attempt(sequence.attempt);
-    worker.link->Send(std::move(message));
-  }
-  EndIsolation(id);
-  waiting_.erase({-entry.request.priority, id});
-  sequences_.erase(found);
-  if (!entry.journal->all_sealed()) return;
-  if (entry.timer != 0) env_.loop.Cancel(entry.timer);
-  admission_.Release(TokensOf(entry.request));
-  ids_.erase(entry.request.id);
-  requests_.erase(request_id);
+  if (requests_.sequence(id) == nullptr) return;
+  if (const int rank = placer_.RankOf(id); rank >= 0) SendEnd(rank, id);
+  placer_.Remove(id);
+  isolation_.Forget(id);
+  const auto ended = requests_.EndSequence(id, finish, std::move(error));
+  if (ended && ended->timer != 0) env_.loop.Cancel(ended->timer);
 }
 
 void Core::EndRequest(uint64_t id, FinishReason finish, const absl::Status& error) {
-  const auto found = requests_.find(id);
-  if (found == requests_.end()) return;
-  const std::vector<uint64_t> sequences = found->second.sequences;
+  const RequestTable::Entry* const entry = requests_.request(id);
+  if (entry == nullptr) return;
+  // A copy: the entry goes with its last sequence.
+  const std::vector<uint64_t> sequences = entry->sequences;
   for (const uint64_t sequence : sequences) EndSequence(sequence, finish, error);
-  if (!sequences.empty()) return;
-  // It had not begun.
-  Entry& entry = found->second;
-  for (int choice = 0; choice < entry.request.choices; ++choice) {
-    entry.journal->Seal(choice, finish, error);
-  }
-  grown_[id] = entry.journal;
-  admission_.Release(TokensOf(entry.request));
-  ids_.erase(entry.request.id);
-  requests_.erase(found);
-}
-
-void Core::StartDraining() {
-  const std::lock_guard lock(mutex_);
-  draining_ = true;
-}
-
-void Core::EndAll(const absl::Status& status) {
-  mailbox_->Post([this, status] {
-    Locked([&] {
-      while (!requests_.empty()) {
-        EndRequest(requests_.begin()->first, FinishReason::kError, status);
-      }
-    });
-  });
+  if (sequences.empty()) requests_.EndBeforeBegin(id, finish, error);
+  CHECK(requests_.request(id) == nullptr) << "request " << id << " outlived its sequences";
 }
 
 int Core::active_requests() const {
-  const std::lock_guard lock(mutex_);
-  return static_cast<int>(requests_.size());
+  const absl::MutexLock lock(&mutex_);
+  return static_cast<int>(requests_.requests().size());
 }
 
 MetricsSnapshot Core::metrics() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return metrics_;
 }
 
-absl::StatusOr<cluster::ControlLinkHandlers> Core::AddWorker(
-    const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
-  absl::StatusOr<int> rank;
-  Locked([&] {
-    ChangeWorld([&] {
-      rank = world_.Join(hello, env_.clock.Now());
-      if (!rank.ok()) return;
-      Worker& worker = workers_[*rank];
-      worker.link = std::move(link);
-      worker.last_step_at = env_.clock.Now();
-    });
-    if (tick_ == 0 && !workers_.empty()) {
-      tick_ = env_.loop.At(env_.clock.Now() + options_.world.liveness.period, [this] { Tick(); });
-    }
-  });
-  if (!rank.ok()) return rank.status();
-  return cluster::ControlLinkHandlers{
-      .on_message =
-          [this, rank = *rank](const v1::ControlMessage& message) {
-            Locked([&] { OnMessage(rank, message); });
-          },
-      .on_down =
-          [this, rank = *rank](const absl::Status& status) {
-            Locked([&] { ChangeWorld([&] { world_.OnClosed(rank, status, env_.clock.Now()); }); });
-          }};
-}
-
-void Core::Tick() {
-  Locked([&] {
-    std::map<int, int> sequences;
-    for (const auto& [rank, worker] : workers_) {
-      sequences[rank] = static_cast<int>(worker.sequences.size());
-    }
-    ChangeWorld([&] { world_.OnTime(env_.clock.Now(), sequences); });
-    tick_ = 0;
-    if (workers_.empty()) return;
-    tick_ = env_.loop.At(env_.clock.Now() + options_.world.liveness.period, [this] { Tick(); });
-  });
-}
-
-void Core::Operate(std::function<absl::Status()> change, Done done) {
-  const bool posted = mailbox_->Post([this, change = std::move(change), done] {
-    absl::Status status;
-    Locked([&] { ChangeWorld([&] { status = change(); }); });
-    done(status);
-  });
-  if (!posted) done(absl::UnavailableError("the coordinator is going away"));
-}
-
-void Core::Fence(int rank, Done done) {
-  Operate([this, rank] { return world_.Fence(rank, env_.clock.Now()); }, std::move(done));
-}
-
-void Core::Freeze(bool frozen, Done done) {
-  const auto change = [this, frozen] {
-    world_.Freeze(frozen);
-    return absl::OkStatus();
-  };
-  Operate(change, std::move(done));
-}
-
-void Core::Drain(int rank, bool cancel, Done done) {
-  const auto change = [this, rank, cancel] {
-    return cancel ? world_.CancelDrain(rank) : world_.Drain(rank, env_.clock.Now());
-  };
-  Operate(change, std::move(done));
+ModelInfo Core::model() const {
+  const absl::MutexLock lock(&mutex_);
+  return model_;
 }
 
 }  // namespace epic::coordinator

@@ -3,8 +3,9 @@
 // request once. When a worker is lost its sequences are submitted again, with what they have
 // generated, to a rank that is ready: nothing is lost, and no token comes twice.
 //
-// Who is in the world and which experts each rank holds is World's to decide; the core carries it
-// out.
+// The core is what connects plain objects, each with one job: RequestTable knows what runs,
+// SequencePlacer which rank computes it, Isolation whom to suspect when ranks die, and World who is
+// in the world and which experts each rank holds.
 //
 //   Core core(env, {.names = {"tiny-r1"}, .vocab_size = 1024}, tokenizer);
 //   ControlServer control(env, {.term = term, .build_id = build}, [&](const auto& hello, auto link)
@@ -12,25 +13,25 @@
 //     return core.AddWorker(hello, std::move(link)); });
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
-#include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/env.h"
 #include "cluster/control_link.h"
 #include "cluster/mailbox.h"
-#include "coordinator/admission/admission.h"
-#include "coordinator/core/deaths.h"
+#include "coordinator/core/cluster_status.h"
+#include "coordinator/core/isolation.h"
+#include "coordinator/core/request_table.h"
+#include "coordinator/core/sequence_placer.h"
 #include "coordinator/inference.h"
-#include "coordinator/journal/journal.h"
 #include "coordinator/operators.h"
 #include "coordinator/world/event_log.h"
 #include "coordinator/world/world.h"
-#include "text/answer_parser.h"
 #include "text/tokenizer.h"
 
 namespace epic::coordinator {
@@ -50,8 +51,8 @@ struct MetricsSnapshot {
   int64_t quarantined = 0;  // requests that killed a rank alone, twice
 };
 
-// Inference's and Operators' methods, StartDraining, EndAll and metrics: any thread. The rest: the
-// loop's. Listeners of streams are called on the loop's thread.
+// Any thread may call the methods of Inference and Operators, StartDraining, EndAll and metrics.
+// The loop's thread alone calls the others, and the listeners of streams are called there.
 class Core : public Inference, public Operators {
  public:
   // `tokenizer` reads stop strings; null: there are none.
@@ -69,140 +70,102 @@ class Core : public Inference, public Operators {
   void Drain(int rank, bool cancel, Done done) override;
   EventLog& events() override { return events_; }
 
-  // A worker has dialled; returns what happens on `link`, or why it is not taken.
+  // A worker has dialled. Returns what is to be called for what comes over `link`, or why the
+  // worker is not taken.
   absl::StatusOr<cluster::ControlLinkHandlers> AddWorker(
       const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link);
   // Refuses new requests (Unavailable); those accepted go on.
   void StartDraining();
-  // Nothing that another thread wants is done any more, but for what is posted to the loop already.
+  // Stops accepting posts from other threads. Tasks that are posted to the loop already still run.
   void Close() { mailbox_->Close(); }
   // Ends every request with `status`.
   void EndAll(const absl::Status& status);
   int active_requests() const;
   MetricsSnapshot metrics() const;
 
-  // Work queued and no step for so long: not ready.
+  // A rank that has work and makes no step for longer than this makes the cluster not ready: a step
+  // takes at most seconds, also on slow machines, and probes should see a rank that hangs.
   static constexpr absl::Duration kStepAgeMax = absl::Seconds(10);
 
  private:
   class Stream;
-  struct Entry {
-    Request request;
-    std::shared_ptr<Journal> journal;
-    std::vector<uint64_t> sequences;  // of each choice
-    uint64_t seed = 0;
-    TimerId timer = 0;
-  };
-  struct Sequence {
-    uint64_t request = 0;
-    int choice = 0;
-    uint32_t attempt = 0;
-    int rank = -1;  // none: waits for one
-    int64_t uncomputed_tokens = 0;
-    std::optional<text::AnswerParser> parser;  // none: no stop string can end it
-    Deaths deaths;
-  };
+  class Change;
   struct Worker {
     std::unique_ptr<cluster::ControlLink> link;
-    struct {
-      int running = 0;
-      int waiting = 0;
-      int kv_pages_used = 0;
-      int64_t number = 0;
-      int64_t preemptions = 0;
-    } step;  // the last that it reported
-    std::set<uint64_t> sequences;
+    StepCounts step;
     absl::Time last_step_at;
   };
 
-  // Runs `change` under the lock, then tells the streams of journals that have grown.
-  template <class Change>
-  void Locked(Change change);
+  // What begins on the loop's thread. Each of these takes the lock, once.
+  void Begin(uint64_t request) ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndNow(uint64_t request, FinishReason finish, const absl::Status& error)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndAllNow(const absl::Status& error) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnMessage(int rank, const v1::ControlMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnDown(int rank, const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnTick() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Posts a change of the world to the loop, and tells the operator what came of it.
+  void Operate(std::function<absl::Status(World&)> change, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status ChangeWorld(const std::function<absl::Status(World&)>& change)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // All below: with the lock, on the loop's thread.
-  void Begin(uint64_t request);
-  void PlaceWaiting();
-  bool Place(uint64_t sequence);
-  void PlaceAt(int rank, uint64_t sequence);
-  // A suspect runs alone; the rank for it, and those of its epoch, are kept free of others.
-  void PlaceSuspect();
-  // The sequence is no suspect any more, or runs no more.
-  void EndIsolation(uint64_t sequence);
-  void SendStart(uint64_t id, Sequence& sequence, Worker& worker);
-  void Resubmit(uint64_t sequence);
-  void OnMessage(int rank, const v1::ControlMessage& message);
-  void OnReady(int rank);
-  void OnStep(int rank, const v1::StepReport& report);
-  void OnToken(int rank, const v1::SequenceToken& token);
-  void OnPrompt(int rank, const v1::PromptScored& prompt);
-  void OnFailed(int rank, const v1::SequenceFailed& failed);
-  // Runs `change` of the world, does what the world then wants, and places what waits.
-  template <class Change>
-  void ChangeWorld(Change change);
-  void Tick();
-  void OnLost(const LostRanks& lost);
-  // Of the rank and of those that would be lost with it.
-  size_t CountTogether(int rank) const;
-  void OnDeath(uint64_t sequence, int length, bool alone);
-  // Its sequences go on elsewhere.
-  void MoveAway(int rank);
-  // On the loop; then tells the operator.
-  void Operate(std::function<absl::Status()> change, Done done);
-  void EndSequence(uint64_t sequence, FinishReason finish, absl::Status error);
-  void EndRequest(uint64_t request, FinishReason finish, const absl::Status& error);
-  // Why nothing can be served; OK: it can. With the lock, any thread.
-  absl::Status Ready() const;
+  // Sequences and the ranks that compute them (core.cc).
+  void Enqueue(uint64_t sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PlaceWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PlaceSuspect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Start(const SequencePlacement& placement) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The sequence leaves its rank, if it has one, and waits for another.
+  void Resubmit(uint64_t sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndSequence(uint64_t sequence, FinishReason finish, absl::Status error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndRequest(uint64_t request, FinishReason finish, const absl::Status& error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tells the rank to free what it holds of the sequence.
+  void SendEnd(int rank, uint64_t sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int64_t TokensToCompute(uint64_t sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Sequences on the rank, and on those that would be lost with it.
+  size_t CountTogether(int rank) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // What workers and the world say (core_workers.cc).
+  void OnReady(int rank) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnStep(int rank, const v1::StepReport& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnToken(int rank, const v1::SequenceToken& token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnPrompt(int rank, const v1::PromptScored& prompt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnFailed(int rank, const v1::SequenceFailed& failed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Does what the world wants after it was changed, and places what waits.
+  void CarryOut(WorldActions actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnLost(const LostRanks& lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes the rank out of the core; returns the sequences that it had, which wait again.
+  std::vector<uint64_t> RemoveWorker(int rank) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The rank of the sequence died, and nobody knows why. `alone`: no other one was lost with it.
+  void OnDeath(uint64_t sequence, bool alone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The sequences of the rank go on elsewhere, and the rank lives on.
+  void MoveAway(int rank) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ScheduleTick() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // Why nothing can be served; OK: it can.
+  absl::Status Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // As Ready, and steps are being made.
-  absl::Status Healthy() const;
-  absl::Duration StepAge(const Worker& worker) const;
-  RankStatus StatusOf(int rank, const Worker& worker) const;
+  absl::Status Healthy() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Duration StepAge(int rank, const Worker& worker) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   Env env_;
   const CoreOptions options_;
   const std::shared_ptr<const text::Tokenizer> tokenizer_;
   const std::shared_ptr<cluster::Mailbox> mailbox_;
+  EventLog events_;  // has locks of its own
 
-  mutable std::mutex mutex_;  // guards all below
-  Admission admission_;
-  bool draining_ = false;
-  uint64_t next_id_ = 1;
-  std::map<uint64_t, Entry> requests_;
-  std::map<std::string, uint64_t> ids_;
-  std::map<uint64_t, Sequence> sequences_;
-  std::set<std::pair<int, uint64_t>> waiting_;  // (-priority, sequence)
-  std::map<int, Worker> workers_;
-  ModelInfo model_;
-  EventLog events_;
-  World world_;
-  TimerId tick_ = 0;        // while there are workers
-  uint64_t isolated_ = 0;   // the suspect that runs
-  int isolated_rank_ = -1;  // where it runs, or will when the rank is empty
-  MetricsSnapshot metrics_;
-  std::map<uint64_t, std::shared_ptr<Journal>> grown_;  // by request
+  mutable absl::Mutex mutex_;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  RequestTable requests_ ABSL_GUARDED_BY(mutex_);
+  SequencePlacer placer_ ABSL_GUARDED_BY(mutex_);
+  Isolation isolation_ ABSL_GUARDED_BY(mutex_);
+  std::map<int, Worker> workers_ ABSL_GUARDED_BY(mutex_);
+  ModelInfo model_ ABSL_GUARDED_BY(mutex_);
+  World world_ ABSL_GUARDED_BY(mutex_);
+  TimerId tick_ ABSL_GUARDED_BY(mutex_) = 0;  // while there are workers
+  MetricsSnapshot metrics_ ABSL_GUARDED_BY(mutex_);
 };
-
-template <class Change>
-void Core::ChangeWorld(Change change) {
-  change();
-  WorldActions actions = world_.Take();
-  for (auto& [rank, message] : actions.messages) {
-    const auto worker = workers_.find(rank);
-    if (worker != workers_.end()) worker->second.link->Send(std::move(message));
-  }
-  for (const int rank : actions.move) MoveAway(rank);
-  for (const LostRanks& lost : actions.lost) OnLost(lost);
-  PlaceWaiting();
-}
-
-template <class Change>
-void Core::Locked(Change change) {
-  std::map<uint64_t, std::shared_ptr<Journal>> grown;
-  {
-    const std::lock_guard lock(mutex_);
-    change();
-    grown.swap(grown_);
-  }
-  for (const auto& [request, journal] : grown) journal->Notify();
-}
 
 }  // namespace epic::coordinator

@@ -27,8 +27,8 @@ void SequencePlacer::Wait(uint64_t sequence, int priority, int64_t tokens) {
   waiting_.insert({-priority, sequence});
 }
 
-std::vector<Placement> SequencePlacer::PlaceAll(const std::vector<int>& ranks) {
-  std::vector<Placement> placements;
+std::vector<SequencePlacement> SequencePlacer::PlaceAll(const std::vector<int>& ranks) {
+  std::vector<SequencePlacement> placements;
   if (waiting_.empty() || ranks.empty()) return placements;
   // Only the load of a rank that is chosen changes, so all are read from the map once.
   std::vector<RankLoad> loads;
@@ -47,13 +47,13 @@ std::vector<Placement> SequencePlacer::PlaceAll(const std::vector<int>& ranks) {
   return placements;
 }
 
-Placement SequencePlacer::Place(uint64_t sequence, int rank, int64_t tokens) {
+SequencePlacement SequencePlacer::Place(uint64_t sequence, int rank, int64_t tokens) {
   const bool added = sequences_.try_emplace(sequence, Sequence{.tokens = tokens}).second;
   CHECK(added) << "sequence " << sequence << " waits or is on a rank already";
   return PlaceAt(ranks_.at(rank), sequence);
 }
 
-Placement SequencePlacer::PlaceAt(Rank& rank, uint64_t id) {
+SequencePlacement SequencePlacer::PlaceAt(Rank& rank, uint64_t id) {
   Sequence& sequence = sequences_.at(id);
   CHECK_LT(sequence.rank, 0) << "sequence " << id;
   sequence.rank = rank.load.rank;

@@ -3,7 +3,7 @@
 //
 //   placer.AddRank(0);
 //   placer.Wait(sequence, priority, tokens);
-//   for (const Placement& placement : placer.PlaceAll(ranks)) …;   // start it there
+//   for (const SequencePlacement& placement : placer.PlaceAll(ranks)) …;   // start it there
 //   placer.SetComputed(sequence);                                  // its prompt is computed
 //   placer.Remove(sequence);                                       // it has ended, or waits again
 //
@@ -21,7 +21,7 @@
 
 namespace epic::coordinator {
 
-struct Placement {
+struct SequencePlacement {
   uint64_t sequence = 0;
   int rank = -1;
   bool first = false;  // the rank had no sequence before
@@ -40,9 +40,9 @@ class SequencePlacer {
   void Wait(uint64_t sequence, int priority, int64_t tokens);
   // Gives each sequence that waits the rank with the least to do, in order; none is left unless
   // `ranks` is empty. `ranks` are those that may be given sequences, ascending.
-  std::vector<Placement> PlaceAll(const std::vector<int>& ranks);
+  std::vector<SequencePlacement> PlaceAll(const std::vector<int>& ranks);
   // Gives the rank a sequence that does not wait.
-  Placement Place(uint64_t sequence, int rank, int64_t tokens);
+  SequencePlacement Place(uint64_t sequence, int rank, int64_t tokens);
   // The sequence's prompt is computed, and its forced tokens: what is left is a token at a time.
   void SetComputed(uint64_t sequence);
   // It waits no more, and is on no rank. Unknown sequences are ignored.
@@ -69,7 +69,7 @@ class SequencePlacer {
     int64_t tokens = 0;  // to be computed before the next new one
   };
 
-  Placement PlaceAt(Rank& rank, uint64_t sequence);
+  SequencePlacement PlaceAt(Rank& rank, uint64_t sequence);
 
   std::map<int, Rank> ranks_;
   std::map<uint64_t, Sequence> sequences_;

@@ -7,9 +7,9 @@
 namespace epic::coordinator {
 namespace {
 
-std::vector<uint64_t> SequencesOf(const std::vector<Placement>& placements) {
+std::vector<uint64_t> SequencesOf(const std::vector<SequencePlacement>& placements) {
   std::vector<uint64_t> sequences;
-  for (const Placement& placement : placements) sequences.push_back(placement.sequence);
+  for (const SequencePlacement& placement : placements) sequences.push_back(placement.sequence);
   return sequences;
 }
 
@@ -29,7 +29,7 @@ TEST(SequencePlacerTest, EachPlacementSeesTheOnesBeforeIt) {
   SequencePlacer placer;
   for (const int rank : {0, 1, 2}) placer.AddRank(rank);
   for (uint64_t id = 1; id <= 6; ++id) placer.Wait(id, 0, 10);
-  const std::vector<Placement> placements = placer.PlaceAll({1, 2});
+  const std::vector<SequencePlacement> placements = placer.PlaceAll({1, 2});
   for (size_t i = 0; i < placements.size(); ++i) {
     EXPECT_EQ(placements[i].rank, i % 2 == 0 ? 1 : 2);
     EXPECT_EQ(placements[i].first, i < 2);

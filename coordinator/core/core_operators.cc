@@ -1,0 +1,94 @@
+// The part of Core that obeys operators, and tells how the cluster is.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "coordinator/core/change.h"
+#include "coordinator/core/core.h"
+
+namespace epic::coordinator {
+
+absl::Status Core::ChangeWorld(const std::function<absl::Status(World&)>& change) {
+  const Change changing(*this);
+  absl::Status status = change(world_);
+  CarryOut(world_.Take());
+  return status;
+}
+
+void Core::Operate(std::function<absl::Status(World&)> change, Done done) {
+  // `done` is called without the lock: an operator may ask again from there.
+  const bool posted = mailbox_->Post(
+      [this, change = std::move(change), done] { done(ChangeWorld(change)); });
+  if (!posted) done(absl::UnavailableError("the coordinator is going away"));
+}
+
+void Core::Fence(int rank, Done done) {
+  Operate([rank, this](World& world) { return world.Fence(rank, env_.clock.Now()); },
+          std::move(done));
+}
+
+void Core::Freeze(bool frozen, Done done) {
+  const auto change = [frozen](World& world) {
+    world.Freeze(frozen);
+    return absl::OkStatus();
+  };
+  Operate(change, std::move(done));
+}
+
+void Core::Drain(int rank, bool cancel, Done done) {
+  const auto change = [rank, cancel, this](World& world) {
+    return cancel ? world.CancelDrain(rank) : world.Drain(rank, env_.clock.Now());
+  };
+  Operate(change, std::move(done));
+}
+
+absl::Duration Core::StepAge(int rank, const Worker& worker) const {
+  if (placer_.sequences(rank).empty()) return absl::ZeroDuration();
+  return env_.clock.Now() - worker.last_step_at;
+}
+
+absl::Status Core::Ready() const {
+  if (draining_) return absl::UnavailableError("draining: no new requests are taken");
+  return world_.Ready();
+}
+
+absl::Status Core::Healthy() const {
+  if (absl::Status status = Ready(); !status.ok()) return status;
+  for (const auto& [rank, worker] : workers_) {
+    const absl::Duration age = StepAge(rank, worker);
+    if (age <= kStepAgeMax) continue;
+    const std::string activity = world_.liveness().Activity(rank, env_.clock.Now());
+    return absl::UnavailableError(absl::StrFormat("rank %d: work queued and no step for %d s%s%s",
+                                                  rank, absl::ToInt64Seconds(age),
+                                                  activity.empty() ? "" : "; it is ", activity));
+  }
+  return absl::OkStatus();
+}
+
+ClusterStatus Core::status() const {
+  const absl::MutexLock lock(&mutex_);
+  const absl::Status healthy = Healthy();
+  ClusterStatus status{.ready = healthy.ok(), .reason = std::string(healthy.message())};
+  for (const auto& [id, entry] : requests_.requests()) {
+    bool begun = false;
+    for (int choice = 0; choice < entry.request.choices; ++choice) {
+      begun = begun || entry.journal->length(choice) > 0;
+    }
+    ++(begun ? status.requests_running : status.requests_waiting);
+  }
+  for (const auto& [rank, worker] : workers_) {
+    status.ranks.push_back(RankStatusFrom(world_, rank, worker.step,
+                                          static_cast<int>(placer_.sequences(rank).size()),
+                                          StepAge(rank, worker), env_.clock.Now()));
+  }
+  status.frozen = world_.frozen();
+  status.map_number = world_.map().version.number;
+  if (const ExpertHosts* hosts = world_.hosts(); hosts != nullptr) {
+    status.experts = hosts->shape().expert_total();
+    status.experts_unhosted = hosts->unhosted_count();
+    status.experts_unreplicated = hosts->unreplicated_count();
+  }
+  return status;
+}
+
+}  // namespace epic::coordinator
