@@ -20,7 +20,7 @@ namespace epic::coordinator {
 // What a cursor reads: journal tokens from a position on, and the end if there is one.
 struct Slice {
   std::vector<JournalToken> tokens;
-  FinishReason finish = FinishReason::kNone;  // set only with the journal's last token delivered
+  FinishReason finish = v1::FINISH_REASON_NONE;  // set only with the journal's last token delivered
   absl::Status error;                         // with kError
 };
 

@@ -9,9 +9,12 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "cluster/weights_id.h"
+#include "proto/epic/v1/worker.pb.h"
 #include "text/answer_parser.h"
 
 namespace epic::coordinator {
+
+using v1::FinishReason;
 
 // Ranges are checked by coordinator/frontend; a frontend fills model defaults in.
 struct Sampling {
@@ -40,8 +43,6 @@ struct Request {
   cluster::WeightsId weights = cluster::WeightsId::kFirst;
   absl::Time deadline = absl::InfiniteFuture();
 };
-
-enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
 
 struct Alternative {
   int32_t token = 0;

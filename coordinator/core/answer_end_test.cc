@@ -43,7 +43,7 @@ class ScriptedWorker {
       token.set_attempt(start.attempt());
       token.set_position(position);
       token.set_token(script.at(position));
-      if (position + 1 == start.max_tokens()) token.set_finish_reason("length");
+      if (position + 1 == start.max_tokens()) token.set_finish_reason(v1::FINISH_REASON_LENGTH);
     }
     link_->Send(message);
   }
@@ -86,7 +86,8 @@ TEST(AnswerEndTest, AJournalEndsWhereTheParserOfAClientEnds) {
       EXPECT_FALSE(parser.ended()) << text;
       parser.Push(token.token);
     }
-    EXPECT_EQ(slice.finish, parser.ended() ? FinishReason::kStop : FinishReason::kLength) << text;
+    EXPECT_EQ(slice.finish, parser.ended() ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH)
+        << text;
     EXPECT_TRUE(parser.ended() || slice.tokens.size() == worker.script.size()) << text;
     stopped_count += parser.ended();
   }

@@ -26,7 +26,7 @@ class Core::Stream : public RequestStream {
     if (journal_->all_sealed()) return;
     // The core closes the mailbox before it goes, and no task runs after that.
     mailbox_->Post([core = core_, request = request_] {
-      core->EndNow(request, FinishReason::kCancelled, absl::OkStatus());
+      core->EndNow(request, v1::FINISH_REASON_CANCELLED, absl::OkStatus());
     });
   }
   void SetListener(std::function<void()> listener) override {
@@ -80,7 +80,7 @@ absl::Status Core::Cancel(const std::string& request_id) {
   if (!found) {
     return absl::NotFoundError(absl::StrCat("no request with id ", request_id, " is running"));
   }
-  mailbox_->Post([this, id = *found] { EndNow(id, FinishReason::kCancelled, absl::OkStatus()); });
+  mailbox_->Post([this, id = *found] { EndNow(id, v1::FINISH_REASON_CANCELLED, {}); });
   return absl::OkStatus();
 }
 
@@ -100,7 +100,7 @@ void Core::Begin(uint64_t id) {
   if (entry == nullptr) return;
   if (entry->request.deadline != absl::InfiniteFuture()) {
     entry->timer = env_.loop.At(entry->request.deadline, [this, id] {
-      EndNow(id, FinishReason::kError,
+      EndNow(id, v1::FINISH_REASON_ERROR,
              absl::DeadlineExceededError("the request's deadline has passed"));
     });
   }
@@ -122,7 +122,7 @@ void Core::EndNow(uint64_t request, FinishReason finish, const absl::Status& err
 void Core::EndAllNow(const absl::Status& error) {
   const Change change(*this);
   while (!requests_.requests().empty()) {
-    EndRequest(requests_.requests().begin()->first, FinishReason::kError, error);
+    EndRequest(requests_.requests().begin()->first, v1::FINISH_REASON_ERROR, error);
   }
 }
 

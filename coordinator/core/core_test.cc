@@ -82,7 +82,7 @@ class FakeWorker {
       token.set_attempt(held.start.attempt());
       token.set_position(held.position);
       token.set_token(TokenAt(held.start, held.position));
-      if (++held.position == held.start.max_tokens()) token.set_finish_reason("length");
+      if (++held.position == held.start.max_tokens()) token.set_finish_reason(finish_reason);
       it = held.position == held.start.max_tokens() ? held_.erase(it) : std::next(it);
     }
     link_->Send(message);
@@ -100,6 +100,7 @@ class FakeWorker {
   int rank = -1;
   uint64_t map_number = 0;
   int unhosted = 0;  // in its map
+  v1::FinishReason finish_reason = v1::FINISH_REASON_LENGTH;
 
  private:
   struct Held {
@@ -202,7 +203,7 @@ TEST_F(CoreTest, EveryChoiceGetsItsOwnTokens) {
   while (worker->Step()) loop_.RunPosted();
   for (int choice = 0; choice < 3; ++choice) {
     EXPECT_EQ(Tokens(stream->Read(choice, 0)), Expected(request, choice));
-    EXPECT_EQ(stream->Read(choice, 5).finish, FinishReason::kLength);
+    EXPECT_EQ(stream->Read(choice, 5).finish, v1::FINISH_REASON_LENGTH);
   }
   EXPECT_EQ(calls, 6);
   EXPECT_EQ(core_.active_requests(), 0);
@@ -226,7 +227,7 @@ TEST_F(CoreTest, AWorkerKilledAtAnyStepChangesNoTokenAndEndsNoStream) {
       EXPECT_EQ(Tokens(a->Read(0, 0)), Expected(first, 0));
       EXPECT_EQ(Tokens(b->Read(0, 0)), Expected(second, 0));
       EXPECT_EQ(Tokens(b->Read(1, 0)), Expected(second, 1));
-      EXPECT_EQ(a->Read(0, 0).finish, FinishReason::kLength);
+      EXPECT_EQ(a->Read(0, 0).finish, v1::FINISH_REASON_LENGTH);
       worker.reset();
       loop_.RunPosted();
     }
@@ -249,7 +250,7 @@ TEST_F(CoreTest, AVanishedClientAndACancelEndTheRequestAtTheWorker) {
   EXPECT_TRUE(core_.Cancel(id).ok());
   loop_.RunPosted();
   EXPECT_EQ(worker->held_count(), 0u);
-  EXPECT_EQ(cancelled->Read(0, 0).finish, FinishReason::kCancelled);
+  EXPECT_EQ(cancelled->Read(0, 0).finish, v1::FINISH_REASON_CANCELLED);
   EXPECT_EQ(core_.Cancel(id).code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(core_.active_requests(), 0);
 }
@@ -262,7 +263,7 @@ TEST_F(CoreTest, ADeadlineEndsARequestAlsoWithoutAWorker) {
   loop_.RunPosted();
   worker.reset();
   loop_.Advance(absl::Seconds(6));
-  EXPECT_EQ(stream->Read(0, 0).finish, FinishReason::kError);
+  EXPECT_EQ(stream->Read(0, 0).finish, v1::FINISH_REASON_ERROR);
   EXPECT_EQ(stream->Read(0, 0).error.code(), absl::StatusCode::kDeadlineExceeded);
 }
 
@@ -272,13 +273,28 @@ TEST_F(CoreTest, AFailureReachesItsClientAndNobodyElse) {
   loop_.RunPosted();
   worker->Fail(absl::StatusCode::kInternal);
   loop_.RunPosted();
-  EXPECT_EQ(stream->Read(0, 0).finish, FinishReason::kError);
+  EXPECT_EQ(stream->Read(0, 0).finish, v1::FINISH_REASON_ERROR);
   EXPECT_EQ(stream->Read(0, 0).error.code(), absl::StatusCode::kInternal);
   const Request next = NewRequest(4);
   auto other = *core_.Submit(next);
   loop_.RunPosted();
   while (worker->Step()) loop_.RunPosted();
   EXPECT_EQ(Tokens(other->Read(0, 0)), Expected(next, 0));
+}
+
+TEST_F(CoreTest, AFinishReasonThatNoWorkerMayGiveEndsTheStreamWithAnError) {
+  for (const int reason : {int{v1::FINISH_REASON_CANCELLED}, int{v1::FINISH_REASON_ERROR}, 77}) {
+    auto worker = NewWorker();
+    worker->finish_reason = static_cast<v1::FinishReason>(reason);
+    auto stream = *core_.Submit(NewRequest(3));
+    loop_.RunPosted();
+    while (worker->Step()) loop_.RunPosted();
+    const Slice slice = stream->Read(0, 0);
+    EXPECT_EQ(slice.tokens.size(), 3u);
+    EXPECT_EQ(slice.finish, v1::FINISH_REASON_ERROR);
+    EXPECT_THAT(slice.error.message(), HasSubstr(std::to_string(reason)));
+    EXPECT_EQ(core_.active_requests(), 0);
+  }
 }
 
 TEST_F(CoreTest, AFullQueueRefuses) {
@@ -305,7 +321,7 @@ TEST_F(CoreTest, AStopStringSealsTheJournalWhereItIsComplete) {
   loop_.RunPosted();
   while (worker.Step()) loop_.RunPosted();
   const Slice slice = stream->Read(0, 0);
-  EXPECT_EQ(slice.finish, FinishReason::kStop);
+  EXPECT_EQ(slice.finish, v1::FINISH_REASON_STOP);
   const std::vector<int32_t> tokens = Tokens(slice);
   EXPECT_THAT(tokenizer->Decode(tokens, true), HasSubstr(request.answer.stop[0]));
   EXPECT_LE(tokens.size(), 20u);
@@ -337,7 +353,7 @@ TEST_F(CoreTest, APoisonousRequestIsQuarantinedAndNobodyElseIsHarmed) {
   }
   EXPECT_EQ(Tokens(a->Read(0, 0)), Expected(first, 0));
   EXPECT_EQ(Tokens(c->Read(0, 0)), Expected(second, 0));
-  EXPECT_EQ(b->Read(0, 0).finish, FinishReason::kError);
+  EXPECT_EQ(b->Read(0, 0).finish, v1::FINISH_REASON_ERROR);
   EXPECT_EQ(b->Read(0, 0).error.code(), absl::StatusCode::kInternal);
   EXPECT_LE(deaths, 4);
   EXPECT_EQ(core_.metrics().quarantined, 1);
@@ -440,7 +456,7 @@ TEST_F(EpochTest, WhatKillsEpochsIsFoundAndWhatRanBesideItIsNot) {
   }
   EXPECT_EQ(Tokens(a->Read(0, 0)), Expected(first, 0));
   EXPECT_EQ(Tokens(c->Read(0, 0)), Expected(second, 0));
-  EXPECT_EQ(b->Read(0, 0).finish, FinishReason::kError);
+  EXPECT_EQ(b->Read(0, 0).finish, v1::FINISH_REASON_ERROR);
   EXPECT_EQ(ends, 4);
   EXPECT_EQ(core_.metrics().quarantined, 1);
 }

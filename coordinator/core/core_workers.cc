@@ -145,11 +145,19 @@ void Core::OnToken(int rank, const v1::SequenceToken& token) {
   // The journal ends where the clients' parsers end the text, for they are of the same format.
   if (sequence->parser) sequence->parser->Push(token.token());
   const bool stopped = sequence->parser && sequence->parser->ended();
-  if (stopped || token.finish_reason() == "stop") {
-    return EndSequence(id, FinishReason::kStop, absl::OkStatus());
-  }
-  if (token.finish_reason() == "length") {
-    EndSequence(id, FinishReason::kLength, absl::OkStatus());
+  const FinishReason finish = stopped ? v1::FINISH_REASON_STOP : token.finish_reason();
+  switch (finish) {
+    case v1::FINISH_REASON_NONE:
+      return;
+    case v1::FINISH_REASON_STOP:
+    case v1::FINISH_REASON_LENGTH:
+      return EndSequence(id, finish, absl::OkStatus());
+    default:
+      // The worker has ended the sequence: without an end here, its stream would wait for ever.
+      EndSequence(id, v1::FINISH_REASON_ERROR,
+                  absl::InternalError(absl::StrCat("rank ", rank, " ended the sequence for reason ",
+                                                   static_cast<int>(finish),
+                                                   ", which no worker may give")));
   }
 }
 
@@ -165,7 +173,7 @@ void Core::OnFailed(int rank, const v1::SequenceFailed& failed) {
     Resubmit(id);
     return PlaceWaiting();
   }
-  EndSequence(id, FinishReason::kError, absl::Status(code, failed.message()));
+  EndSequence(id, v1::FINISH_REASON_ERROR, absl::Status(code, failed.message()));
 }
 
 std::vector<uint64_t> Core::RemoveWorker(int rank) {
@@ -225,7 +233,7 @@ void Core::OnDeath(uint64_t id, bool alone) {
       events_.Append("quarantine", -1, 0,
                      absl::StrCat("request ", entry.request.id, ": ranks that computed it alone ",
                                   "died twice at its token ", length));
-      return EndRequest(sequence.request, FinishReason::kError,
+      return EndRequest(sequence.request, v1::FINISH_REASON_ERROR,
                         absl::InternalError("the workers that computed this request died twice; "
                                             "it is not tried again"));
   }

@@ -3,7 +3,7 @@
 //
 //   ASSIGN_OR_RETURN(const uint64_t request, table.Add(std::move(asked)));
 //   for (const uint64_t sequence : table.Begin(request)) …;
-//   table.EndSequence(sequence, FinishReason::kStop, absl::OkStatus());  // for each of them, once
+//   table.EndSequence(sequence, v1::FINISH_REASON_STOP, absl::OkStatus());  // each, once
 //   for (const auto& journal : table.TakeGrown()) journal->Notify();
 //
 // A request is accepted by Add and begins later, on the loop; its sequences exist from then on. It

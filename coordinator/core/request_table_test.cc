@@ -20,11 +20,11 @@ TEST(RequestTableTest, ARequestEndsWithItsLastSequence) {
   EXPECT_EQ(table.sequence(sequences[1])->choice, 1);
   EXPECT_EQ(table.RequestOf(sequences[1]).request.id, "a");
   const auto journal = table.request(id)->journal;
-  EXPECT_FALSE(table.EndSequence(sequences[1], FinishReason::kStop, {}).has_value());
+  EXPECT_FALSE(table.EndSequence(sequences[1], v1::FINISH_REASON_STOP, {}).has_value());
   EXPECT_EQ(table.sequence(sequences[1]), nullptr);
   EXPECT_TRUE(journal->sealed(1));
   table.request(id)->timer = 9;
-  const auto ended = table.EndSequence(sequences[0], FinishReason::kLength, {});
+  const auto ended = table.EndSequence(sequences[0], v1::FINISH_REASON_LENGTH, {});
   ASSERT_TRUE(ended.has_value());
   EXPECT_EQ(ended->timer, 9u);
   EXPECT_EQ(table.request(id), nullptr);
@@ -36,7 +36,7 @@ TEST(RequestTableTest, ANameIsOfOneRequestThatRuns) {
   const uint64_t first = *table.Add(NewRequest("a"));
   EXPECT_EQ(table.Find("a"), first);
   EXPECT_EQ(table.Add(NewRequest("a")).status().code(), absl::StatusCode::kAlreadyExists);
-  table.EndBeforeBegin(first, FinishReason::kCancelled, {});
+  table.EndBeforeBegin(first, v1::FINISH_REASON_CANCELLED, {});
   EXPECT_EQ(table.Find("a"), std::nullopt);
   EXPECT_NE(*table.Add(NewRequest("a")), first) << "an id is given once";
 }
@@ -47,11 +47,11 @@ TEST(RequestTableTest, WhatWasAdmittedIsReleasedAtEitherEnd) {
   EXPECT_EQ(table.Add(NewRequest("b")).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(table.Find("b"), std::nullopt);
   for (const uint64_t sequence : std::vector<uint64_t>(table.Begin(first))) {
-    table.EndSequence(sequence, FinishReason::kStop, {});
+    table.EndSequence(sequence, v1::FINISH_REASON_STOP, {});
   }
   const uint64_t second = *table.Add(NewRequest("b"));
   const auto journal = table.request(second)->journal;
-  table.EndBeforeBegin(second, FinishReason::kError, absl::InternalError("x"));
+  table.EndBeforeBegin(second, v1::FINISH_REASON_ERROR, absl::InternalError("x"));
   EXPECT_EQ(journal->Read(0, 0).error, absl::InternalError("x"));
   EXPECT_TRUE(table.Add(NewRequest("c")).ok());
 }
@@ -64,7 +64,7 @@ TEST(RequestTableTest, JournalsThatGrewAreTakenOnceAlsoWhenTheirRequestHasEnded)
   table.NoteGrowth(id);
   EXPECT_EQ(table.TakeGrown(), std::vector{journal});
   EXPECT_TRUE(table.TakeGrown().empty());
-  table.EndBeforeBegin(id, FinishReason::kCancelled, {});
+  table.EndBeforeBegin(id, v1::FINISH_REASON_CANCELLED, {});
   EXPECT_EQ(table.TakeGrown(), std::vector{journal});
 }
 

@@ -10,11 +10,11 @@ namespace {
 
 const char* ReasonLabel(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop:
+    case v1::FINISH_REASON_STOP:
       return "stop";
-    case FinishReason::kLength:
+    case v1::FINISH_REASON_LENGTH:
       return "length";
-    case FinishReason::kError:
+    case v1::FINISH_REASON_ERROR:
       return "error";
     default:
       return "abort";
@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
 Generation::~Generation() {
   for (Prompt& prompt : prompts_) prompt.stream->SetListener(nullptr);
   for (Choice& choice : choices_) {
-    if (!choice.finished) Finish(choice, FinishReason::kCancelled, nullptr);
+    if (!choice.finished) Finish(choice, v1::FINISH_REASON_CANCELLED, nullptr);
   }
 }
 
@@ -81,7 +81,7 @@ absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<
   Slice slice = prompts_[choice.prompt].stream->Read(choice.choice, choice.position);
   if (static_cast<int>(slice.tokens.size()) > token_count_max) {
     slice.tokens.resize(token_count_max);
-    slice.finish = FinishReason::kNone;
+    slice.finish = v1::FINISH_REASON_NONE;
   }
   CountTokens(choice, static_cast<int>(slice.tokens.size()));
   for (JournalToken& token : slice.tokens) {
@@ -93,8 +93,8 @@ absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<
                         .reasoning = std::move(delta.reasoning),
                         .content = std::move(delta.content)});
   }
-  if (slice.finish == FinishReason::kNone) return absl::OkStatus();
-  if (slice.finish == FinishReason::kError) {
+  if (slice.finish == v1::FINISH_REASON_NONE) return absl::OkStatus();
+  if (slice.finish == v1::FINISH_REASON_ERROR) {
     Finish(choice, slice.finish, nullptr);
     return slice.error.ok() ? absl::InternalError("the request failed") : slice.error;
   }
@@ -115,7 +115,7 @@ void Generation::Finish(Choice& choice, FinishReason reason, Output* output) {
     output->content += rest.content;
     choice.reasoning_tokens += rest.reasoning_tokens;
     // What was held back may hold a stop string that no token completed by itself.
-    output->finish = choice.parser.ended() ? FinishReason::kStop : reason;
+    output->finish = choice.parser.ended() ? v1::FINISH_REASON_STOP : reason;
     reason = output->finish;
   }
   context_.metrics.OnFinished(ReasonLabel(reason), context_.clock.Now() - arrival_,

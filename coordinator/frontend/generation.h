@@ -39,7 +39,7 @@ class Generation {
     std::optional<JournalToken> token;  // none: only the end
     std::string reasoning;
     std::string content;
-    FinishReason finish = FinishReason::kNone;  // with the last output of the choice
+    FinishReason finish = v1::FINISH_REASON_NONE;  // with the last output of the choice
   };
 
   // Submits all, or none. Requests need one prompt each.

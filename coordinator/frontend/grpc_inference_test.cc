@@ -88,7 +88,7 @@ TEST_F(GrpcInferenceTest, StreamsTokensAsTheyCome) {
     while (seen != word && reader->Read(&response)) seen += response.reasoning();
     EXPECT_EQ(seen, word);
   }
-  world_.inference.Finish(0, 0, FinishReason::kLength);
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_LENGTH);
   v1::GenerateResponse last;
   EXPECT_TRUE(reader->Read(&last));
   EXPECT_EQ(last.finish_reason(), "length");
@@ -152,7 +152,7 @@ TEST_F(GrpcInferenceTest, TokensFromAnotherThreadMeetReadersAndLeavers) {
   for (int round = 0; round < 40; ++round) {
     for (int i = 0; i < kCalls; ++i) world_.inference.Append(i, 0, tokens);
   }
-  for (int i = 0; i < kCalls; ++i) world_.inference.Finish(i, 0, FinishReason::kStop);
+  for (int i = 0; i < kCalls; ++i) world_.inference.Finish(i, 0, v1::FINISH_REASON_STOP);
   for (std::thread& client : clients) client.join();
   EXPECT_GE(whole, kCalls / 2);
   WaitUntil([&] { return world_.inference.live_stream_count() == 0; });
@@ -203,7 +203,7 @@ TEST_F(GrpcInferenceTest, AFailedRequestEndsWithItsStatus) {
   grpc::ClientContext call;
   auto reader = stub_->Generate(&call, Question());
   WaitUntil([&] { return world_.inference.request_count() == 1; });
-  world_.inference.Finish(0, 0, FinishReason::kError, absl::DeadlineExceededError("too late"));
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_ERROR, absl::DeadlineExceededError("too late"));
   v1::GenerateResponse response;
   EXPECT_FALSE(reader->Read(&response));
   const grpc::Status status = reader->Finish();

@@ -73,11 +73,11 @@ void AddLogprob(const JournalToken& token, v1::TokenLogprob* message) {
 
 const char* FinishReasonText(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone:
+    case v1::FINISH_REASON_NONE:
       return "";
-    case FinishReason::kStop:
+    case v1::FINISH_REASON_STOP:
       return "stop";
-    case FinishReason::kLength:
+    case v1::FINISH_REASON_LENGTH:
       return "length";
     default:
       return "cancelled";

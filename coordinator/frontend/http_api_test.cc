@@ -264,7 +264,7 @@ TEST_F(HttpApiTest, AStreamSaysWhatTheWholeAnswerSaysForEverySplit) {
     const Json options = Json::parse(fields);
     world_.inference.AnswerWith(tokens);
     const Json whole = Json::parse(PostChat(options).body);
-    world_.inference.AnswerWith({}, FinishReason::kNone);
+    world_.inference.AnswerWith({}, v1::FINISH_REASON_NONE);
     Json streaming = options;
     streaming["stream"] = true;
     streaming["stream_options"] = {{"include_usage", true}};
@@ -278,7 +278,7 @@ TEST_F(HttpApiTest, AStreamSaysWhatTheWholeAnswerSaysForEverySplit) {
       world_.inference.Append(number, 0, {tokens.begin(), tokens.begin() + split});
       bytes += reply.source->Pull().bytes;
       world_.inference.Append(number, 0, {tokens.begin() + split, tokens.end()});
-      world_.inference.Finish(number, 0, FinishReason::kStop);
+      world_.inference.Finish(number, 0, v1::FINISH_REASON_STOP);
       AnswerSource::Part part = reply.source->Pull();
       EXPECT_TRUE(part.done);
       bytes += part.bytes;
@@ -329,7 +329,7 @@ TEST_F(HttpApiTest, EventsDependOnTokensAloneNotOnWhenTheyCome) {
     for (size_t i = 0; i < tokens.size(); i += group) {
       const size_t end = std::min(i + group, tokens.size());
       world_.inference.Append(number, 0, {tokens.begin() + i, tokens.begin() + end});
-      if (end == tokens.size()) world_.inference.Finish(number, 0, FinishReason::kLength);
+      if (end == tokens.size()) world_.inference.Finish(number, 0, v1::FINISH_REASON_LENGTH);
       pull();
     }
     return choices;
@@ -339,7 +339,7 @@ TEST_F(HttpApiTest, EventsDependOnTokensAloneNotOnWhenTheyCome) {
 }
 
 TEST_F(HttpApiTest, CompletionsTakeTextsAndTokens) {
-  world_.inference.AnswerWith(world_.Encode("seven"), FinishReason::kLength);
+  world_.inference.AnswerWith(world_.Encode("seven"), v1::FINISH_REASON_LENGTH);
   const std::vector<int32_t> ids = {1007, 5, 6};
   Json answer = Json::parse(PostCompletion({{"prompt", ids}, {"return_token_ids", true}}).body);
   EXPECT_EQ(last_request().prompt, ids);
@@ -354,7 +354,7 @@ TEST_F(HttpApiTest, CompletionsTakeTextsAndTokens) {
 }
 
 TEST_F(HttpApiTest, EchoScoresThePrompt) {
-  world_.inference.AnswerWith(world_.Encode("7"), FinishReason::kLength);
+  world_.inference.AnswerWith(world_.Encode("7"), v1::FINISH_REASON_LENGTH);
   for (const bool stream : {false, true}) {
     const HttpAnswer answer =
         PostCompletion({{"echo", true}, {"logprobs", 1}, {"max_tokens", 1}, {"stream", stream}});
@@ -381,7 +381,7 @@ TEST_F(HttpApiTest, EchoScoresThePrompt) {
 }
 
 TEST_F(HttpApiTest, ChatLogprobsHaveBytesOfHalfCharacters) {
-  world_.inference.AnswerWith(world_.Encode("</think>🙂"), FinishReason::kLength);
+  world_.inference.AnswerWith(world_.Encode("</think>🙂"), v1::FINISH_REASON_LENGTH);
   const Json answer =
       Json::parse(PostChat({{"logprobs", true}, {"top_logprobs", 1}}).body)["choices"][0];
   std::string bytes;
@@ -398,7 +398,7 @@ TEST_F(HttpApiTest, AnErrorWithinAStreamIsAnEvent) {
   body["stream"] = true;
   HttpReply reply = Send("POST", "/v1/chat/completions", body.dump());
   world_.inference.Append(0, 0, world_.Encode("ab"));
-  world_.inference.Finish(0, 0, FinishReason::kError, absl::DeadlineExceededError("too late"));
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_ERROR, absl::DeadlineExceededError("too late"));
   const AnswerSource::Part part = reply.source->Pull();
   EXPECT_TRUE(part.done);
   EXPECT_EQ(Events(part.bytes).back()["error"]["message"], "too late");
@@ -408,7 +408,7 @@ TEST_F(HttpApiTest, AnErrorWithinAStreamIsAnEvent) {
 TEST_F(HttpApiTest, AnErrorBeforeTheAnswerIsItsStatus) {
   HttpReply reply = Send("POST", "/v1/chat/completions", kChat);
   EXPECT_FALSE(reply.source->Pull().answer.has_value());
-  world_.inference.Finish(0, 0, FinishReason::kError, absl::DeadlineExceededError("too late"));
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_ERROR, absl::DeadlineExceededError("too late"));
   EXPECT_EQ(reply.source->Pull().answer->status, 504);
 }
 

@@ -133,7 +133,7 @@ TEST_F(HttpServerTest, ARequestThatComesLateBehindAnotherIsAnswered) {
   client.Send(std::string(kGetAndClose).substr(0, 20));
   world_.inference.Append(0, 0, world_.Encode("a"));
   client.ReadTo("reasoning");
-  world_.inference.Finish(0, 0, FinishReason::kStop);
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_STOP);
   client.ReadTo("0\r\n\r\n");
   client.Send(std::string(kGetAndClose).substr(20));
   EXPECT_THAT(client.ReadAll(), HasSubstr("{\"status\":\"ok\"}"));
@@ -154,7 +154,7 @@ TEST_F(HttpServerTest, StreamsTokensAsTheyCome) {
     while (seen.find(word[0]) == seen.npos) seen += client.ReadTo("\n\n");
   }
   EXPECT_EQ(server_->active_requests(), 1);
-  world_.inference.Finish(0, 0, FinishReason::kStop);
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_STOP);
   EXPECT_THAT(client.ReadTo("0\r\n\r\n"), HasSubstr("[DONE]"));
   WaitUntil([&] { return server_->active_requests() == 0; });
 }
@@ -192,7 +192,7 @@ TEST_F(HttpServerTest, ThousandsOfIdleStreamsNeedOneThread) {
   const std::vector<int32_t> tokens = world_.Encode("</think>Seven");
   for (int i = 0; i < kStreams; ++i) {
     world_.inference.Append(i, 0, tokens);
-    world_.inference.Finish(i, 0, FinishReason::kStop);
+    world_.inference.Finish(i, 0, v1::FINISH_REASON_STOP);
   }
   for (Client& client : clients) {
     const std::string events = client.ReadTo("0\r\n\r\n");
@@ -240,7 +240,7 @@ TEST_F(HttpServerTest, ASlowReaderGetsEveryToken) {
   const int32_t token = world_.Encode("a").front();
   constexpr int kTokens = 3000;
   for (int i = 0; i < kTokens; ++i) world_.inference.Append(0, 0, {token});
-  world_.inference.Finish(0, 0, FinishReason::kLength);
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_LENGTH);
   const std::string events = client.ReadTo("0\r\n\r\n");
   int pieces = 0;
   for (size_t at = 0; (at = events.find("\"reasoning_content\":\"a\"", at)) != events.npos; ++at) {
@@ -260,7 +260,7 @@ TEST_F(HttpServerTest, WaitingStreamsAreKeptAliveByComments) {
   client.ReadTo("\n\n");
   EXPECT_EQ(client.ReadTo(": waiting\n\r\n").find("\n\n"), std::string::npos);
   EXPECT_EQ(client.ReadTo(": waiting\n\r\n").find("\n\n"), std::string::npos);
-  world_.inference.Finish(0, 0, FinishReason::kStop);
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_STOP);
   EXPECT_THAT(client.ReadTo("0\r\n\r\n"), HasSubstr("[DONE]"));
 }
 
@@ -344,11 +344,11 @@ TEST_F(HttpServerTest, DrainingEndsConnectionsAfterTheirAnswers) {
   server_->Drain();
   EXPECT_EQ(idle.ReadAll(), "");
   world_.inference.Append(0, 0, world_.Encode("</think>Seven"));
-  world_.inference.Finish(0, 0, FinishReason::kStop);
+  world_.inference.Finish(0, 0, v1::FINISH_REASON_STOP);
   const std::string answer = busy.ReadAll();
   EXPECT_THAT(answer, HasSubstr("Connection: close"));
   EXPECT_THAT(answer, HasSubstr("Seven"));
-  world_.inference.Finish(1, 0, FinishReason::kStop);
+  world_.inference.Finish(1, 0, v1::FINISH_REASON_STOP);
   EXPECT_THAT(streaming.ReadAll(), HasSubstr("[DONE]"));
   Client late(port_);
   late.Send(kGetHealth);
@@ -388,7 +388,7 @@ TEST_F(HttpServerTest, TokensFromAnotherThreadMeetVanishingClients) {
     for (int round = 0; round < 20; ++round) {
       for (int i = 0; i < kClients; ++i) world_.inference.Append(i, 0, tokens);
     }
-    for (int i = 0; i < kClients; ++i) world_.inference.Finish(i, 0, FinishReason::kStop);
+    for (int i = 0; i < kClients; ++i) world_.inference.Finish(i, 0, v1::FINISH_REASON_STOP);
   });
   for (int i = 0; i < kClients; i += 2) Client gone(std::move(clients[i]));
   int whole = 0;

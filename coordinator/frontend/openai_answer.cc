@@ -35,11 +35,11 @@ std::string Dump(const Json& value) {
 
 Json FinishReasonJson(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone:
+    case v1::FINISH_REASON_NONE:
       return nullptr;
-    case FinishReason::kStop:
+    case v1::FINISH_REASON_STOP:
       return "stop";
-    case FinishReason::kLength:
+    case v1::FINISH_REASON_LENGTH:
       return "length";
     default:
       return "abort";

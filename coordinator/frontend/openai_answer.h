@@ -39,7 +39,7 @@ class WholeAnswer {
   struct Choice {
     std::string reasoning, text;
     std::vector<JournalToken> tokens;  // kept if somebody asks for them
-    FinishReason finish = FinishReason::kNone;
+    FinishReason finish = v1::FINISH_REASON_NONE;
   };
   Json ChatChoice(int index) const;
   Json CompletionChoice(int index) const;

@@ -59,12 +59,12 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
   if (!output.reasoning.empty()) {
     const std::string text = Dump(output.reasoning);
     add(absl::StrCat(R"({"reasoning_content":)", text, R"(,"reasoning":)", text, "}"),
-        FinishReason::kNone);
+        v1::FINISH_REASON_NONE);
   }
   if (!output.content.empty()) {
-    add(absl::StrCat(R"({"content":)", Dump(output.content), "}"), FinishReason::kNone);
+    add(absl::StrCat(R"({"content":)", Dump(output.content), "}"), v1::FINISH_REASON_NONE);
   }
-  if (output.finish != FinishReason::kNone || !extras.empty() || logprobs != "null") {
+  if (output.finish != v1::FINISH_REASON_NONE || !extras.empty() || logprobs != "null") {
     add("{}", output.finish);
   }
   return events;
@@ -77,7 +77,7 @@ std::string StreamedAnswer::CompletionEvents(const Generation::Output& output) {
   }
   const std::string ids = TokenIds(output);
   const bool has_logprobs = output.token && request_.logprobs >= 0;
-  if (output.content.empty() && output.finish == FinishReason::kNone && !has_logprobs &&
+  if (output.content.empty() && output.finish == v1::FINISH_REASON_NONE && !has_logprobs &&
       ids.empty()) {
     return events;
   }

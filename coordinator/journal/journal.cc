@@ -9,7 +9,7 @@ AppendResult Journal::Append(int choice, uint32_t attempt, int position, Journal
   const absl::MutexLock lock(&mutex_);
   Choice& at = choices_[choice];
   const bool current = attempt == at.attempt && attempt != 0;
-  if (!current || at.finish != FinishReason::kNone) return AppendResult::kStale;
+  if (!current || at.finish != v1::FINISH_REASON_NONE) return AppendResult::kStale;
   const int length = static_cast<int>(at.tokens.size());
   if (position > length || position < 0) return AppendResult::kGap;
   if (position < length) {
@@ -28,20 +28,20 @@ uint32_t Journal::BeginAttempt(int choice) {
 void Journal::Seal(int choice, FinishReason finish, absl::Status error) {
   const absl::MutexLock lock(&mutex_);
   Choice& at = choices_[choice];
-  if (at.finish != FinishReason::kNone) return;
+  if (at.finish != v1::FINISH_REASON_NONE) return;
   at.finish = finish;
   at.error = std::move(error);
 }
 
 bool Journal::sealed(int choice) const {
   const absl::MutexLock lock(&mutex_);
-  return choices_[choice].finish != FinishReason::kNone;
+  return choices_[choice].finish != v1::FINISH_REASON_NONE;
 }
 
 bool Journal::all_sealed() const {
   const absl::MutexLock lock(&mutex_);
   return std::all_of(choices_.begin(), choices_.end(),
-                     [](const Choice& c) { return c.finish != FinishReason::kNone; });
+                     [](const Choice& c) { return c.finish != v1::FINISH_REASON_NONE; });
 }
 
 std::vector<int32_t> Journal::Tokens(int choice) const {

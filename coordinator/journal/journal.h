@@ -52,7 +52,7 @@ class Journal {
   struct Choice {
     uint32_t attempt = 0;
     std::vector<JournalToken> tokens;
-    FinishReason finish = FinishReason::kNone;
+    FinishReason finish = v1::FINISH_REASON_NONE;
     absl::Status error;
   };
 

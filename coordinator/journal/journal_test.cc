@@ -22,12 +22,12 @@ TEST(JournalTest, AppendsByCompare) {
 TEST(JournalTest, ASealedChoiceTakesNothingAndKeepsItsFirstEnd) {
   Journal journal(2);
   const uint32_t attempt = journal.BeginAttempt(1);
-  journal.Seal(1, FinishReason::kStop);
-  journal.Seal(1, FinishReason::kCancelled);
+  journal.Seal(1, v1::FINISH_REASON_STOP);
+  journal.Seal(1, v1::FINISH_REASON_CANCELLED);
   EXPECT_EQ(journal.Append(1, attempt, 0, {.token = 1}), AppendResult::kStale);
-  EXPECT_EQ(journal.Read(1, 0).finish, FinishReason::kStop);
+  EXPECT_EQ(journal.Read(1, 0).finish, v1::FINISH_REASON_STOP);
   EXPECT_FALSE(journal.all_sealed());
-  journal.Seal(0, FinishReason::kLength);
+  journal.Seal(0, v1::FINISH_REASON_LENGTH);
   EXPECT_TRUE(journal.all_sealed());
 }
 

@@ -105,10 +105,10 @@ class EpochsOverNcclTest : public testing::Test {
     CHECK_OK(stream.status());
     Await([&] { return (*stream)->Read(0, 0).tokens.size() >= 8; });
     midway();
-    Await([&] { return (*stream)->Read(0, 0).finish != coordinator::FinishReason::kNone; });
+    Await([&] { return (*stream)->Read(0, 0).finish != v1::FINISH_REASON_NONE; });
     std::vector<int32_t> tokens;
     const coordinator::Slice slice = (*stream)->Read(0, 0);
-    EXPECT_EQ(slice.finish, coordinator::FinishReason::kLength) << slice.error;
+    EXPECT_EQ(slice.finish, v1::FINISH_REASON_LENGTH) << slice.error;
     for (const coordinator::JournalToken& token : slice.tokens) tokens.push_back(token.token);
     return tokens;
   }

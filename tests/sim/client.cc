@@ -7,8 +7,6 @@
 
 namespace epic::sim {
 
-using coordinator::FinishReason;
-
 namespace {
 
 constexpr absl::Duration kAgain = absl::Milliseconds(50);
@@ -69,7 +67,7 @@ void Client::OnGrown() {
   const coordinator::Slice slice = stream_->Read(0, token_count());
   if (ended_ && !slice.tokens.empty()) Violation("has more tokens after its end");
   for (const coordinator::JournalToken& token : slice.tokens) Judge(token);
-  if (slice.finish == FinishReason::kNone || ended_) return;
+  if (slice.finish == v1::FINISH_REASON_NONE || ended_) return;
   ended_ = true;
   JudgeEnd(slice);
 }
@@ -85,13 +83,13 @@ void Client::Judge(const coordinator::JournalToken& token) {
 }
 
 void Client::JudgeEnd(const coordinator::Slice& slice) {
-  if (slice.finish == FinishReason::kError) return JudgeError(slice.error);
-  if (slice.finish == FinishReason::kCancelled && cancelled_) return;
+  if (slice.finish == v1::FINISH_REASON_ERROR) return JudgeError(slice.error);
+  if (slice.finish == v1::FINISH_REASON_CANCELLED && cancelled_) return;
   if (tokens_ != expected_) {
     Violation(absl::StrCat("ended with ", tokens_.size(), " tokens of ", expected_.size()));
   }
   const bool stopped = expected_.back() == plan_.stop_token;
-  if (slice.finish != (stopped ? FinishReason::kStop : FinishReason::kLength)) {
+  if (slice.finish != (stopped ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH)) {
     Violation(absl::StrCat("ended for reason ", static_cast<int>(slice.finish)));
   }
 }

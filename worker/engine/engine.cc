@@ -214,11 +214,12 @@ void Engine::ReportPrompt(const BatchSequence& entry, Sequence& sequence) {
   result_.prompts.push_back({entry.id, std::move(sequence.prompt_scores)});
 }
 
-Finish Engine::FinishOf(int32_t token, const Sequence& sequence) const {
+v1::FinishReason Engine::FinishOf(int32_t token, const Sequence& sequence) const {
   const std::vector<int32_t>& stops = sequence.request.stop_token_ids;
-  if (std::ranges::find(stops, token) != stops.end()) return Finish::kStop;
+  if (std::ranges::find(stops, token) != stops.end()) return v1::FINISH_REASON_STOP;
   const size_t length = scheduler_.tokens(sequence.request.id).size();
-  return static_cast<int>(length) >= sequence.length_max ? Finish::kLength : Finish::kNone;
+  return static_cast<int>(length) >= sequence.length_max ? v1::FINISH_REASON_LENGTH
+                                                         : v1::FINISH_REASON_NONE;
 }
 
 NewToken Engine::Sample(const BatchSequence& entry, const Sequence& sequence) const {
@@ -245,7 +246,7 @@ NewToken Engine::Sample(const BatchSequence& entry, const Sequence& sequence) co
 void Engine::Append(const Sequence& sequence, NewToken token) {
   scheduler_.Append(token.id, token.token);
   token.finish = FinishOf(token.token, sequence);
-  if (token.finish != Finish::kNone) End(token.id);
+  if (token.finish != v1::FINISH_REASON_NONE) End(token.id);
   result_.tokens.push_back(std::move(token));
 }
 

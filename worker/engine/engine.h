@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "model/sampler.h"
+#include "proto/epic/v1/worker.pb.h"
 #include "worker/engine/token_model.h"
 #include "worker/kv/page_ledger.h"
 #include "worker/scheduler/scheduler.h"
@@ -37,8 +38,6 @@ struct SequenceRequest {
   int priority = 0;  // lower goes first
 };
 
-enum class Finish : uint8_t { kNone, kStop, kLength };
-
 struct TokenLogprob {
   int32_t token = 0;
   float logprob = 0;
@@ -50,7 +49,7 @@ struct NewToken {
   int32_t token = 0;
   float logprob = 0;              // of the unprocessed logits; 0 unless asked for
   std::vector<TokenLogprob> top;  // most likely first
-  Finish finish = Finish::kNone;  // if set, the sequence is gone
+  v1::FinishReason finish = v1::FINISH_REASON_NONE;  // if set, the sequence is gone
 };
 
 // A prompt whose last row was computed.
@@ -87,7 +86,7 @@ class Engine {
 
   // InvalidArgument, OutOfRange or ResourceExhausted, naming field, value and limit, for a request
   // that cannot be computed; then nothing has changed. max_tokens beyond the context ends at the
-  // context, with kLength.
+  // context, with FINISH_REASON_LENGTH.
   absl::Status Start(SequenceRequest request);
   // Frees what the sequence holds, also in the middle of a step. Unknown ids are ignored.
   void End(SequenceId id);
@@ -123,7 +122,7 @@ class Engine {
   // The next token; changes the row's logits alone.
   NewToken Sample(const BatchSequence& entry, const Sequence& sequence) const;
   void Append(const Sequence& sequence, NewToken token);
-  Finish FinishOf(int32_t token, const Sequence& sequence) const;
+  v1::FinishReason FinishOf(int32_t token, const Sequence& sequence) const;
   void Fail(SequenceId id, absl::Status status);
 
   EngineLimits limits_;

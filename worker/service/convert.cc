@@ -3,18 +3,6 @@
 namespace epic::worker {
 namespace {
 
-const char* FinishReason(Finish finish) {
-  switch (finish) {
-    case Finish::kNone:
-      return "";
-    case Finish::kStop:
-      return "stop";
-    case Finish::kLength:
-      return "length";
-  }
-  return "";
-}
-
 model::SamplingParams SamplingFrom(const v1::SamplingSpec& spec) {
   return {.temperature = spec.temperature(),
           .top_p = spec.top_p(),
@@ -51,7 +39,7 @@ v1::SequenceToken MessageFrom(const NewToken& token) {
     top.set_token(each.token);
     top.set_logprob(each.logprob);
   }
-  message.set_finish_reason(FinishReason(token.finish));
+  message.set_finish_reason(token.finish);
   return message;
 }
 

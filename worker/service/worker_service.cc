@@ -161,7 +161,7 @@ void WorkerService::AddStep(const StepResult& step, v1::StepReport& report) {
     Fail(name, failed.status);
   }
   for (const NewToken& token : step.tokens) {
-    if (token.finish != Finish::kNone) Drop(names_.at(token.id).sequence);
+    if (token.finish != v1::FINISH_REASON_NONE) Drop(names_.at(token.id).sequence);
   }
 }
 

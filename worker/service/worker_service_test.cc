@@ -179,7 +179,7 @@ TEST(WorkerServiceTest, GeneratesUpToMaxTokensWithOneReportAStep) {
   ASSERT_EQ(tokens.size(), 10);
   for (int i = 0; i < 10; ++i) {
     EXPECT_EQ(tokens[i].position(), i);
-    EXPECT_EQ(tokens[i].finish_reason(), i == 9 ? "length" : "");
+    EXPECT_EQ(tokens[i].finish_reason(), i < 9 ? 0 : v1::FINISH_REASON_LENGTH);
     EXPECT_EQ(tokens[i].logprob(), 0);
   }
   const v1::StepReport last = world.LastReport();
@@ -252,7 +252,7 @@ TEST(WorkerServiceTest, EndsAtAStopTokenButNotBeforeMinTokens) {
   world.Start(start);
   world.Run();
   ASSERT_EQ(world.TokensOf(1).size(), first + 1);
-  EXPECT_EQ(world.TokensOf(1).back().finish_reason(), "stop");
+  EXPECT_EQ(world.TokensOf(1).back().finish_reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(world.TokensOf(1).back().token(), stop);
 
   start.set_min_tokens(20);
@@ -266,7 +266,7 @@ TEST(WorkerServiceTest, EndsAtTheContextLimitWithLength) {
   world.Start(NewStart(1, Numbers(kMaxModelLen - 5), 1000));
   world.Run();
   ASSERT_EQ(world.TokensOf(1).size(), 5);
-  EXPECT_EQ(world.TokensOf(1).back().finish_reason(), "length");
+  EXPECT_EQ(world.TokensOf(1).back().finish_reason(), v1::FINISH_REASON_LENGTH);
 }
 
 TEST(WorkerServiceTest, GivesLogProbabilitiesThatSumToOne) {

@@ -71,7 +71,7 @@ absl::Status FakeInference::Cancel(const std::string& request_id) {
     }
   }
   if (found < 0) return absl::NotFoundError("no such request: " + request_id);
-  Finish(found, 0, FinishReason::kCancelled);
+  Finish(found, 0, v1::FINISH_REASON_CANCELLED);
   return absl::OkStatus();
 }
 

@@ -24,7 +24,7 @@ class FakeInference : public Inference {
   ClusterStatus status() const override;
 
   // Answers every further request at once with these tokens and this end.
-  void AnswerWith(std::vector<int32_t> tokens, FinishReason finish = FinishReason::kStop);
+  void AnswerWith(std::vector<int32_t> tokens, FinishReason finish = v1::FINISH_REASON_STOP);
   void RefuseWith(absl::Status status);
   void SetReady(bool ready, std::string reason);
 
@@ -39,7 +39,7 @@ class FakeInference : public Inference {
   class Stream;
   struct Journal {
     std::vector<JournalToken> tokens;
-    FinishReason finish = FinishReason::kNone;
+    FinishReason finish = v1::FINISH_REASON_NONE;
     absl::Status error;
   };
   struct Entry {
@@ -53,7 +53,7 @@ class FakeInference : public Inference {
   mutable std::mutex mutex_;
   std::deque<Entry> entries_;
   std::vector<int32_t> answer_;
-  FinishReason answer_finish_ = FinishReason::kNone;
+  FinishReason answer_finish_ = v1::FINISH_REASON_NONE;
   absl::Status refusal_;
   bool ready_ = true;
   std::string reason_;
