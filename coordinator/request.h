@@ -44,15 +44,10 @@ struct Request {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-struct Alternative {
-  int32_t token = 0;
-  float logprob = 0;
-};
-
 struct JournalToken {
   int32_t token = 0;
   float logprob = 0;
-  std::vector<Alternative> top;
+  std::vector<v1::TokenLogprob> top;  // the likeliest tokens, most likely first
 };
 
 }  // namespace epic::coordinator

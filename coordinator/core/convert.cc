@@ -5,10 +5,9 @@
 namespace epic::coordinator {
 
 JournalToken TokenFrom(const v1::SequenceToken& message) {
-  JournalToken token{.token = message.token(), .logprob = message.logprob()};
-  token.top.reserve(message.top_size());
-  for (const v1::Logprob& top : message.top()) token.top.push_back({top.token(), top.logprob()});
-  return token;
+  return {.token = message.token(),
+          .logprob = message.logprob(),
+          .top = {message.top().begin(), message.top().end()}};
 }
 
 v1::StartSequence StartFrom(const Request& request, uint64_t seed, int choice) {

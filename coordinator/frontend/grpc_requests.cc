@@ -64,11 +64,7 @@ absl::StatusOr<std::vector<int32_t>> ReadChat(const FrontendContext& context,
 void AddLogprob(const JournalToken& token, v1::TokenLogprob* message) {
   message->set_token_id(token.token);
   message->set_logprob(token.logprob);
-  for (const Alternative& alternative : token.top) {
-    v1::TokenLogprob* top = message->add_top();
-    top->set_token_id(alternative.token);
-    top->set_logprob(alternative.logprob);
-  }
+  message->mutable_top()->Assign(token.top.begin(), token.top.end());
 }
 
 const char* FinishReasonText(FinishReason reason) {

@@ -53,9 +53,9 @@ Json ChatLogprob(const text::Tokenizer& tokenizer, const JournalToken& token,
                  int alternative_count) {
   Json entry = Entry(tokenizer, token.token, token.logprob);
   Json& top = entry["top_logprobs"] = Json::array();
-  for (const Alternative& alternative : token.top) {
+  for (const v1::TokenLogprob& alternative : token.top) {
     if (static_cast<int>(top.size()) >= alternative_count) break;
-    top.push_back(Entry(tokenizer, alternative.token, alternative.logprob));
+    top.push_back(Entry(tokenizer, alternative.token_id(), alternative.logprob()));
   }
   return entry;
 }
@@ -85,9 +85,9 @@ void CompletionLogprobs::Append(int32_t token, const JournalToken* scored, Json*
     logprob = Finite(scored->logprob);
     top = Json::object();
     int listed = 0;
-    for (const Alternative& alternative : scored->top) {
+    for (const v1::TokenLogprob& alternative : scored->top) {
       if (listed++ >= alternative_count_) break;
-      top[TokenText(tokenizer_, alternative.token)] = Finite(alternative.logprob);
+      top[TokenText(tokenizer_, alternative.token_id())] = Finite(alternative.logprob());
     }
     top[text] = Finite(scored->logprob);
   }

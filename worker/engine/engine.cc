@@ -32,7 +32,9 @@ void AddLogprobs(std::span<const float> logits, int count, NewToken& token) {
   token.logprob = logits[token.token] - sum;
   if (count == 0) return;
   for (const int32_t id : model::LargestIds(logits, count)) {
-    token.top.push_back({id, logits[id] - sum});
+    v1::TokenLogprob& top = token.top.emplace_back();
+    top.set_token_id(id);
+    top.set_logprob(logits[id] - sum);
   }
 }
 

@@ -38,17 +38,12 @@ struct SequenceRequest {
   int priority = 0;  // lower goes first
 };
 
-struct TokenLogprob {
-  int32_t token = 0;
-  float logprob = 0;
-};
-
 struct NewToken {
   SequenceId id = 0;
   int position = 0;  // among the generated tokens, from 0; among the prompt's in PromptScores
   int32_t token = 0;
-  float logprob = 0;              // of the unprocessed logits; 0 unless asked for
-  std::vector<TokenLogprob> top;  // most likely first
+  float logprob = 0;  // of the unprocessed logits; 0 unless asked for
+  std::vector<v1::TokenLogprob> top;  // most likely first
   v1::FinishReason finish = v1::FINISH_REASON_NONE;  // if set, the sequence is gone
 };
 

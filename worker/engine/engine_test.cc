@@ -55,7 +55,7 @@ std::map<SequenceId, std::vector<Token>> RunAll(ToyModel& model, int count) {
     if (engine.Advance() != Engine::Progress::kStepDone) continue;
     const auto add = [&](const NewToken& token) {
       std::vector<int32_t> top;
-      for (const TokenLogprob& likely : token.top) top.push_back(likely.token);
+      for (const v1::TokenLogprob& likely : token.top) top.push_back(likely.token_id());
       tokens[token.id].emplace_back(token.token, top);
     };
     for (const PromptScores& prompt : engine.result().prompts) {

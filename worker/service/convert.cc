@@ -34,11 +34,7 @@ v1::SequenceToken MessageFrom(const NewToken& token) {
   message.set_position(token.position);
   message.set_token(token.token);
   message.set_logprob(token.logprob);
-  for (const TokenLogprob& each : token.top) {
-    v1::Logprob& top = *message.add_top();
-    top.set_token(each.token);
-    top.set_logprob(each.logprob);
-  }
+  message.mutable_top()->Assign(token.top.begin(), token.top.end());
   message.set_finish_reason(token.finish);
   return message;
 }

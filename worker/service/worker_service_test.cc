@@ -283,7 +283,7 @@ TEST(WorkerServiceTest, GivesLogProbabilitiesThatSumToOne) {
       if (i > 0) {
         EXPECT_LE(token.top(i).logprob(), token.top(i - 1).logprob());
       }
-      if (token.top(i).token() == token.token()) {
+      if (token.top(i).token_id() == token.token()) {
         EXPECT_EQ(token.top(i).logprob(), token.logprob());
       }
     }

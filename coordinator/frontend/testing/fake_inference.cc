@@ -55,7 +55,10 @@ absl::StatusOr<std::shared_ptr<RequestStream>> FakeInference::Submit(Request req
   entry.request = std::move(request);
   for (Journal& journal : entry.journals) {
     for (const int32_t token : answer_) {
-      journal.tokens.push_back({.token = token, .logprob = -0.25f, .top = {{token, -0.25f}}});
+      v1::TokenLogprob likeliest;
+      likeliest.set_token_id(token);
+      likeliest.set_logprob(-0.25f);
+      journal.tokens.push_back({.token = token, .logprob = -0.25f, .top = {likeliest}});
     }
     journal.finish = answer_finish_;
   }
