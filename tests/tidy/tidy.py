@@ -92,7 +92,6 @@ TEST_FILE_LINES_MAX = 500
 LONG_FILES: dict[str, int] = {
     "cluster/grpc/control_server.cc": 379,
     "coordinator/core/core.cc": 370,
-    "coordinator/core/core_test.cc": 546,
     "coordinator/frontend/http_api_test.cc": 532,
     "coordinator/frontend/http_connection.h": 471,
     "coordinator/world/world_test.cc": 605,
