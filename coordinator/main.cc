@@ -61,12 +61,14 @@ FrontendContext NewContext(const CoordinatorOptions& options, const ModelFiles& 
                           .metrics = metrics,
                           .tokenizer = files.tokenizer,
                           .chat_template = files.chat_template};
-  context.defaults = {.temperature = static_cast<float>(files.defaults.temperature),
-                      .top_p = static_cast<float>(files.defaults.top_p),
-                      .top_k = files.defaults.top_k,
-                      .min_p = static_cast<float>(files.defaults.min_p),
-                      .repetition_penalty = static_cast<float>(files.defaults.repetition_penalty),
-                      .eos_ids = files.defaults.eos_token_ids};
+  const model::GenerationDefaults& defaults = files.defaults;
+  v1::Sampling& sampling = context.defaults.sampling;
+  sampling.set_temperature(static_cast<float>(defaults.temperature));
+  sampling.set_top_p(static_cast<float>(defaults.top_p));
+  sampling.set_top_k(defaults.top_k);
+  sampling.set_min_p(static_cast<float>(defaults.min_p));
+  sampling.set_repetition_penalty(static_cast<float>(defaults.repetition_penalty));
+  context.defaults.eos_ids = defaults.eos_token_ids;
   context.limits.timeout = absl::Seconds(options.default_timeout_s);
   context.api_keys = options.api_keys;
   context.version = cluster::kBuildId;

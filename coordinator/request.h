@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,22 +15,19 @@ namespace epic::coordinator {
 
 using v1::FinishReason;
 
-// Ranges are checked by coordinator/frontend; a frontend fills model defaults in.
-struct Sampling {
-  float temperature = 1;         // 0: greedy
-  float top_p = 1;               // (0, 1]
-  int top_k = 0;                 // 0: off
-  float min_p = 0;               // [0, 1]
-  std::optional<uint64_t> seed;  // drawn at admission if absent
-  float repetition_penalty = 1;  // > 0
-  float presence_penalty = 0;    // [-2, 2]
-  float frequency_penalty = 0;   // [-2, 2]
-};
+// Draws from the model's distribution as it is. Settings that 0 turns off stay unset.
+inline v1::Sampling NeutralSampling() {
+  v1::Sampling sampling;
+  sampling.set_temperature(1);
+  sampling.set_top_p(1);
+  sampling.set_repetition_penalty(1);
+  return sampling;
+}
 
 struct Request {
   std::string id;  // as the client sees it; unguessable unless the client chose it
   std::vector<int32_t> prompt;
-  Sampling sampling;
+  v1::Sampling sampling = NeutralSampling();  // a seed is drawn at admission if it has none
   int max_tokens = 0;  // > 0; prompt.size() + max_tokens fits the context
   int min_tokens = 0;
   std::vector<int32_t> stop_token_ids;  // eos included unless ignored

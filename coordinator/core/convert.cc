@@ -10,19 +10,11 @@ JournalToken TokenFrom(const v1::SequenceToken& message) {
           .top = {message.top().begin(), message.top().end()}};
 }
 
-v1::StartSequence StartFrom(const Request& request, uint64_t seed, int choice) {
+v1::StartSequence StartFrom(const Request& request, int choice) {
   v1::StartSequence start;
   start.mutable_prompt()->Add(request.prompt.begin(), request.prompt.end());
-  v1::SamplingSpec& sampling = *start.mutable_sampling();
-  sampling.set_temperature(request.sampling.temperature);
-  sampling.set_top_p(request.sampling.top_p);
-  sampling.set_top_k(request.sampling.top_k);
-  sampling.set_min_p(request.sampling.min_p);
-  sampling.set_seed(seed);
-  sampling.set_choice(choice);
-  sampling.set_repetition_penalty(request.sampling.repetition_penalty);
-  sampling.set_presence_penalty(request.sampling.presence_penalty);
-  sampling.set_frequency_penalty(request.sampling.frequency_penalty);
+  *start.mutable_sampling() = request.sampling;
+  start.set_choice(choice);
   start.set_max_tokens(request.max_tokens);
   start.set_min_tokens(request.min_tokens);
   start.mutable_stop_token_ids()->Add(request.stop_token_ids.begin(), request.stop_token_ids.end());

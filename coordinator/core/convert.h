@@ -10,7 +10,7 @@ namespace epic::coordinator {
 
 JournalToken TokenFrom(const v1::SequenceToken& message);
 // What is the same for every attempt of a choice.
-v1::StartSequence StartFrom(const Request& request, uint64_t seed, int choice);
+v1::StartSequence StartFrom(const Request& request, int choice);
 // "epic-" and 16 hexadecimal digits: equal profile and checkpoint give equal answers.
 std::string Fingerprint(const std::string& profile, const std::string& checkpoint);
 

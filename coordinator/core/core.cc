@@ -69,7 +69,8 @@ absl::StatusOr<std::shared_ptr<RequestStream>> Core::Submit(Request request) {
   RETURN_IF_ERROR(world_.ReadySoon());
   ASSIGN_OR_RETURN(const uint64_t id, requests_.Add(std::move(request)));
   RequestTable::Entry& entry = *requests_.request(id);
-  if (!entry.request.sampling.seed) entry.seed = env_.random.Next();
+  v1::Sampling& sampling = entry.request.sampling;
+  if (!sampling.has_seed()) sampling.set_seed(env_.random.Next());
   mailbox_->Post([this, id] { Begin(id); });
   return std::make_shared<Stream>(entry.journal, mailbox_, this, id);
 }
@@ -180,7 +181,7 @@ void Core::Start(const SequencePlacement& placement) {
   if (sequence.attempt > 1) ++metrics_.resubmissions;
   v1::ControlMessage message;
   v1::StartSequence& start = *message.mutable_start();
-  start = StartFrom(entry.request, entry.seed, sequence.choice);
+  start = StartFrom(entry.request, sequence.choice);
   start.set_sequence(placement.sequence);
   start.set_attempt(sequence.attempt);
   // What was generated before is computed again, and never drawn again: the draw could differ where

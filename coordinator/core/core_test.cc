@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/sim_loop.h"
+#include "coordinator/core/convert.h"
 #include "coordinator/core/testing/fake_worker.h"
 
 namespace epic::coordinator {
@@ -19,14 +20,11 @@ class CoreTest : public testing::Test {
     request.prompt = {1, 2, next_};
     request.max_tokens = tokens;
     request.choices = choices;
-    request.sampling.seed = 7;
+    request.sampling.set_seed(7);
     return request;
   }
   std::vector<int32_t> Expected(const Request& request, int choice) {
-    v1::StartSequence start;
-    for (const int32_t token : request.prompt) start.add_prompt(token);
-    start.mutable_sampling()->set_seed(*request.sampling.seed);
-    start.mutable_sampling()->set_choice(choice);
+    const v1::StartSequence start = StartFrom(request, choice);
     std::vector<int32_t> tokens;
     for (int i = 0; i < request.max_tokens; ++i) tokens.push_back(TokenAt(start, i));
     return tokens;

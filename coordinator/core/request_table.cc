@@ -25,7 +25,6 @@ absl::StatusOr<uint64_t> RequestTable::Add(Request request) {
   const uint64_t id = next_id_++;
   names_[request.id] = id;
   Entry& entry = requests_[id];
-  entry.seed = request.sampling.seed.value_or(0);
   entry.journal = std::make_shared<Journal>(request.choices);
   entry.request = std::move(request);
   return id;

@@ -29,8 +29,7 @@ namespace epic::coordinator {
 class RequestTable {
  public:
   struct Entry {
-    Request request;
-    uint64_t seed = 0;  // of all its choices: the request's, or one that the core draws
+    Request request;  // its sampling has a seed: its own, or one that the core draws
     std::shared_ptr<Journal> journal;
     std::vector<uint64_t> sequences;  // [choice]; none before it begins
     TimerId timer = 0;                // of its deadline; 0: none. Whoever set it cancels it.

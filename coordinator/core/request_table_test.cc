@@ -7,7 +7,7 @@ namespace {
 
 Request NewRequest(const std::string& name, int choices = 1) {
   Request request{.id = name, .prompt = {1, 2, 3}, .max_tokens = 7, .choices = choices};
-  request.sampling.seed = 5;
+  request.sampling.set_seed(5);
   return request;
 }
 

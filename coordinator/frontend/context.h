@@ -17,13 +17,9 @@ namespace epic::coordinator {
 
 class FrontendMetrics;
 
-// What a request that does not say otherwise is sampled with: the model's generation_config.json.
-struct SamplingDefaults {
-  float temperature = 1;
-  float top_p = 1;
-  int top_k = 0;  // 0: off
-  float min_p = 0;
-  float repetition_penalty = 1;
+// What a request gets that does not say otherwise: the model's generation_config.json.
+struct GenerationDefaults {
+  v1::Sampling sampling;
   std::vector<int32_t> eos_ids;  // end a request unless it sets ignore_eos
 };
 
@@ -46,7 +42,7 @@ struct FrontendContext {
   FrontendMetrics& metrics;
   std::shared_ptr<const text::Tokenizer> tokenizer;
   std::shared_ptr<const text::ChatTemplate> chat_template;  // null: the model has none
-  SamplingDefaults defaults;
+  GenerationDefaults defaults;
   FrontendLimits limits;
   std::vector<std::string> api_keys;  // empty: everybody may ask
   std::string version;                // of the program, for /version

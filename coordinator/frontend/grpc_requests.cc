@@ -9,23 +9,11 @@
 namespace epic::coordinator {
 namespace {
 
-// proto3's scalar fields with presence, as std::optional.
-#define EPIC_OPTIONAL(message, field) \
-  if ((message).has_##field()) spec.field = (message).field()
-
 GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
   GenerateSpec spec;
-  const v1::Sampling& sampling = message.sampling();
-  EPIC_OPTIONAL(sampling, temperature);
-  EPIC_OPTIONAL(sampling, top_p);
-  EPIC_OPTIONAL(sampling, top_k);
-  EPIC_OPTIONAL(sampling, min_p);
-  EPIC_OPTIONAL(sampling, seed);
-  EPIC_OPTIONAL(sampling, repetition_penalty);
-  EPIC_OPTIONAL(sampling, presence_penalty);
-  EPIC_OPTIONAL(sampling, frequency_penalty);
-  EPIC_OPTIONAL(message, max_tokens);
-  EPIC_OPTIONAL(message, logprobs);
+  spec.sampling = message.sampling();
+  if (message.has_max_tokens()) spec.max_tokens = message.max_tokens();
+  if (message.has_logprobs()) spec.logprobs = message.logprobs();
   if (message.has_n()) spec.choices = message.n();
   spec.model = message.model();
   spec.id = message.request_id();
@@ -36,7 +24,6 @@ GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
   spec.timeout_seconds = message.timeout_seconds();
   return spec;
 }
-#undef EPIC_OPTIONAL
 
 absl::StatusOr<std::vector<int32_t>> ReadChat(const FrontendContext& context,
                                               const v1::Messages& message) {

@@ -192,14 +192,14 @@ TEST_F(HttpApiTest, FieldsReachTheRequest) {
                 .status,
             200);
   const Request request = last_request();
-  EXPECT_EQ(request.sampling.temperature, 0);
-  EXPECT_FLOAT_EQ(request.sampling.top_p, 0.5);
-  EXPECT_EQ(request.sampling.top_k, 7);
-  EXPECT_FLOAT_EQ(request.sampling.min_p, 0.1);
-  EXPECT_EQ(request.sampling.seed, ~uint64_t{0});
-  EXPECT_EQ(request.sampling.repetition_penalty, 1.5);
-  EXPECT_EQ(request.sampling.presence_penalty, 1);
-  EXPECT_EQ(request.sampling.frequency_penalty, -1);
+  EXPECT_EQ(request.sampling.temperature(), 0);
+  EXPECT_FLOAT_EQ(request.sampling.top_p(), 0.5);
+  EXPECT_EQ(request.sampling.top_k(), 7);
+  EXPECT_FLOAT_EQ(request.sampling.min_p(), 0.1);
+  EXPECT_EQ(request.sampling.seed(), ~uint64_t{0});
+  EXPECT_EQ(request.sampling.repetition_penalty(), 1.5);
+  EXPECT_EQ(request.sampling.presence_penalty(), 1);
+  EXPECT_EQ(request.sampling.frequency_penalty(), -1);
   EXPECT_EQ(request.max_tokens, 33);
   EXPECT_EQ(request.min_tokens, 2);
   EXPECT_THAT(request.answer.stop, ElementsAre("END"));
@@ -212,9 +212,9 @@ TEST_F(HttpApiTest, DefaultsAreTheModelsAndWhatTheContextLeaves) {
   world_.inference.AnswerWith({1008});
   PostChat(Json::object());
   Request request = last_request();
-  EXPECT_FLOAT_EQ(request.sampling.temperature, 0.6);
-  EXPECT_FLOAT_EQ(request.sampling.top_p, 0.95);
-  EXPECT_FALSE(request.sampling.seed.has_value());
+  EXPECT_FLOAT_EQ(request.sampling.temperature(), 0.6);
+  EXPECT_FLOAT_EQ(request.sampling.top_p(), 0.95);
+  EXPECT_FALSE(request.sampling.has_seed());
   EXPECT_EQ(request.max_tokens + static_cast<int>(request.prompt.size()), 4096);
   EXPECT_THAT(request.stop_token_ids, ElementsAre(1008));
   EXPECT_EQ(request.logprobs, -1);

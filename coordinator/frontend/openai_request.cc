@@ -7,6 +7,7 @@
 #include "coordinator/frontend/chat_messages.h"
 #include "coordinator/frontend/errors.h"
 #include "coordinator/frontend/request_builder.h"
+#include "coordinator/frontend/sampling.h"
 
 namespace epic::coordinator {
 namespace {
@@ -90,14 +91,7 @@ absl::Status CheckSupported(const Json& body, FieldReader& fields) {
 GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
   GenerateSpec spec;
   spec.model = fields.String("model").value_or("");
-  spec.temperature = fields.Number("temperature");
-  spec.top_p = fields.Number("top_p");
-  spec.min_p = fields.Number("min_p");
-  spec.top_k = fields.Integer("top_k");
-  if (const auto seed = fields.Integer("seed")) spec.seed = static_cast<uint64_t>(*seed);
-  spec.repetition_penalty = fields.Number("repetition_penalty");
-  spec.presence_penalty = fields.Number("presence_penalty");
-  spec.frequency_penalty = fields.Number("frequency_penalty");
+  spec.sampling = ReadSampling(fields);
   spec.max_tokens = fields.Integer("max_tokens");
   if (const auto newer = fields.Integer("max_completion_tokens")) {
     spec.max_tokens = newer;

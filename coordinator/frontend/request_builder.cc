@@ -8,61 +8,13 @@
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "coordinator/frontend/errors.h"
+#include "coordinator/frontend/ranges.h"
+#include "coordinator/frontend/sampling.h"
 
 namespace epic::coordinator {
 namespace {
 
-constexpr double kTemperatureMax = 2;
-constexpr double kRepetitionPenaltyMax = 10;
-constexpr double kPenaltyMax = 2;
 constexpr size_t kIdBytesMax = 128;
-
-std::string Range(double low, bool low_open, double high) {
-  return absl::StrCat(low_open ? "(" : "[", low, ", ", high, "]");
-}
-
-// NaN fails too.
-absl::Status CheckNumber(const std::string& field, double value, double low, double high,
-                         bool low_open = false) {
-  if (value <= high && (low_open ? value > low : value >= low)) return absl::OkStatus();
-  return FieldError(field, absl::StrCat(field, " is ", value, ", it must be within ",
-                                        Range(low, low_open, high)));
-}
-
-absl::Status CheckInteger(const std::string& field, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return FieldError(
-      field, absl::StrCat(field, " is ", value, ", it must be within [", low, ", ", high, "]"));
-}
-
-absl::Status FillSampling(const FrontendContext& context, const GenerateSpec& spec,
-                          Sampling* sampling) {
-  const SamplingDefaults& defaults = context.defaults;
-  const double temperature = spec.temperature.value_or(defaults.temperature);
-  RETURN_IF_ERROR(CheckNumber("temperature", temperature, 0, kTemperatureMax));
-  const double top_p = spec.top_p.value_or(defaults.top_p);
-  RETURN_IF_ERROR(CheckNumber("top_p", top_p, 0, 1, /*low_open=*/true));
-  const double min_p = spec.min_p.value_or(defaults.min_p);
-  RETURN_IF_ERROR(CheckNumber("min_p", min_p, 0, 1));
-  const int64_t top_k = spec.top_k.value_or(defaults.top_k);
-  RETURN_IF_ERROR(CheckInteger("top_k", top_k, -1, std::numeric_limits<int32_t>::max()));
-  const double repetition = spec.repetition_penalty.value_or(defaults.repetition_penalty);
-  RETURN_IF_ERROR(
-      CheckNumber("repetition_penalty", repetition, 0, kRepetitionPenaltyMax, /*low_open=*/true));
-  const double presence = spec.presence_penalty.value_or(0);
-  RETURN_IF_ERROR(CheckNumber("presence_penalty", presence, -kPenaltyMax, kPenaltyMax));
-  const double frequency = spec.frequency_penalty.value_or(0);
-  RETURN_IF_ERROR(CheckNumber("frequency_penalty", frequency, -kPenaltyMax, kPenaltyMax));
-  sampling->temperature = static_cast<float>(temperature);
-  sampling->top_p = static_cast<float>(top_p);
-  sampling->min_p = static_cast<float>(min_p);
-  sampling->top_k = static_cast<int>(std::max<int64_t>(top_k, 0));
-  sampling->repetition_penalty = static_cast<float>(repetition);
-  sampling->presence_penalty = static_cast<float>(presence);
-  sampling->frequency_penalty = static_cast<float>(frequency);
-  sampling->seed = spec.seed;
-  return absl::OkStatus();
-}
 
 absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spec,
                          Request* request) {
@@ -195,7 +147,7 @@ absl::StatusOr<Request> BuildRequest(const FrontendContext& context, const Gener
                                      std::vector<int32_t> prompt) {
   Request request;
   request.prompt = std::move(prompt);
-  RETURN_IF_ERROR(FillSampling(context, spec, &request.sampling));
+  ASSIGN_OR_RETURN(request.sampling, CompleteSampling(context.defaults.sampling, spec.sampling));
   RETURN_IF_ERROR(FillStops(context, spec, &request));
   RETURN_IF_ERROR(FillRest(context, spec, &request));
   RETURN_IF_ERROR(FillLengths(context, spec, &request));

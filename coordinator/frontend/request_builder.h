@@ -23,10 +23,7 @@ struct GenerateSpec {
   std::string model;                    // empty: the served one
   std::string id;                       // empty: drawn
   std::string prompt_field = "prompt";  // as the client calls it
-  std::optional<double> temperature, top_p, min_p;
-  std::optional<int64_t> top_k;
-  std::optional<uint64_t> seed;
-  std::optional<double> repetition_penalty, presence_penalty, frequency_penalty;
+  v1::Sampling sampling;
   std::optional<int64_t> max_tokens;
   std::string max_tokens_field = "max_tokens";  // as the client calls it
   std::optional<int64_t> max_tokens_default;    // unset: what the context leaves

@@ -100,7 +100,7 @@ class EpochsOverNcclTest : public testing::Test {
     request.id = "r" + std::to_string(next_++);
     request.prompt = {1, 2, 3, 4, 5, 6, 7};
     request.max_tokens = kTokens;
-    request.sampling.seed = 7;
+    request.sampling.set_seed(7);
     const auto stream = core_.Submit(request);
     CHECK_OK(stream.status());
     Await([&] { return (*stream)->Read(0, 0).tokens.size() >= 8; });

@@ -34,9 +34,9 @@ void Client::Submit() {
   coordinator::Request request;
   request.id = absl::StrCat("request-", number_);
   request.prompt = plan_.prompt;
-  request.sampling.temperature = plan_.sampling.temperature;
-  request.sampling.seed = plan_.sampling.seed;
-  request.sampling.repetition_penalty = plan_.sampling.repetition_penalty;
+  request.sampling.set_temperature(plan_.sampling.temperature);
+  request.sampling.set_seed(plan_.sampling.seed);
+  request.sampling.set_repetition_penalty(plan_.sampling.repetition_penalty);
   request.max_tokens = plan_.max_tokens;
   request.deadline = deadline_;
   if (plan_.stop_token >= 0) request.stop_token_ids = {plan_.stop_token};

@@ -255,9 +255,28 @@ def check_mutexes(path: str, text: str):
             yield f"does not say what {name} guards: mark it ABSL_GUARDED_BY({name})"
 
 
+# A sampling setting costs four places: its message, the door's reader and check, the worker's
+# conversion, and the sampler. This one stands for all.
+SAMPLING_SETTING = "frequency_penalty"
+SAMPLING_PLACES = {
+    "proto/epic/v1/inference.proto",
+    "coordinator/frontend/sampling.cc",
+    "worker/service/convert.cc",
+    "model/sampler.h", "model/sampler.cc",
+}
+
+
+def check_sampling(path: str, text: str):
+    """No further file names each sampling setting."""
+    if not path.endswith((".h", ".cc", ".proto")) or is_test(path) or path in SAMPLING_PLACES:
+        return
+    if SAMPLING_SETTING in text:
+        yield f"names {SAMPLING_SETTING}: only {sorted(SAMPLING_PLACES)} know the sampling settings"
+
+
 CHECKS = [check_arrows, check_sub_arrows, check_world, check_edges, check_lines, check_size, check_mutexes,
           check_functions]
-TEXT_CHECKS = [check_references]
+TEXT_CHECKS = [check_references, check_sampling]
 TEXTS = (".h", ".cc", ".cu", ".cuh", ".proto", ".py", ".rs", ".md", ".cmake", ".txt", ".yml", ".yaml")
 
 

@@ -77,6 +77,13 @@ class TheChecks(unittest.TestCase):
         for path in tidy.PLAIN_MUTEXES:
             self.assertTrue(found(tidy.check_mutexes, path, "int x;\n"))
 
+    def test_see_one_more_place_that_knows_the_sampling_settings(self):
+        line = "start.set_frequency_penalty(request.frequency_penalty);\n"
+        self.assertTrue(found(tidy.check_sampling, "coordinator/core/convert.cc", line))
+        self.assertTrue(found(tidy.check_sampling, "proto/epic/v1/worker.proto", "float frequency_penalty = 9;\n"))
+        self.assertFalse(found(tidy.check_sampling, "model/sampler.cc", line))
+        self.assertFalse(found(tidy.check_sampling, "model/sampler_test.cc", line))
+
 
 if __name__ == "__main__":
     unittest.main()

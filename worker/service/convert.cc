@@ -3,13 +3,14 @@
 namespace epic::worker {
 namespace {
 
-model::SamplingParams SamplingFrom(const v1::SamplingSpec& spec) {
+model::SamplingParams SamplingFrom(const v1::StartSequence& start) {
+  const v1::Sampling& spec = start.sampling();
   return {.temperature = spec.temperature(),
           .top_p = spec.top_p(),
           .top_k = spec.top_k(),
           .min_p = spec.min_p(),
           .seed = spec.seed(),
-          .choice = spec.choice(),
+          .choice = start.choice(),
           .repetition_penalty = spec.repetition_penalty(),
           .presence_penalty = spec.presence_penalty(),
           .frequency_penalty = spec.frequency_penalty()};
@@ -20,7 +21,7 @@ model::SamplingParams SamplingFrom(const v1::SamplingSpec& spec) {
 SequenceRequest RequestFrom(const v1::StartSequence& start) {
   return {.prompt = {start.prompt().begin(), start.prompt().end()},
           .forced = {start.forced().begin(), start.forced().end()},
-          .sampling = SamplingFrom(start.sampling()),
+          .sampling = SamplingFrom(start),
           .max_tokens = start.max_tokens(),
           .min_tokens = start.min_tokens(),
           .stop_token_ids = {start.stop_token_ids().begin(), start.stop_token_ids().end()},

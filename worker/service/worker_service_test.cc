@@ -136,7 +136,7 @@ v1::StartSequence NewStart(uint64_t sequence, const Tokens& prompt, int max_toke
   start.mutable_prompt()->Assign(prompt.begin(), prompt.end());
   start.set_max_tokens(max_tokens);
   start.set_logprobs(-1);
-  v1::SamplingSpec& sampling = *start.mutable_sampling();
+  v1::Sampling& sampling = *start.mutable_sampling();
   sampling.set_temperature(1);
   sampling.set_top_p(1);
   sampling.set_repetition_penalty(1);
@@ -231,7 +231,7 @@ TEST(WorkerServiceTest, RepeatsWithASeedAndDiffersWithAnotherSeedOrChoice) {
   v1::StartSequence other_seed = start;
   other_seed.mutable_sampling()->set_seed(99);
   v1::StartSequence other_choice = start;
-  other_choice.mutable_sampling()->set_choice(1);
+  other_choice.set_choice(1);
   v1::StartSequence greedy = start;
   greedy.mutable_sampling()->set_temperature(0);
   v1::StartSequence greedy_other_seed = other_seed;

@@ -18,7 +18,7 @@ namespace epic::coordinator {
 
 // The token that every worker generates: a function of prompt, seed, choice and position alone.
 inline int32_t TokenAt(const v1::StartSequence& start, int position) {
-  uint64_t hash = start.sampling().seed() * 31 + start.sampling().choice() + 1;
+  uint64_t hash = start.sampling().seed() * 31 + start.choice() + 1;
   for (const int32_t token : start.prompt()) hash = hash * 1000003 + token;
   SeededRandom random(hash + position);
   return static_cast<int32_t>(random.Next() % 1000);

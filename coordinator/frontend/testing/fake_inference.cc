@@ -161,8 +161,10 @@ FakeWorld::FakeWorld()
               .clock = RealClock(),
               .random = RealRandom(),
               .metrics = metrics,
-              .defaults = {.temperature = 0.6f, .top_p = 0.95f, .eos_ids = {1008}},
+              .defaults = {.eos_ids = {1008}},
               .version = "test"} {
+  context.defaults.sampling.set_temperature(0.6f);
+  context.defaults.sampling.set_top_p(0.95f);
   auto tokenizer = text::Tokenizer::Load("models/tiny-r1");
   CHECK_OK(tokenizer.status());
   context.tokenizer = *tokenizer;
