@@ -12,12 +12,18 @@ namespace epic::cluster {
 namespace {
 
 // Ranks of a layer whose loads differ by less than this part of the mean are even enough.
+// A move costs the load of an expert, so small gains are not worth one. Chosen, not measured.
 constexpr double kUneven = 0.1;
 
 class Balancer {
  public:
   explicit Balancer(const BalanceRequest& request) : request_(request) {
+    CHECK(request.first_expert_layer >= 0 && request.first_expert_layer <= request.layer_count)
+        << " layers " << request.first_expert_layer << " to " << request.layer_count;
+    CHECK_GE(request.replicas_max, 1);
+    CHECK(std::ranges::is_sorted(request.hosts, {}, &ExpertHost::rank)) << " out of order";
     for (const ExpertHost& host : request.hosts) {
+      // A leaving rank is no host: what it holds finds another home.
       if (!host.leaving) hosts_.push_back(&host);
     }
     used_.resize(hosts_.size());
@@ -26,6 +32,8 @@ class Balancer {
   }
 
   Balanced Run() {
+    // In order of importance: what is held stays, every expert has a home, loads are even, hot
+    // experts have replicas. Each step uses only what the steps before left free.
     Keep();
     HostMissing();
     if (request_.homes_only) return Result();
@@ -84,6 +92,7 @@ class Balancer {
     CHECK_EQ(request_.current.size(), static_cast<size_t>(request_.layer_count));
     ForEach([&](int layer, int expert) {
       for (const int rank : request_.current[layer][expert]) {
+        // Ranks that are no hosts any more are passed over.
         const auto found = std::ranges::lower_bound(hosts_, rank, {}, &ExpertHost::rank);
         if (found == hosts_.end() || (*found)->rank != rank) continue;
         const int host = static_cast<int>(found - hosts_.begin());
@@ -106,6 +115,8 @@ class Balancer {
     std::optional<std::tuple<bool, double, int64_t, int>> best;
     for (int host = 0; host < static_cast<int>(hosts_.size()); ++host) {
       if (!HasRoom(host) || Holds(layer, expert, host)) continue;
+      // Another machine first, so that one loss of power does not take all replicas; the index
+      // last, so that equal requests give equal results.
       const std::tuple candidate{SharesMachine(layer, expert, host), layer_load_[host][layer],
                                  used_[host], host};
       if (!best || candidate < *best) best = candidate;
@@ -128,6 +139,7 @@ class Balancer {
     std::ranges::sort(missing);
     int64_t room = 0;
     for (size_t host = 0; host < hosts_.size(); ++host) room += hosts_[host]->slots - used_[host];
+    // A home for every expert comes before a second replica of any.
     MakeRoom(static_cast<int64_t>(missing.size()) - room);
     for (const auto& [layer, load, expert] : missing) {
       const std::optional<int> host = Choose(layer, expert);
@@ -187,6 +199,7 @@ class Balancer {
     for (int expert = 0; expert < request_.expert_count; ++expert) {
       if (!Holds(layer, expert, from) || Holds(layer, expert, to)) continue;
       const double share = Load(layer, expert) / static_cast<double>(At(layer, expert).size());
+      // The gap after the move. The factor keeps rounding from moving one expert for ever.
       const double left = std::abs(gap - 2 * share);
       if (left >= gap * (1 - 1e-9)) continue;
       if (!best || left < best->first) best = {left, expert};
@@ -204,6 +217,7 @@ class Balancer {
       const auto [load, minus_layer, minus_expert] = hottest.top();
       hottest.pop();
       const std::optional<int> host = Choose(-minus_layer, -minus_expert);
+      // No slot for this expert; a colder one may still find one elsewhere.
       if (!host) continue;
       Add(-minus_layer, -minus_expert, *host);
       Push(-minus_layer, -minus_expert, hottest);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status.h"
 #include "cluster/transport/socket.h"
 
@@ -29,6 +30,7 @@ Greeting::Greeting(UniqueFd socket, Wire wire, ListenerHandshake handshake,
 uint32_t Greeting::events() const { return dials() && !begun_ ? EPOLLOUT : EPOLLIN; }
 
 absl::StatusOr<bool> Greeting::OnEvents(uint32_t events) {
+  CHECK_LT(incoming_bytes_, sizeof(incoming_));
   if (!begun_) RETURN_IF_ERROR(Begin());
   const std::span<std::byte> message = std::as_writable_bytes(std::span(&incoming_, 1));
   while (true) {
@@ -51,6 +53,7 @@ absl::Status Greeting::Begin() {
   if (wire_ == Wire::kTcp) {
     RETURN_IF_ERROR(SetTcpOptions(socket_.get(), user_timeout_));
   } else if (const absl::Status user = CheckPeerUser(socket_.get()); !user.ok()) {
+    // For the one that dials it means: take TCP. The one that listens hangs up.
     return dials() ? absl::FailedPreconditionError(user.message()) : user;
   }
   begun_ = true;
@@ -65,6 +68,7 @@ absl::StatusOr<bool> Greeting::OnHello(const Hello& hello) {
 }
 
 absl::StatusOr<bool> Greeting::OnHelloDialing(DialerHandshake& side, const Hello& hello) {
+  // The listener proves itself first: a dialer never gives its proof, or memory, to a stranger.
   if (std::exchange(first_done_, true)) {
     RETURN_IF_ERROR(side.OnWelcome(hello));
     return true;
@@ -75,6 +79,7 @@ absl::StatusOr<bool> Greeting::OnHelloDialing(DialerHandshake& side, const Hello
     return false;
   }
   absl::StatusOr<SharedRings> rings = SharedRings::Create(ring_bytes_);
+  // No shared memory to be had is no fault of the peer: TCP is taken.
   if (!rings.ok()) return absl::FailedPreconditionError(rings.status().message());
   rings_.emplace(*std::move(rings));
   RETURN_IF_ERROR(Send(proof, rings_->fd()));
@@ -84,10 +89,12 @@ absl::StatusOr<bool> Greeting::OnHelloDialing(DialerHandshake& side, const Hello
 absl::StatusOr<bool> Greeting::OnHelloListening(ListenerHandshake& side, const Hello& hello) {
   if (!std::exchange(first_done_, true)) {
     const ListenerHandshake::Step step = side.OnBegin(hello);
+    // A refusal is sent too, so that the dialer can say why.
     RETURN_IF_ERROR(Send(step.reply));
     RETURN_IF_ERROR(step.status);
     return false;
   }
+  // Memory of a peer is mapped only after its proof.
   absl::Status proved = side.OnProof(hello);
   if (proved.ok() && wire_ == Wire::kShm) proved = MapReceivedRings(side.ring_bytes());
   if (!proved.ok()) {

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status.h"
 
 namespace epic::cluster {
@@ -27,6 +28,7 @@ ShmChannel::ShmChannel(UniqueFd socket, EpollSet& sockets, SharedRings rings, bo
       ring_reader_(rings_, creator ? 1 : 0),
       self_(self),
       frame_reader_(peer, /*with_payload_crc=*/false, rings_.ring_bytes() / 2) {
+  // The mapping stays. A descriptor a pair would be thousands in a large world.
   rings_.CloseDescriptor();
 }
 
@@ -37,6 +39,7 @@ void ShmChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   SealHeader(self_, parts, /*with_payload_crc=*/false, &sealed);
   LayOut(sealed, parts, &frame_);
   size_t written = 0;
+  // Behind queued bytes nothing may go directly: frames stay in order.
   if (queue_.empty()) {
     const absl::StatusOr<size_t> taken = writer_.Write(frame_, 0);
     if (!taken.ok()) return Break(taken.status());
@@ -47,11 +50,13 @@ void ShmChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
 }
 
 void ShmChannel::Publish() {
+  // Checked comes after the bell: a reader that finds bytes beyond `checked` must still expect it.
   if (writer_.Publish()) Ring();
   writer_.Checked();
 }
 
 void ShmChannel::WriteQueued() {
+  // Sixteen stretches at a time; the next call goes on where the ring was full.
   while (!queue_.empty() && broken().ok()) {
     const absl::StatusOr<size_t> written = writer_.Write(queue_.Front(16), 0);
     if (!written.ok()) return Break(written.status());
@@ -78,6 +83,8 @@ bool ShmChannel::ReadOnce(FrameReader::OnFrame on_frame) {
   }
   if (readable->empty()) return false;
   size_t used = 0;
+  // A frame that is larger than half the ring is collected piece by piece in memory of its own;
+  // all others are handed over where they lie.
   if (const std::span<std::byte> wanted = frame_reader_.wanted(); !wanted.empty()) {
     used = std::min({wanted.size(), readable->size(), kPieceBytes});
     std::memcpy(wanted.data(), readable->data(), used);
@@ -92,6 +99,8 @@ bool ShmChannel::ReadOnce(FrameReader::OnFrame on_frame) {
     }
   }
   if (used == 0) return false;
+  // Only after the handler has returned: until then the writer must not reuse the bytes.
+  CHECK_LE(used, readable->size());
   ring_reader_.Consume(used);
   if (ring_reader_.Release()) Ring();
   return broken().ok();
@@ -111,6 +120,7 @@ void ShmChannel::ReadAll(FrameReader::OnFrame on_frame) {
 }
 
 void ShmChannel::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
+  // Bells say only that there is something: one wake serves all that have rung.
   char bells[256];
   const ssize_t count = recv(socket_.get(), bells, sizeof(bells), MSG_DONTWAIT);
   if (count > 0 || (count < 0 && (errno == EAGAIN || errno == EINTR))) return;
@@ -119,6 +129,7 @@ void ShmChannel::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
 }
 
 bool ShmChannel::Arm() {
+  // Both are armed before either answer is used, so that no bell falls between them.
   const bool room = !queue_.empty() && writer_.Arm();
   return ring_reader_.Arm() || room || unread_;
 }
@@ -127,6 +138,8 @@ bool ShmChannel::Disarm(bool timed_out) {
   ring_reader_.Disarm();
   writer_.Disarm();
   if (!timed_out || !ring_reader_.HasChecked()) return false;
+  // A bell that is there would have ended the sleep. Without one, although the writer has checked,
+  // the timer has rescued this end.
   char bell;
   return recv(socket_.get(), &bell, 1, MSG_PEEK | MSG_DONTWAIT) < 0;
 }

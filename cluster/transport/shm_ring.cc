@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status.h"
 
 namespace epic::cluster {
@@ -44,6 +45,7 @@ absl::StatusOr<SharedRings> SharedRings::Create(size_t ring_bytes) {
   if (ftruncate(fd.get(), static_cast<off_t>(MemoryBytes(ring_bytes))) != 0) {
     return Errno("ftruncate");
   }
+  // A peer that shrank the memory would kill this process with SIGBUS at its next access.
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return Errno("F_ADD_SEALS");
   }
@@ -60,6 +62,7 @@ absl::StatusOr<SharedRings> SharedRings::Map(UniqueFd fd, size_t ring_bytes) {
   }
   struct stat status;
   if (fstat(fd.get(), &status) != 0) return Errno("fstat");
+  // Sealed against shrinking, so this stays true.
   if (static_cast<size_t>(status.st_size) != MemoryBytes(ring_bytes)) {
     return absl::InvalidArgumentError(
         absl::StrCat("shared memory: size is ", status.st_size, ", not ", MemoryBytes(ring_bytes)));
@@ -70,6 +73,7 @@ absl::StatusOr<SharedRings> SharedRings::Map(UniqueFd fd, size_t ring_bytes) {
 }
 
 absl::Status SharedRings::MapAll() {
+  // One reservation for all, so that nothing can be mapped between the two copies of a ring.
   void* reserved = mmap(nullptr, MappedBytes(ring_bytes_), PROT_NONE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) return Errno("mmap");
@@ -81,6 +85,7 @@ absl::Status SharedRings::MapAll() {
   bool mapped = map(base_, kControlBytes, 0);
   for (int ring = 0; ring < 2; ++ring) {
     const size_t offset = kControlBytes + ring * ring_bytes_;
+    // The same pages twice in a row: a stretch that passes the end goes on in the second copy.
     mapped = mapped && map(data(ring), ring_bytes_, offset) &&
              map(data(ring) + ring_bytes_, ring_bytes_, offset);
   }
@@ -97,6 +102,7 @@ SharedRings::~SharedRings() {
 }
 
 RingControl& SharedRings::control(int ring) const {
+  CHECK(ring == 0 || ring == 1) << " ring " << ring;
   return reinterpret_cast<RingControl*>(base_)[ring];
 }
 
@@ -108,6 +114,7 @@ RingWriter::RingWriter(const SharedRings& rings, int ring)
     : control_(rings.control(ring)), data_(rings.data(ring)), bytes_(rings.ring_bytes()) {}
 
 absl::StatusOr<size_t> RingWriter::Room() {
+  // acquire: the reader has read the bytes before it gave their room back.
   const uint64_t head = control_.head.load(std::memory_order_acquire);
   // Both hold for an honest reader: it reads on, and never beyond what was written.
   if (head < head_seen_ || head > tail_) {
@@ -125,6 +132,7 @@ absl::StatusOr<size_t> RingWriter::Write(std::span<const Bytes> parts, size_t sk
     const size_t skipped = std::min(skip, part.size());
     skip -= skipped;
     part = part.subspan(skipped);
+    // The reader's index is read only when room seems short: its cache line belongs to the reader.
     if (part.size() > room) {
       ASSIGN_OR_RETURN(room, Room());
     }
@@ -139,6 +147,9 @@ absl::StatusOr<size_t> RingWriter::Write(std::span<const Bytes> parts, size_t sk
 }
 
 bool RingWriter::Publish() {
+  // seq_cst on both sides of the bell: with weaker orders this store and the load of the sleeper's
+  // flag could change places, and reader and writer would each believe that the other is awake.
+  // The exchange takes the flag away, so that one sleep is rung for once.
   control_.tail.store(tail_, std::memory_order_seq_cst);
   return control_.reader_sleeps.load(std::memory_order_seq_cst) != 0 &&
          control_.reader_sleeps.exchange(0, std::memory_order_seq_cst) != 0;
@@ -148,6 +159,7 @@ void RingWriter::Checked() { control_.checked.store(tail_, std::memory_order_rel
 
 bool RingWriter::Arm() {
   control_.writer_sleeps.store(1, std::memory_order_seq_cst);
+  // Looks again after saying so: room may have come in between.
   const uint64_t head = control_.head.load(std::memory_order_seq_cst);
   return tail_ - head <= bytes_ / 2;
 }
@@ -159,6 +171,7 @@ RingReader::RingReader(const SharedRings& rings, int ring)
 
 absl::StatusOr<Bytes> RingReader::Readable() {
   const uint64_t tail = control_.tail.load(std::memory_order_acquire);
+  // Both hold for an honest writer: it never takes bytes back, nor writes over unread ones.
   if (tail < tail_seen_ || tail - head_ > bytes_) {
     return absl::DataLossError(
         absl::StrCat("ring tail is ", tail, ": not within ", tail_seen_, " and ", head_ + bytes_));
@@ -169,6 +182,7 @@ absl::StatusOr<Bytes> RingReader::Readable() {
 
 bool RingReader::Release() {
   control_.head.store(head_, std::memory_order_seq_cst);
+  // A writer sleeps until half of the ring is free, so earlier bells would be for nothing.
   return tail_seen_ - head_ <= bytes_ / 2 &&
          control_.writer_sleeps.load(std::memory_order_seq_cst) != 0 &&
          control_.writer_sleeps.exchange(0, std::memory_order_seq_cst) != 0;
@@ -183,6 +197,7 @@ void RingReader::Disarm() { control_.reader_sleeps.store(0, std::memory_order_re
 
 bool RingReader::HasChecked() const {
   const uint64_t checked = control_.checked.load(std::memory_order_acquire);
+  // The peer's number: compared within what a ring can hold, never trusted.
   return checked > tail_seen_ && checked - tail_seen_ <= bytes_;
 }
 

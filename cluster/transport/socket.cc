@@ -22,6 +22,7 @@
 namespace epic::cluster {
 namespace {
 
+// A world that begins dials all at once; the kernel caps it by net.core.somaxconn.
 constexpr int kBacklog = 128;
 constexpr int kSocketFlags = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
 
@@ -53,6 +54,7 @@ std::string NumericHost(const sockaddr* address, socklen_t size) {
 absl::StatusOr<sockaddr_un> UnixAddress(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
+  // At most 107 bytes on Linux: deep temporary folders do not fit.
   if (path.size() >= sizeof(address.sun_path)) {
     return absl::InvalidArgumentError(absl::StrCat("socket path ", path, " has ", path.size(),
                                                    " bytes, at most ",
@@ -85,6 +87,7 @@ absl::StatusOr<TcpListener> ListenTcp(const std::string& host, int port) {
   listener.socket.reset(socket(addresses->ai_family, kSocketFlags, 0));
   if (!listener.socket.valid()) return Errno(errno, absl::StrCat("socket for ", where));
   const int fd = listener.socket.get(), on = 1;
+  // A worker that is started again must have its port while the old connections time out.
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
   if (bind(fd, addresses->ai_addr, addresses->ai_addrlen) != 0 || listen(fd, kBacklog) != 0) {
     return Errno(errno, absl::StrCat("listen on ", where));
@@ -110,6 +113,7 @@ absl::StatusOr<UniqueFd> DialTcp(const std::string& address) {
   }
   absl::string_view host = absl::string_view(address).substr(0, colon);
   if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
+  // Numbers only: a look-up could block the loop for seconds. Names are resolved at start.
   ASSIGN_OR_RETURN(const Addresses addresses, Resolve(std::string(host), port, AI_NUMERICHOST));
   UniqueFd fd(socket(addresses->ai_family, kSocketFlags, 0));
   if (!fd.valid()) return Errno(errno, absl::StrCat("socket for ", address));
@@ -120,6 +124,8 @@ absl::StatusOr<UniqueFd> DialTcp(const std::string& address) {
 }
 
 absl::Status SetTcpOptions(int socket, absl::Duration user_timeout) {
+  // Rows must not wait for Nagle's algorithm. A peer whose machine is gone is noticed by keepalive
+  // after about 4 s while nothing is sent, and by TCP_USER_TIMEOUT while something is.
   const int on = 1, silent_seconds = 1, probe_count = 3;
   const auto timeout_ms = static_cast<unsigned int>(absl::ToInt64Milliseconds(user_timeout));
   const auto set = [socket](int level, int name, const auto& value) {
@@ -139,6 +145,7 @@ absl::StatusOr<UniqueFd> ListenUnix(const std::string& path) {
   ASSIGN_OR_RETURN(const sockaddr_un address, UnixAddress(early));
   UniqueFd fd(socket(AF_UNIX, kSocketFlags, 0));
   if (!fd.valid()) return Errno(errno, "unix socket");
+  // Bound under another name and renamed: whoever finds the path finds a socket that listens.
   unlink(early.c_str());
   if (bind(fd.get(), Generic(address), sizeof(address)) != 0 || listen(fd.get(), kBacklog) != 0 ||
       rename(early.c_str(), path.c_str()) != 0) {
@@ -152,6 +159,7 @@ absl::StatusOr<UniqueFd> DialUnix(const std::string& path) {
   UniqueFd fd(socket(AF_UNIX, kSocketFlags, 0));
   if (!fd.valid()) return Errno(errno, "unix socket");
   if (connect(fd.get(), Generic(address), sizeof(address)) != 0) {
+    // A full backlog passes; all else means that this wire will not do, and TCP is taken.
     if (errno == EAGAIN) return absl::UnavailableError(absl::StrCat(path, ": its backlog is full"));
     return absl::FailedPreconditionError(absl::StrCat(path, ": ", std::strerror(errno)));
   }
@@ -164,6 +172,7 @@ absl::Status CheckPeerUser(int socket) {
   if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
     return absl::PermissionDeniedError(absl::StrCat("SO_PEERCRED: ", std::strerror(errno)));
   }
+  // The kernel's word on who has connected; a folder's permissions alone could be wrong.
   if (peer.uid == geteuid()) return absl::OkStatus();
   return absl::PermissionDeniedError(
       absl::StrCat("process ", peer.pid, " is of user ", peer.uid, ", not ", geteuid()));
@@ -205,6 +214,7 @@ absl::Status SendAll(int socket, Bytes bytes, int descriptor) {
     rights->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(rights), &descriptor, sizeof(int));
   }
+  // A hello is smaller than any socket's buffer: a short send means that the peer does not read.
   const ssize_t sent = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent == static_cast<ssize_t>(bytes.size())) return absl::OkStatus();
   return absl::UnavailableError(
@@ -214,6 +224,7 @@ absl::Status SendAll(int socket, Bytes bytes, int descriptor) {
 absl::StatusOr<size_t> ReceiveSome(int socket, std::span<std::byte> into,
                                    std::vector<UniqueFd>* descriptors) {
   iovec stretch{into.data(), into.size()};
+  // Room for more than the one that is expected, so that a peer that sends several is found out.
   alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))];
   msghdr message{};
   message.msg_iov = &stretch;

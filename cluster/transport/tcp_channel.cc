@@ -10,11 +10,14 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status.h"
 
 namespace epic::cluster {
 namespace {
 
+// Small frames are read many at a time into one buffer; a frame of more than kInPlaceBytesMax gets
+// memory of its own, so that its payload is not copied twice. Not measured.
 constexpr size_t kBufferBytes = 256 << 10;
 constexpr size_t kInPlaceBytesMax = 64 << 10;
 // Of one call, so that one peer cannot keep the thread.
@@ -45,6 +48,7 @@ void TcpChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   const size_t written = queued ? 0 : Write(frame_);
   if (!broken().ok()) return;
   queue_.Append(frame_, written);
+  // EPOLLOUT only while something waits: it is true of an empty socket all the time.
   if (!queued && !queue_.empty()) sockets_.SetEvents(socket_.get(), EPOLLIN | EPOLLOUT);
 }
 
@@ -58,6 +62,7 @@ size_t TcpChannel::Write(std::span<const Bytes> parts) {
     size_t asked = 0;
     for (size_t i = first; i < parts.size() && stretches_.size() < IOV_MAX; ++i) {
       const Bytes part = i == first ? parts[i].subspan(skip) : parts[i];
+      // The kernel takes empty stretches, but they count against IOV_MAX.
       if (part.empty()) continue;
       stretches_.push_back({const_cast<std::byte*>(part.data()), part.size()});
       asked += part.size();
@@ -71,6 +76,7 @@ size_t TcpChannel::Write(std::span<const Bytes> parts) {
     if (count < 0) return written;
     written += count;
     skip += count;
+    // A short write means a full socket: another call would only say so.
     if (static_cast<size_t>(count) < asked) return written;  // full
   }
 }
@@ -91,6 +97,7 @@ void TcpChannel::Read(FrameReader::OnFrame on_frame) {
   for (size_t total = 0; total < kReadBytesMax && broken().ok();) {
     const std::span<std::byte> wanted = reader_.wanted();
     const std::span<std::byte> into =
+        // The rest of a large frame goes to its own memory, everything else into the buffer.
         wanted.empty() ? std::span(buffer_.data() + end_, buffer_.size() - end_) : wanted;
     const ssize_t count = recv(socket_.get(), into.data(), into.size(), MSG_DONTWAIT);
     if (count < 0 && errno == EINTR) continue;
@@ -104,13 +111,16 @@ void TcpChannel::Read(FrameReader::OnFrame on_frame) {
     } else {
       read = reader_.Received(count, on_frame);
     }
+    // A handler may have ended the connection.
     if (read.ok() && broken().ok()) read = CutFrames(on_frame);
     if (!read.ok()) return Break(read);
+    // As above: a short read saves the call that would find nothing.
     if (static_cast<size_t>(count) < into.size()) return;  // empty
   }
 }
 
 absl::Status TcpChannel::CutFrames(FrameReader::OnFrame on_frame) {
+  CHECK_LE(end_, buffer_.size());
   while (begin_ < end_) {
     if (const std::span<std::byte> wanted = reader_.wanted(); !wanted.empty()) {
       const size_t count = std::min(wanted.size(), end_ - begin_);
@@ -128,6 +138,7 @@ absl::Status TcpChannel::CutFrames(FrameReader::OnFrame on_frame) {
   // Frames begin at multiples of 64, so what is moved to the front stays aligned.
   if (begin_ == end_) {
     begin_ = end_ = 0;
+  // Moved only when the room behind could be too little for the largest frame that is read here.
   } else if (buffer_.size() - begin_ < 2 * kInPlaceBytesMax) {
     std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
     end_ -= begin_;

@@ -40,9 +40,12 @@ class ThreadsWorld::End : public Collective {
     CHECK_EQ(static_cast<int>(receive.size()), size());
     const std::lock_guard lock(world_.mutex_);
     const Operation operation = next_++;
+    // Operations are matched by their number: the n-th of each rank is the same one.
     Meeting& meeting = Come(operation, {});
+    // NCCL and MPI hang here or mix up bytes. This one names both ranks, which is what tests want.
     if (meeting.reduces) Mismatch(operation, meeting, "all-to-all");
     meeting.sent.resize(size());
+    // Copied: the sender may reuse its memory as soon as it is done, before others have come.
     for (const auto& part : send) meeting.sent[rank_].emplace_back(part.begin(), part.end());
     open_[operation].receive.assign(receive.begin(), receive.end());
     return operation;
@@ -70,6 +73,7 @@ class ThreadsWorld::End : public Collective {
     const auto open = open_.find(operation);
     CHECK(open != open_.end()) << "operation " << operation;
     if (world_.status_.ok() && world_.meetings_.at(operation).came < size()) return false;
+    // Take may find that lengths do not fit, and fail the world.
     if (world_.status_.ok()) Take(operation, open->second);
     if (!world_.status_.ok()) return world_.status_;
     open_.erase(open);
@@ -111,6 +115,7 @@ class ThreadsWorld::End : public Collective {
       }
       std::ranges::copy(part, open.receive[from].begin());
     }
+    // The last to leave takes the meeting away.
     if (++meeting.left == size()) world_.meetings_.erase(operation);
   }
 

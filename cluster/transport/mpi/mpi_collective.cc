@@ -15,6 +15,7 @@
 namespace epic::cluster {
 namespace {
 
+// One is enough: messages of a pair do not overtake each other.
 constexpr int kTag = 0;
 
 std::string ErrorText(int code) {
@@ -59,6 +60,7 @@ class MpiCollective : public Collective {
                           std::span<const std::span<std::byte>> receive) override {
     CHECK_EQ(static_cast<int>(send.size()), size_);
     CHECK_EQ(static_cast<int>(receive.size()), size_);
+    // Receives are posted before sends, so that large messages find their place.
     Open& open = open_[next_];
     for (int peer = 0; peer < size_; ++peer) {
       if (receive[peer].empty()) continue;
@@ -90,6 +92,7 @@ class MpiCollective : public Collective {
     int done = 0;
     const int code = MPI_Testall(static_cast<int>(open.requests.size()), open.requests.data(),
                                  &done, statuses.data());
+    // The real error stands in one of the statuses.
     if (code == MPI_ERR_IN_STATUS) {
       for (const MPI_Status& status : statuses) {
         if (status.MPI_ERROR != MPI_ERR_PENDING) Check("MPI_Testall", status.MPI_ERROR);
@@ -99,6 +102,7 @@ class MpiCollective : public Collective {
     if (done == 0) return false;
     for (size_t i = 0; i < open.sources.size(); ++i) {
       int count = 0;
+      // A message that is too long is an error of MPI already; one that is too short is found here.
       MPI_Get_count(&statuses[i], MPI_BYTE, &count);
       if (count == open.expected_bytes[i]) continue;
       Abort(absl::StrCat("operation ", operation, ": rank ", open.sources[i], " sent ", count,
@@ -110,6 +114,7 @@ class MpiCollective : public Collective {
 
   void Abort(const std::string& reason) override {
     LOG_ERROR("rank {}: {}; the MPI world ends", rank_, reason);
+    // It should not return. Where it does, this rank must not go on in a world that is over.
     MPI_Abort(communicator_, EXIT_FAILURE);
     std::_Exit(EXIT_FAILURE);
   }
@@ -141,6 +146,7 @@ class MpiCollective : public Collective {
 
 absl::StatusOr<std::unique_ptr<Collective>> StartMpi() {
   int provided = 0;
+  // Only the loop's thread calls MPI; compute threads exist beside it.
   const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
   if (code != MPI_SUCCESS) {
     return absl::UnavailableError(absl::StrCat("MPI_Init_thread: ", ErrorText(code)));

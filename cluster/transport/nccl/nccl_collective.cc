@@ -13,6 +13,8 @@
 namespace epic::cluster {
 namespace {
 
+// As the card's own allocations are aligned. Blocks are powers of two from kBlockBytesMin, so that
+// one fits the next operation of about the same size.
 constexpr size_t kAlignment = 256;
 constexpr size_t kBlockBytesMin = 64 << 10;
 
@@ -28,10 +30,12 @@ NcclCollective::NcclCollective(NcclApi& api, Clock& clock, Threads& threads,
       options_(options),
       handlers_(std::move(handlers)) {
   const NcclResult result = api_.InitRank(comm_, options_.size, options_.id, options_.rank);
+  // The communicator is formed while the loop goes on; operations wait in the queue.
   if (result != NcclResult::kInProgress) Check("ncclCommInitRankConfig", result);
 }
 
 NcclCollective::~NcclCollective() {
+  // Finalize waits for what was enqueued, so it is only for a communicator at rest; else Abort.
   const bool rests = status_.ok() && open_.empty();
   if (rests && api_.AsyncError(comm_) == NcclResult::kSuccess) {
     status_ = absl::AbortedError("it is left");
@@ -67,6 +71,7 @@ Collective::Operation NcclCollective::StartAllToAll(
   size_t staged_bytes = 0;
   const auto plan = [&](std::vector<Transfer>& transfers, int peer, std::byte* at, size_t bytes) {
     if (bytes == 0) return;
+    // Memory that the card cannot address goes through a pinned block.
     const bool reached = api_.Reaches(at);
     transfers.push_back({peer, reached ? at : nullptr, reached ? nullptr : at, bytes});
     if (!reached) staged_bytes += Aligned(bytes);
@@ -149,6 +154,7 @@ NcclCollective::Block NcclCollective::TakeBlock(size_t bytes) {
 
 void NcclCollective::Advance() {
   while (status_.ok()) {
+    // No call is allowed while the one before is in progress.
     const NcclResult state = api_.AsyncError(comm_);
     if (state == NcclResult::kInProgress || !Check("the communicator", state)) return;
     if (launching_) {
@@ -179,6 +185,7 @@ void NcclCollective::Launch(Open& open) {
       note(api_.Receive(comm_, receive.at, receive.bytes, receive.peer));
     }
   }
+  // A group must be ended even after an error within it, or the next one would be nested in it.
   const NcclResult ended = api_.GroupEnd();
   if (!Check("ncclGroupEnd", result)) return;
   launching_ = true;
@@ -216,6 +223,7 @@ void NcclCollective::End(const std::string& reason) {
 void NcclCollective::StartEnd(std::function<void()> body) {
   helper_done_ = false;
   deadline_ = clock_.Now() + options_.abort_deadline;
+  // Aborting may block for seconds, and the rank must report meanwhile.
   helper_ = threads_.Start("nccl end", [this, body = std::move(body)] {
     body();
     helper_done_ = true;
@@ -229,6 +237,7 @@ bool NcclCollective::Ended() {
     return true;
   }
   if (clock_.Now() < deadline_) return false;
+  // Said once.
   deadline_ = absl::InfiniteFuture();
   const std::string why = absl::StrCat(
       "the card did not give up the epoch within ", absl::FormatDuration(options_.abort_deadline),
