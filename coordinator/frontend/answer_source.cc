@@ -20,6 +20,10 @@ class StreamSource : public AnswerSource {
     generation_->SetListener(std::move(listener));
   }
   bool streams() const override { return true; }
+  // Behind an id, an empty line is an event without data to some clients; a comment is not.
+  std::string keep_alive() const override {
+    return request_.include_event_ids ? ": waiting\n" : "\n";
+  }
 
   Part Pull() override {
     Part part;

@@ -45,6 +45,8 @@ class AnswerSource {
   virtual void SetListener(std::function<void()> listener) = 0;
   // An event stream (its head can go at once), or a whole answer.
   virtual bool streams() const = 0;
+  // What an event stream sends while it waits: bytes that no client takes for an event.
+  virtual std::string keep_alive() const { return "\n"; }
   // Nothing in it: wait for the listener. After `done`: not to be called.
   virtual Part Pull() = 0;
 };

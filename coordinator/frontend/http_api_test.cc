@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "coordinator/frontend/testing/fake_inference.h"
 
@@ -310,6 +311,24 @@ TEST_F(HttpApiTest, AStreamSaysWhatTheWholeAnswerSaysForEverySplit) {
       }
       EXPECT_THAT(bytes, HasSubstr("data: [DONE]\n\n"));
     }
+  }
+}
+
+TEST_F(HttpApiTest, StreamsHoldDataLinesAloneUnlessEventIdsAreAskedFor) {
+  world_.inference.AnswerWith(world_.Encode("Hm.\n</think>\n\nSeven."));
+  const int token_count = static_cast<int>(world_.Encode("Hm.\n</think>\n\nSeven.").size());
+  for (const bool ids : {false, true}) {
+    Json body = Json::parse(kChat);
+    body.update(Json{{"stream", true}, {"stream_options", {{"include_event_ids", ids}}}});
+    const std::string bytes = Post("/v1/chat/completions", body.dump()).body;
+    std::string last_id;
+    for (const auto line : absl::StrSplit(bytes, '\n')) {
+      if (line.substr(0, 4) == "id: ") last_id = std::string(line);
+      EXPECT_TRUE(ids || line.empty() || line.substr(0, 6) == "data: ") << line;
+    }
+    const std::string end = ids ? absl::StrCat(":", token_count) : "";
+    EXPECT_EQ(last_id.substr(last_id.rfind(':') + 1), end.substr(end.rfind(':') + 1));
+    EXPECT_EQ(last_id.empty(), !ids);
   }
 }
 

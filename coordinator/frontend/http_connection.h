@@ -376,8 +376,7 @@ inline void HttpConnection::OnQuiet() {
     awaits_comment_ = true;
     return;
   }
-  // No empty line follows: after an id, some clients take that for an event without data.
-  if (Write(Chunk(": waiting\n"), /*last=*/false)) PullAndWrite();
+  if (Write(Chunk(source_->keep_alive()), /*last=*/false)) PullAndWrite();
 }
 
 inline void HttpConnection::WriteAnswer(HttpAnswer answer) {

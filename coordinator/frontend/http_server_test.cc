@@ -70,6 +70,9 @@ const char kGetHealth[] = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 const char kGetAndClose[] = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 const char kStream[] =
     R"({"messages":[{"role":"user","content":"Hi"}],"stream":true,"max_tokens":4000})";
+const char kStreamWithIds[] =
+    R"({"messages":[{"role":"user","content":"Hi"}],"stream":true,"max_tokens":4000,)"
+    R"("stream_options":{"include_event_ids":true}})";
 const char kWhole[] = R"({"messages":[{"role":"user","content":"Hi"}]})";
 
 class HttpServerTest : public ::testing::Test {
@@ -235,7 +238,7 @@ TEST_F(HttpServerTest, AClientThatTakesNothingIsDroppedAndHoldsLittle) {
 TEST_F(HttpServerTest, ASlowReaderGetsEveryToken) {
   Serve();
   Client client(port_);
-  client.Send(PostText("/v1/chat/completions", kStream));
+  client.Send(PostText("/v1/chat/completions", kStreamWithIds));
   client.ReadTo("assistant");
   const int32_t token = world_.Encode("a").front();
   constexpr int kTokens = 3000;
@@ -250,18 +253,33 @@ TEST_F(HttpServerTest, ASlowReaderGetsEveryToken) {
   EXPECT_THAT(events, HasSubstr(absl::StrCat(":", kTokens, "\ndata: ")));
 }
 
-TEST_F(HttpServerTest, WaitingStreamsAreKeptAliveByComments) {
+// Returns what a waiting stream sends twice, between its events.
+std::string KeptAlive(FakeInference& inference, Client& client, const std::vector<int32_t>& token,
+                      const std::string& line) {
+  client.ReadTo("assistant");
+  inference.Append(0, 0, token);
+  client.ReadTo("\"reasoning\":\"a\"");
+  client.ReadTo("\n\n\r\n");
+  const std::string between = client.ReadTo(line + "\r\n") + client.ReadTo(line + "\r\n");
+  inference.Finish(0, 0, v1::FINISH_REASON_STOP);
+  EXPECT_THAT(client.ReadTo("0\r\n\r\n"), HasSubstr("[DONE]"));
+  return between;
+}
+
+TEST_F(HttpServerTest, WaitingStreamsAreKeptAliveByEmptyLines) {
   Serve({.comment_interval = absl::Milliseconds(20)});
   Client client(port_);
   client.Send(PostText("/v1/chat/completions", kStream));
-  client.ReadTo("assistant");
-  world_.inference.Append(0, 0, world_.Encode("a"));
-  client.ReadTo("\"reasoning\":\"a\"");
-  client.ReadTo("\n\n");
-  EXPECT_EQ(client.ReadTo(": waiting\n\r\n").find("\n\n"), std::string::npos);
-  EXPECT_EQ(client.ReadTo(": waiting\n\r\n").find("\n\n"), std::string::npos);
-  world_.inference.Finish(0, 0, v1::FINISH_REASON_STOP);
-  EXPECT_THAT(client.ReadTo("0\r\n\r\n"), HasSubstr("[DONE]"));
+  EXPECT_EQ(KeptAlive(world_.inference, client, world_.Encode("a"), "\n"),
+            "1\r\n\n\r\n1\r\n\n\r\n");
+}
+
+TEST_F(HttpServerTest, WaitingStreamsWithEventIdsAreKeptAliveByComments) {
+  Serve({.comment_interval = absl::Milliseconds(20)});
+  Client client(port_);
+  client.Send(PostText("/v1/chat/completions", kStreamWithIds));
+  EXPECT_EQ(KeptAlive(world_.inference, client, world_.Encode("a"), ": waiting\n"),
+            "a\r\n: waiting\n\r\na\r\n: waiting\n\r\n");
 }
 
 TEST_F(HttpServerTest, HugeBodiesAndHeadersAreRefused) {

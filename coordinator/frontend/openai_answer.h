@@ -52,9 +52,9 @@ class WholeAnswer {
   std::vector<Choice> choices_;
 };
 
-// The events of an answer that streams. Each output gives the same events whenever it is read;
-// `id: <request>:<tokens>` counts the tokens sent so far. Reasoning and content are never in one
-// delta.
+// The events of an answer that streams. Each output gives the same events whenever it is read.
+// Where the client asked for event ids, `id: <request>:<tokens>` counts the tokens up to the end of
+// the event. Reasoning and content are never in one delta.
 class StreamedAnswer {
  public:
   // All outlive this.

@@ -109,6 +109,7 @@ GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
   if (const Json* options = fields.Object("stream_options"); options != nullptr) {
     FieldReader option_fields(*options, "stream_options.");
     request->include_usage = option_fields.Bool("include_usage").value_or(false);
+    request->include_event_ids = option_fields.Bool("include_event_ids").value_or(false);
     if (!option_fields.status().ok()) {
       fields.Fail("stream_options", std::string(option_fields.status().message()));
     }

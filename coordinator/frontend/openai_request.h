@@ -19,7 +19,8 @@ struct OpenAiRequest {
   std::string model;              // as answers name it
   std::vector<Request> requests;  // one for each prompt; their ids start with `id`
   bool stream = false;
-  bool include_usage = false;  // a last chunk with the usage
+  bool include_usage = false;      // a last chunk with the usage
+  bool include_event_ids = false;  // each event counts the tokens up to its end
   bool echo = false;           // completions: the prompt comes first
   bool return_token_ids = false;
   int logprobs = -1;  // as Request::logprobs

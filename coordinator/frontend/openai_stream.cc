@@ -127,9 +127,14 @@ std::string StreamedAnswer::Error(const absl::Status& status) {
   return absl::StrCat("data: ", ErrorBody(status), "\n\ndata: [DONE]\n\n");
 }
 
+// Many clients parse every line but `data:` as JSON, so no other field is sent unasked.
 std::string StreamedAnswer::Event(const std::string& choice) const {
-  return absl::StrCat("id: ", identity_.id, ":", token_count_, "\ndata: ", before_choice_, choice,
-                      after_choice_, "\n\n");
+  std::string event;
+  if (request_.include_event_ids) {
+    absl::StrAppend(&event, "id: ", identity_.id, ":", token_count_, "\n");
+  }
+  absl::StrAppend(&event, "data: ", before_choice_, choice, after_choice_, "\n\n");
+  return event;
 }
 
 }  // namespace epic::coordinator

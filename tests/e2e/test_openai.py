@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+import bench_clients
 import openai
 import pytest
 
@@ -204,3 +205,27 @@ def test_curl_streams(server):
     assert data[-1] == "[DONE]"
     text = "".join(c["delta"].get("content") or "" for d in data[:-1] for c in json.loads(d)["choices"])
     assert text == "358 + 467 = 825"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_bench_clients_of_other_servers_read_our_streams(server, chat):
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    prompt, tokens = "What is 358 + 467?", 150
+    whole = server.post(path, bench_clients.sglang_body(chat, prompt, tokens) | {"stream": False})[1]["choices"][0]
+    want = whole["message"]["content"] if chat else whole["text"]
+    text = bench_clients.stream(server.url, path, bench_clients.vllm_body(chat, prompt, tokens))
+    for piece_bytes in (1, 7, len(text)):
+        read = bench_clients.read_as_vllm(text, piece_bytes)
+        assert (read["text"], read["tokens"]) == (want, tokens)
+    text = bench_clients.stream(server.url, path, bench_clients.sglang_body(chat, prompt, tokens))
+    assert bench_clients.read_as_sglang(text)["text"] == want != ""
+
+
+def test_streams_have_event_ids_for_those_who_ask(server):
+    body = {"prompt": "What is", "max_tokens": 5, "stream": True, "ignore_eos": True}
+    text = bench_clients.stream(server.url, "/v1/completions", body).decode()
+    assert not [line for line in text.split("\n") if line and not line.startswith("data: ")]
+    text = bench_clients.stream(server.url, "/v1/completions", body | {"stream_options": {"include_event_ids": True}}).decode()
+    ids = [line for line in text.split("\n") if line.startswith("id: ")]
+    assert len(ids) == len([line for line in text.split("\n") if line.startswith("data: {")])
+    assert ids[-1].endswith(":5")
