@@ -135,6 +135,12 @@ std::vector<std::string> CoordinatorCommand(const ServeOptions& options,
   for (const std::string& name : given.served_model_names) {
     command.insert(command.end(), {"--served-model-name", name});
   }
+  for (const std::string& origin : given.cors_origins) {
+    command.insert(command.end(), {"--cors-origins", origin});
+  }
+  for (const std::string& host : given.allowed_hosts) {
+    command.insert(command.end(), {"--allowed-hosts", host});
+  }
   for (const std::string& key : given.api_keys) command.insert(command.end(), {"--api-key", key});
   return command;
 }

@@ -72,6 +72,9 @@ FrontendContext NewContext(const CoordinatorOptions& options, const ModelFiles& 
   context.limits.timeout = absl::Seconds(options.default_timeout_s);
   context.api_keys = options.api_keys;
   context.version = cluster::kBuildId;
+  context.browser = BrowserRules({.origins = options.cors_origins,
+                                  .hosts = options.allowed_hosts,
+                                  .loopback = IsLoopbackHost(options.host)});
   return context;
 }
 

@@ -1,5 +1,7 @@
 #include "coordinator/options.h"
 
+#include "coordinator/frontend/browser_rules.h"
+
 namespace epic::coordinator {
 
 void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
@@ -18,6 +20,15 @@ void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
       ->capture_default_str();
   app.add_option("--api-key", options.api_keys, "Keys of which clients must give one")
       ->envname("EPIC_API_KEY");
+  app.add_option("--cors-origins", options.cors_origins,
+                 "Origins of the web pages that may use the HTTP interface, or * for all; default: "
+                 "pages of the same host and of loopback addresses")
+      ->delimiter(',')
+      ->check([](const std::string& origin) { return std::string(CheckOrigin(origin).message()); });
+  app.add_option("--allowed-hosts", options.allowed_hosts,
+                 "Names that clients use for this server, beside loopback ones, where --host is a "
+                 "loopback address")
+      ->delimiter(',');
   app.add_option("--shutdown-timeout", options.shutdown_timeout_s,
                  "Seconds that running requests have to end after SIGTERM")
       ->check(CLI::Range(0.0, 86400.0))

@@ -24,6 +24,8 @@ struct CoordinatorOptions {
   std::vector<std::string> served_model_names;
   int max_queued_requests = 4096;
   std::vector<std::string> api_keys;
+  std::vector<std::string> cors_origins;   // of web pages that may ask; empty: loopback pages
+  std::vector<std::string> allowed_hosts;  // names in Host that a loopback listener takes
   double shutdown_timeout_s = 30;
   double default_timeout_s = 1800;
   bool exit_with_parent = false;

@@ -9,6 +9,7 @@
 
 #include "absl/time/time.h"
 #include "base/env.h"
+#include "coordinator/frontend/browser_rules.h"
 #include "coordinator/inference.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -46,6 +47,7 @@ struct FrontendContext {
   FrontendLimits limits;
   std::vector<std::string> api_keys;  // empty: everybody may ask
   std::string version;                // of the program, for /version
+  BrowserRules browser;
 };
 
 }  // namespace epic::coordinator

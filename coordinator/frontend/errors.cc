@@ -26,6 +26,8 @@ const char* ErrorType(absl::StatusCode code) {
       return "not_found_error";
     case absl::StatusCode::kUnauthenticated:
       return "authentication_error";
+    case absl::StatusCode::kPermissionDenied:
+      return "permission_error";
     case absl::StatusCode::kResourceExhausted:
       return "rate_limit_error";
     case absl::StatusCode::kUnavailable:

@@ -48,6 +48,18 @@ std::string Method(const HttpRequest& request) {
   return request.method == "HEAD" ? "GET" : request.method;
 }
 
+// What a page may send if it does not say: the headers of OpenAI's clients.
+constexpr const char* kPageHeaders = "authorization, content-type, x-request-id";
+constexpr size_t kPreflightHeadersBytesMax = 2048;
+
+// A list of header names, which may be echoed.
+bool IsHeaderList(const std::string& text) {
+  return !text.empty() && text.size() <= kPreflightHeadersBytesMax &&
+         std::ranges::all_of(text, [](char c) {
+           return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == ',' || c == ' ';
+         });
+}
+
 absl::Status CheckRequestId(const std::string& id) {
   const bool visible =
       std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
@@ -115,10 +127,47 @@ HttpReply HttpApi::Handle(const HttpRequest& request) const {
       id_status.ok() ? Dispatch(request) : absl::StatusOr<HttpReply>(id_status);
   if (!reply.ok()) reply = HttpReply{.answer = ErrorAnswer(reply.status())};
   reply->answer.headers.emplace_back("X-Request-Id", id);
+  AddBrowserHeaders(request, &reply->answer);
   return *std::move(reply);
 }
 
+HttpAnswer HttpApi::Refuse(const HttpRequest& request, int status,
+                           const std::string& message) const {
+  HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(message));
+  answer.status = status;
+  AddBrowserHeaders(request, &answer);
+  return answer;
+}
+
+void HttpApi::AddBrowserHeaders(const HttpRequest& request, HttpAnswer* answer) const {
+  if (request.origin.empty()) return;
+  answer->headers.emplace_back("Vary", "Origin");
+  const std::string allowed = context_.browser.AllowedOrigin(request.origin, request.host);
+  if (allowed.empty()) return;
+  answer->headers.emplace_back("Access-Control-Allow-Origin", allowed);
+  answer->headers.emplace_back("Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
+}
+
+// Browsers send no key with it, and ask only for what the page wants to do.
+HttpReply HttpApi::Preflight(const HttpRequest& request) const {
+  constexpr const char* kMethods = "GET, HEAD, POST, OPTIONS";
+  HttpReply reply{.answer = {.status = 204, .content_type = "", .headers = {{"Allow", kMethods}}}};
+  if (context_.browser.AllowedOrigin(request.origin, request.host).empty()) return reply;
+  auto& headers = reply.answer.headers;
+  headers.emplace_back("Access-Control-Allow-Methods", kMethods);
+  headers.emplace_back("Access-Control-Allow-Headers", IsHeaderList(request.preflight_headers)
+                                                           ? request.preflight_headers
+                                                           : kPageHeaders);
+  headers.emplace_back("Access-Control-Max-Age", "600");
+  if (request.preflight_private) {
+    headers.emplace_back("Access-Control-Allow-Private-Network", "true");
+  }
+  return reply;
+}
+
 absl::StatusOr<HttpReply> HttpApi::Dispatch(const HttpRequest& request) const {
+  RETURN_IF_ERROR(context_.browser.CheckHost(request.host));
+  if (request.method == "OPTIONS") return Preflight(request);
   const std::string path = Path(request), method = Method(request);
   if (method == "GET" && absl::StartsWith(path, kModelPath)) {
     RETURN_IF_ERROR(CheckApiKey(context_.api_keys, request.authorization));

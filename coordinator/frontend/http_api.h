@@ -20,12 +20,16 @@ struct HttpRequest {
   std::string target;         // path and query, as sent
   std::string authorization;  // headers; empty: absent
   std::string request_id;
+  std::string host;
+  std::string origin;               // of the web page that asks
+  std::string preflight_headers;    // Access-Control-Request-Headers
+  bool preflight_private = false;   // Access-Control-Request-Private-Network
   std::string body;
 };
 
 struct HttpAnswer {
   int status = 200;
-  std::string content_type = "application/json";
+  std::string content_type = "application/json";  // empty: there is no body
   std::vector<std::pair<std::string, std::string>> headers;
   std::string body;
 };
@@ -62,6 +66,8 @@ class HttpApi {
  public:
   explicit HttpApi(const FrontendContext& context) : context_(context) {}
   HttpReply Handle(const HttpRequest& request) const;
+  // The answer to a request that could not be read whole. `request`: what is known of it.
+  HttpAnswer Refuse(const HttpRequest& request, int status, const std::string& message) const;
 
  private:
   using Handler = absl::StatusOr<HttpReply> (HttpApi::*)(const HttpRequest&) const;
@@ -74,6 +80,9 @@ class HttpApi {
   static const Route kRoutes[];
 
   absl::StatusOr<HttpReply> Dispatch(const HttpRequest& request) const;
+  HttpReply Preflight(const HttpRequest& request) const;
+  // What a browser must see to let the page read the answer.
+  void AddBrowserHeaders(const HttpRequest& request, HttpAnswer* answer) const;
   absl::StatusOr<HttpReply> Chat(const HttpRequest& request) const;
   absl::StatusOr<HttpReply> Complete(const HttpRequest& request) const;
   absl::StatusOr<HttpReply> Models(const HttpRequest& request) const;

@@ -87,6 +87,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void RefuseRequest(error_code error);
   void OnLate();
   void Reject(int status, const std::string& message);
+  template <typename Message>
+  static HttpRequest HeadOf(const Message& message);
   void Dispatch();
   static void Wake(const std::shared_ptr<HttpWaker>& waker);
   static void PullWoken(const std::shared_ptr<HttpShared>& shared);
@@ -265,13 +267,25 @@ inline void HttpConnection::OnLate() {
 inline void HttpConnection::Reject(int status, const std::string& message) {
   phase_ = Phase::kAnswering;
   keep_alive_ = head_only_ = chunked_ = false;
-  HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(message));
-  answer.status = status;
-  WriteAnswer(std::move(answer));
+  const HttpRequest head = parser_ ? HeadOf(parser_->get()) : HttpRequest();
+  WriteAnswer(shared_->api.Refuse(head, status, message));
+}
+
+// All but the body.
+template <typename Message>
+HttpRequest HttpConnection::HeadOf(const Message& message) {
+  const auto text = [](auto view) { return std::string(view.data(), view.size()); };
+  return {.method = text(message.method_string()),
+          .target = text(message.target()),
+          .authorization = text(message[http::field::authorization]),
+          .request_id = text(message["X-Request-Id"]),
+          .host = text(message[http::field::host]),
+          .origin = text(message[http::field::origin]),
+          .preflight_headers = text(message[http::field::access_control_request_headers]),
+          .preflight_private = message["Access-Control-Request-Private-Network"] == "true"};
 }
 
 inline void HttpConnection::Dispatch() {
-  const auto text = [](auto view) { return std::string(view.data(), view.size()); };
   http::request<http::string_body> message = parser_->release();
   parser_.reset();
   phase_ = Phase::kAnswering;
@@ -279,11 +293,8 @@ inline void HttpConnection::Dispatch() {
   keep_alive_ = message.keep_alive();
   chunked_ = message.version() >= 11;
   head_only_ = message.method() == http::verb::head;
-  const HttpRequest request{.method = text(message.method_string()),
-                            .target = text(message.target()),
-                            .authorization = text(message[http::field::authorization]),
-                            .request_id = text(message["X-Request-Id"]),
-                            .body = std::move(message.body())};
+  HttpRequest request = HeadOf(message);
+  request.body = std::move(message.body());
   HttpReply reply = shared_->api.Handle(request);
   if (reply.source == nullptr) return WriteAnswer(std::move(reply.answer));
   buffer_.shrink_to_fit();
@@ -452,11 +463,13 @@ inline std::string HttpConnection::Head(const HttpAnswer& answer, bool streams) 
   absl::StrAppend(&head, "Date: ",
                   absl::FormatTime("%a, %d %b %E4Y %H:%M:%S GMT", shared_->context.clock.Now(),
                                    absl::UTCTimeZone()),
-                  "\r\nContent-Type: ", answer.content_type, "\r\n");
+                  "\r\n");
+  const bool has_body = !answer.content_type.empty();
+  if (has_body) absl::StrAppend(&head, "Content-Type: ", answer.content_type, "\r\n");
   for (const auto& [name, value] : answer.headers) {
     absl::StrAppend(&head, name, ": ", value, "\r\n");
   }
-  if (!streams) absl::StrAppend(&head, "Content-Length: ", answer.body.size(), "\r\n");
+  if (!streams && has_body) absl::StrAppend(&head, "Content-Length: ", answer.body.size(), "\r\n");
   if (streams && chunked_) absl::StrAppend(&head, "Transfer-Encoding: chunked\r\n");
   absl::StrAppend(&head, "Connection: ", keep_alive_ ? "keep-alive" : "close", "\r\n\r\n");
   return head;

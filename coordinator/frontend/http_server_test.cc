@@ -302,6 +302,24 @@ TEST_F(HttpServerTest, HugeBodiesAndHeadersAreRefused) {
   EXPECT_THAT(endless.ReadAll(), StartsWith("HTTP/1.1 413"));
 }
 
+TEST_F(HttpServerTest, PagesMayReadErrorsAndPreflightsHaveNoBody) {
+  Serve({.body_bytes_max = 1000});
+  const std::string origin = "Origin: http://localhost:3000\r\n";
+  const std::string allowed = "Access-Control-Allow-Origin: http://localhost:3000\r\n";
+  Client large(port_);
+  large.Send(PostText("/v1/completions", std::string(2000, ' '), origin));
+  const std::string refused = large.ReadAll();
+  EXPECT_THAT(refused, StartsWith("HTTP/1.1 413"));
+  EXPECT_THAT(refused, HasSubstr(allowed));
+  Client client(port_);
+  client.Send("OPTIONS /v1/models HTTP/1.1\r\nHost: x\r\n" + origin + "\r\n" + kGetAndClose);
+  const std::string preflight = client.ReadTo("\r\n\r\n");
+  EXPECT_THAT(preflight, StartsWith("HTTP/1.1 204 No Content\r\n"));
+  EXPECT_THAT(preflight, HasSubstr(allowed));
+  EXPECT_THAT(preflight, testing::Not(HasSubstr("Content-")));
+  EXPECT_THAT(client.ReadAll(), StartsWith("HTTP/1.1 200"));
+}
+
 TEST_F(HttpServerTest, WhatIsNotHttpIsRefused) {
   Serve();
   for (const std::string& junk :
