@@ -19,7 +19,8 @@ COUNTING = {"model": "tiny-r1", "messages": [{"role": "user", "content": "What i
 
 
 def serve(model, *flags, seconds=60):
-    command = [BIN / "epic", "serve", model, "--port", str(free_port()), "--grpc-port", str(free_port()), *flags]
+    command = [BIN / "epic", "serve", model, "--port", str(free_port()), "--grpc-port", str(free_port()),
+               "--operators", f"127.0.0.1:{free_port()}", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
 
@@ -93,7 +94,8 @@ def test_a_busy_port_is_told():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = subprocess.run([BIN / "epic", "serve", MODEL, "--port", str(port), "--grpc-port", str(free_port())],
+        result = subprocess.run([BIN / "epic", "serve", MODEL, "--port", str(port), "--grpc-port", str(free_port()),
+                                 "--operators", f"127.0.0.1:{free_port()}"],
                                 capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
     assert str(port) in result.stdout + result.stderr
