@@ -1,13 +1,15 @@
 #include "coordinator/frontend/http_server.h"
 
-#include <map>
-#include <mutex>
+#include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "coordinator/frontend/http_connection.h"
 
 namespace epic::coordinator {
 
-// Accepts connections and knows those that live.
+// Accepts connections.
 struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   State(Threads& threads_in, HttpOptions options, const FrontendContext& context)
       : threads(threads_in),
@@ -18,21 +20,16 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   absl::StatusOr<int> Listen();
   void Accept();
   void OnAccepted(error_code error, tcp::socket socket);
-  // Calls `method` of every connection, on its strand.
-  void ForEach(void (HttpConnection::*method)());
 
   Threads& threads;
   const std::shared_ptr<HttpShared> shared;
   tcp::acceptor acceptor;
   net::steady_timer retry;
   std::vector<std::unique_ptr<Threads::Handle>> handles;
-  std::mutex mutex;  // guards what follows
-  std::map<uint64_t, std::weak_ptr<HttpConnection>> connections;
-  uint64_t next_connection = 0;
 };
 
 absl::StatusOr<int> HttpServer::State::Listen() {
-  const HttpOptions& options = shared->options;
+  const HttpOptions& options = shared->serving.options;
   const std::string where = absl::StrCat("HTTP on ", options.host, ":", options.port);
   error_code error;
   const auto endpoints =
@@ -73,24 +70,8 @@ void HttpServer::State::OnAccepted(error_code error, tcp::socket socket) {
     });
     return;
   }
-  const bool full = shared->connection_count >= shared->options.connection_count_max;
-  auto connection = std::make_shared<HttpConnection>(shared, std::move(socket));
-  {
-    const std::lock_guard lock(mutex);
-    connections[next_connection++] = connection;
-    if (connections.size() > 2 * static_cast<size_t>(shared->connection_count)) {
-      std::erase_if(connections, [](const auto& entry) { return entry.second.expired(); });
-    }
-  }
-  connection->Run(full ? &HttpConnection::Refuse : &HttpConnection::Start);
+  shared->Accept(std::move(socket));
   Accept();
-}
-
-void HttpServer::State::ForEach(void (HttpConnection::*method)()) {
-  const std::lock_guard lock(mutex);
-  for (const auto& [number, weak] : connections) {
-    if (const std::shared_ptr<HttpConnection> connection = weak.lock()) connection->Run(method);
-  }
 }
 
 HttpServer::HttpServer(Threads& threads, HttpOptions options, const FrontendContext& context)
@@ -99,10 +80,11 @@ HttpServer::HttpServer(Threads& threads, HttpOptions options, const FrontendCont
 HttpServer::~HttpServer() { Stop(); }
 
 absl::StatusOr<int> HttpServer::Start() {
+  CHECK(state_->handles.empty()) << "the HTTP server was started before";
   absl::StatusOr<int> port = state_->Listen();
   if (!port.ok()) return port;
   state_->Accept();
-  for (int i = 0; i < state_->shared->options.thread_count; ++i) {
+  for (int i = 0; i < state_->shared->serving.options.thread_count; ++i) {
     state_->handles.push_back(state_->threads.Start(
         absl::StrCat("http ", i), [shared = state_->shared] { shared->io.run(); }));
   }
@@ -110,11 +92,11 @@ absl::StatusOr<int> HttpServer::Start() {
 }
 
 void HttpServer::Drain() {
-  state_->shared->draining = true;
-  state_->ForEach(&HttpConnection::CloseIfIdle);
+  state_->shared->serving.draining = true;
+  state_->shared->ForEach(&HttpSession::CloseIfIdle);
 }
 
-int HttpServer::active_requests() const { return state_->shared->active_requests; }
+int HttpServer::active_requests() const { return state_->shared->serving.active_requests; }
 
 void HttpServer::Stop() {
   if (state_->shared->io.stopped()) return;
@@ -124,12 +106,7 @@ void HttpServer::Stop() {
   error_code ignored;
   state_->acceptor.close(ignored);
   state_->retry.cancel();
-  {
-    const std::lock_guard lock(state_->mutex);
-    for (const auto& [number, weak] : state_->connections) {
-      if (const std::shared_ptr<HttpConnection> connection = weak.lock()) connection->Close();
-    }
-  }
+  state_->shared->CloseAll();
   // The handlers of what was closed hold their connections, and those hold the queue.
   state_->shared->io.restart();
   state_->shared->io.poll();

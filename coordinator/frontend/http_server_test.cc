@@ -142,6 +142,24 @@ TEST_F(HttpServerTest, ARequestThatComesLateBehindAnotherIsAnswered) {
   EXPECT_THAT(client.ReadAll(), HasSubstr("{\"status\":\"ok\"}"));
 }
 
+TEST_F(HttpServerTest, BytesBehindARequestHarmNothing) {
+  Serve();
+  for (const char* behind : {"\r\n", kGetHealth}) {
+    Client client(port_);
+    const int number = world_.inference.request_count();
+    client.Send("\r\n" + PostText("/v1/chat/completions", kWhole));
+    WaitForRequests(number + 1);
+    client.Send(behind);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_EQ(world_.inference.live_stream_count(), 1);
+    world_.inference.Append(number, 0, world_.Encode("</think>Seven"));
+    world_.inference.Finish(number, 0, v1::FINISH_REASON_STOP);
+    EXPECT_THAT(client.ReadTo("}}}"), HasSubstr("Seven"));
+    if (behind != kGetHealth) client.Send(kGetAndClose);
+    EXPECT_THAT(client.ReadTo("\"ok\"}"), StartsWith("HTTP/1.1 200"));
+  }
+}
+
 TEST_F(HttpServerTest, StreamsTokensAsTheyCome) {
   Serve();
   Client client(port_);
