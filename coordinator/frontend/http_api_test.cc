@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "coordinator/frontend/testing/fake_inference.h"
 
@@ -314,24 +313,6 @@ TEST_F(HttpApiTest, AStreamSaysWhatTheWholeAnswerSaysForEverySplit) {
   }
 }
 
-TEST_F(HttpApiTest, StreamsHoldDataLinesAloneUnlessEventIdsAreAskedFor) {
-  world_.inference.AnswerWith(world_.Encode("Hm.\n</think>\n\nSeven."));
-  const int token_count = static_cast<int>(world_.Encode("Hm.\n</think>\n\nSeven.").size());
-  for (const bool ids : {false, true}) {
-    Json body = Json::parse(kChat);
-    body.update(Json{{"stream", true}, {"stream_options", {{"include_event_ids", ids}}}});
-    const std::string bytes = Post("/v1/chat/completions", body.dump()).body;
-    std::string last_id;
-    for (const auto line : absl::StrSplit(bytes, '\n')) {
-      if (line.substr(0, 4) == "id: ") last_id = std::string(line);
-      EXPECT_TRUE(ids || line.empty() || line.substr(0, 6) == "data: ") << line;
-    }
-    const std::string end = ids ? absl::StrCat(":", token_count) : "";
-    EXPECT_EQ(last_id.substr(last_id.rfind(':') + 1), end.substr(end.rfind(':') + 1));
-    EXPECT_EQ(last_id.empty(), !ids);
-  }
-}
-
 TEST_F(HttpApiTest, EventsDependOnTokensAloneNotOnWhenTheyCome) {
   const std::vector<int32_t> tokens = world_.Encode("Hm.\n</think>\n\nSeven.");
   const auto stream = [&](size_t group) {
@@ -545,69 +526,6 @@ TEST_F(HttpApiTest, AnAnswerNobodyWaitsForCancelsItsRequests) {
   EXPECT_EQ(world_.inference.live_stream_count(), 2);
   reply.source.reset();
   EXPECT_EQ(world_.inference.live_stream_count(), 0);
-}
-
-class BrowserTest : public HttpApiTest {
- protected:
-  BrowserTest() { world_.context.api_keys = {"secret"}; }
-  HttpReply Ask(HttpRequest request) { return HttpApi(world_.context).Handle(request); }
-};
-
-TEST_F(BrowserTest, APreflightIsAnsweredWithoutAKey) {
-  const HttpAnswer answer = Ask({.method = "OPTIONS",
-                                 .target = "/v1/chat/completions",
-                                 .origin = "http://localhost:3000",
-                                 .preflight_headers = "authorization,x-stainless-os",
-                                 .preflight_private = true})
-                                .answer;
-  EXPECT_EQ(answer.status, 204);
-  EXPECT_EQ(Header(answer, "Access-Control-Allow-Origin"), "http://localhost:3000");
-  EXPECT_THAT(Header(answer, "Access-Control-Allow-Methods"), HasSubstr("POST"));
-  EXPECT_EQ(Header(answer, "Access-Control-Allow-Headers"), "authorization,x-stainless-os");
-  EXPECT_EQ(Header(answer, "Access-Control-Allow-Private-Network"), "true");
-  const HttpAnswer other =
-      Ask({.method = "OPTIONS", .target = "/", .origin = "https://evil.example"}).answer;
-  EXPECT_EQ(other.status, 204);
-  for (const auto& [name, value] : other.headers) {
-    EXPECT_EQ(name.find("Access-Control"), name.npos) << name;
-  }
-}
-
-TEST_F(BrowserTest, EveryAnswerNamesTheOriginThatMayReadIt) {
-  const std::string stream = R"({"messages":[{"role":"user","content":"x"}],"stream":true})";
-  for (const HttpRequest& request : std::vector<HttpRequest>{
-           {.method = "GET", .target = "/v1/models"},  // without a key
-           {.method = "GET", .target = "/v1/models", .authorization = "Bearer secret"},
-           {.method = "GET", .target = "/nothing"},
-           {.method = "POST",
-            .target = "/v1/chat/completions",
-            .authorization = "Bearer secret",
-            .body = stream},
-           {.method = "GET", .target = "/health", .host = "evil.example"}}) {
-    HttpRequest asked = request;
-    asked.origin = "http://localhost:3000";
-    EXPECT_EQ(Header(Ask(asked).answer, "Access-Control-Allow-Origin"), asked.origin);
-    EXPECT_EQ(Header(Ask(asked).answer, "Vary"), "Origin");
-    asked.origin = "https://evil.example:1";
-    EXPECT_EQ(Header(Ask(asked).answer, "Access-Control-Allow-Origin"), "");
-    EXPECT_EQ(Header(Ask(request).answer, "Vary"), "");
-  }
-  const HttpAnswer refused =
-      HttpApi(world_.context).Refuse({.origin = "http://localhost"}, 413, "too large");
-  EXPECT_EQ(refused.status, 413);
-  EXPECT_EQ(Header(refused, "Access-Control-Allow-Origin"), "http://localhost");
-}
-
-TEST_F(BrowserTest, ANameThatSomebodyMayOwnIsRefusedOnLoopback) {
-  HttpRequest request{.method = "GET",
-                      .target = "/v1/models",
-                      .authorization = "Bearer secret",
-                      .host = "evil.example:8000"};
-  const HttpAnswer answer = Ask(request).answer;
-  EXPECT_EQ(answer.status, 403);
-  EXPECT_EQ(Json::parse(answer.body)["error"]["type"], "permission_error");
-  world_.context.browser = BrowserRules({.loopback = false});
-  EXPECT_EQ(Ask(request).answer.status, 200);
 }
 
 }  // namespace
