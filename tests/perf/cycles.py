@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from report import table, write_section
+from report import Write, table, write_section
 from world import PAGE, machine, streams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--every", type=int, default=100, help="cycles between two looks")
-    parser.add_argument("--write", action="store_true", help="into tests/perf/WORLD.md")
+    parser.add_argument("--write", action=Write, help="into tests/perf/WORLD.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         rows, pauses = run(Path(name), options.cycles, options.every)

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
-from report import ROOT, commit, table, write_section
+from report import ROOT, Write, commit, table, write_section
 
 
 class Times:
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX")
+    parser.add_argument("--write", action=Write, help="into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX")
     options = parser.parse_args()
     for section in options.sections or SECTIONS:
         heading, measure, program = SECTIONS[section]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from report import ROOT, commit, table, write_section
+from report import ROOT, Write, commit, table, write_section
 from run import bench, synthetic_checkpoint
 
 QUANTIZATION = {"q8_0": "int8", "bf16": "none"}
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, nargs="*", default=[512, 2048])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--context", type=int, nargs="+", default=[0, 8192])
-    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md")
+    parser.add_argument("--write", action=Write, help="into tests/perf/RESULTS.md")
     options = parser.parse_args()
     checkpoint = options.model or synthetic_checkpoint(options.build)
     rivals = Rivals(options, checkpoint)

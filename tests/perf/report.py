@@ -4,6 +4,7 @@ CPUs with AMX have a page of their own, so that figures of one kind of machine n
 """
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 from pathlib import Path
@@ -14,8 +15,37 @@ PAGE = ROOT / ("tests/perf/RESULTS_AMX.md" if HAS_AMX else "tests/perf/RESULTS.m
 TITLE = "# Speed, measured on CPUs with AMX\n" if HAS_AMX else "# Speed, measured\n"
 
 
-def commit() -> str:
-    return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True).stdout.strip()
+class DirtyTree(SystemExit):
+    """Figures of a tree that nobody else has say nothing."""
+
+
+def dirty_files(root: Path = ROOT) -> list[str]:
+    """What differs from the commit, the pages themselves apart: one run writes several sections."""
+    listed = subprocess.run(["git", "-C", root, "status", "--porcelain", "--untracked-files=no"], check=True,
+                            stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    files = [line[3:] for line in listed]
+    return [file for file in files if not (file.startswith("tests/perf/") and file.endswith(".md"))]
+
+
+def require_clean(root: Path = ROOT) -> None:
+    if files := dirty_files(root):
+        raise DirtyTree(f"--write: the tree differs from its commit in {', '.join(files[:5])}; commit or stash first")
+
+
+class Write(argparse.Action):
+    """The flag --write, which refuses a dirty tree before anything is measured."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(option_strings, dest, nargs=0, default=False, **options)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        require_clean()
+        setattr(namespace, self.dest, True)
+
+
+def commit(root: Path = ROOT) -> str:
+    name = subprocess.run(["git", "-C", root, "describe", "--always"], stdout=subprocess.PIPE, text=True).stdout.strip()
+    return name + ("-dirty" if dirty_files(root) else "")
 
 
 def write_section(heading: str, text: str, path: Path = PAGE, title: str = TITLE) -> None:

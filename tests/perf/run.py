@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from report import ROOT, commit, table, write_section
+from report import ROOT, Write, commit, table, write_section
 
 
 def synthetic_checkpoint(build: Path) -> Path:
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--model", type=Path, action="append")
-    parser.add_argument("--write", action="store_true", help="into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX")
+    parser.add_argument("--write", action=Write, help="into tests/perf/RESULTS.md, or RESULTS_AMX.md on a CPU with AMX")
     parser.add_argument("flags", nargs="*", help="for epic bench, after --")
     options = parser.parse_args()
     subprocess.run(["ninja", "-C", options.build, "epic"], check=True, stdout=subprocess.DEVNULL)

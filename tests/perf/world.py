@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/e2e"))
-from report import write_section  # noqa: E402
+from report import Write, write_section  # noqa: E402
 from server import Server  # noqa: E402
 
 PAGE = ROOT / "tests/perf/WORLD.md"
@@ -176,7 +176,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="into tests/perf/WORLD.md")
+    parser.add_argument("--write", action=Write, help="into tests/perf/WORLD.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         rows = [(what, spread(gaps, 1000, "ms")) for what, gaps in losses(Path(name), options.rounds)]
