@@ -9,33 +9,34 @@
 namespace epic::worker {
 
 PageLease::PageLease(PageLease&& other) noexcept
-    : ledger_(std::exchange(other.ledger_, nullptr)), id_(other.id_) {}
+    : ledger_(std::exchange(other.ledger_, nullptr)), pages_(std::move(other.pages_)) {}
 
+// The other one's destructor gives back what this one held.
 PageLease& PageLease::operator=(PageLease&& other) noexcept {
   std::swap(ledger_, other.ledger_);
-  std::swap(id_, other.id_);
+  std::swap(pages_, other.pages_);
   return *this;
 }
 
 PageLease::~PageLease() {
   if (ledger_ == nullptr) return;
-  Clear();
-  ledger_->leases_.erase(id_);
+  Shrink(0);
+  CHECK_EQ(ledger_->leases_.erase(pages_.get()), 1u);
 }
 
 bool PageLease::Grow(int count) {
   CHECK(ledger_ != nullptr);
-  return ledger_->Grow(id_, count);
+  return ledger_->Grow(*pages_, count);
 }
 
-void PageLease::Clear() {
+void PageLease::Shrink(int page_count) {
   CHECK(ledger_ != nullptr);
-  ledger_->Clear(id_);
+  ledger_->Shrink(*pages_, page_count);
 }
 
 std::span<const int32_t> PageLease::pages() const {
   if (ledger_ == nullptr) return {};
-  return ledger_->leases_.at(id_);
+  return *pages_;
 }
 
 PageLedger::PageLedger(int page_count, std::function<void(int32_t page)> on_lease)
@@ -45,15 +46,17 @@ PageLedger::PageLedger(int page_count, std::function<void(int32_t page)> on_leas
   for (int page = page_count - 1; page >= 0; --page) free_.push_back(page);
 }
 
+PageLedger::~PageLedger() { CHECK(leases_.empty()) << leases_.size() << " leases outlive it"; }
+
 PageLease PageLedger::Open() {
-  leases_[next_lease_];
-  return PageLease(this, next_lease_++);
+  auto pages = std::make_unique<PageLease::Pages>();
+  leases_.insert(pages.get());
+  return PageLease(this, std::move(pages));
 }
 
-bool PageLedger::Grow(uint64_t lease, int count) {
+bool PageLedger::Grow(PageLease::Pages& pages, int count) {
   CHECK_GE(count, 0);
   if (count > free_count()) return false;
-  std::vector<int32_t>& pages = leases_.at(lease);
   for (int i = 0; i < count; ++i) {
     pages.push_back(free_.back());
     free_.pop_back();
@@ -62,37 +65,35 @@ bool PageLedger::Grow(uint64_t lease, int count) {
   return true;
 }
 
-void PageLedger::Clear(uint64_t lease) {
-  std::vector<int32_t>& pages = leases_.at(lease);
-  if (EPIC_MUTANT("a_page_is_lost") && pages.size() > 1) pages.pop_back();
-  free_.insert(free_.end(), pages.rbegin(), pages.rend());
-  pages.clear();
+void PageLedger::Shrink(PageLease::Pages& pages, int page_count) {
+  const auto kept = static_cast<size_t>(page_count);
+  CHECK(page_count >= 0 && kept <= pages.size()) << page_count << " of " << pages.size();
+  if (EPIC_MUTANT("a_page_is_lost") && pages.size() > kept + 1) pages.pop_back();
+  // In reverse, so that a lease that grows again gets them in the order that it had them.
+  free_.insert(free_.end(), pages.rbegin(), pages.rend() - static_cast<ptrdiff_t>(kept));
+  pages.resize(kept);
 }
 
 absl::Status PageLedger::CheckIntegrity() const {
-  std::vector<uint64_t> holder(page_count_, 0);  // 0: nobody seen; a lease's id; ~0: the free list
-  int64_t seen = 0;
-  const auto take = [&](int32_t page, uint64_t who) -> absl::Status {
-    if (page < 0 || page >= page_count_) {
-      return absl::InternalError(absl::StrCat("page ", page, " of ", page_count_, " held"));
+  std::vector<bool> seen(page_count_);
+  int64_t count = 0;
+  const auto take = [&](std::span<const int32_t> pages) -> absl::Status {
+    for (const int32_t page : pages) {
+      if (page < 0 || page >= page_count_) {
+        return absl::InternalError(absl::StrCat("page ", page, " of ", page_count_, " held"));
+      }
+      if (seen[page]) return absl::InternalError(absl::StrCat("page ", page, " held twice"));
+      seen[page] = true;
+      ++count;
     }
-    if (holder[page] != 0) {
-      return absl::InternalError(absl::StrCat("page ", page, " held twice"));
-    }
-    holder[page] = who;
-    ++seen;
     return absl::OkStatus();
   };
-  for (int32_t page : free_) {
-    if (absl::Status status = take(page, ~uint64_t{0}); !status.ok()) return status;
+  if (absl::Status status = take(free_); !status.ok()) return status;
+  for (const PageLease::Pages* pages : leases_) {
+    if (absl::Status status = take(*pages); !status.ok()) return status;
   }
-  for (const auto& [id, pages] : leases_) {
-    for (int32_t page : pages) {
-      if (absl::Status status = take(page, id); !status.ok()) return status;
-    }
-  }
-  if (seen == page_count_) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(seen, " of ", page_count_, " pages accounted for"));
+  if (count == page_count_) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(count, " of ", page_count_, " pages accounted for"));
 }
 
 }  // namespace epic::worker

@@ -9,7 +9,8 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
+#include <memory>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -36,18 +37,20 @@ class PageLease {
   // Adds `count` pages, all or none: false leaves the lease as it was. Each page added has been
   // handed to the ledger's on_lease.
   bool Grow(int count);
-  // Gives all pages back; the lease stays usable.
-  void Clear();
+  // Gives back all but the first `page_count` pages, which are at most those that it has.
+  void Shrink(int page_count);
 
   std::span<const int32_t> pages() const;
   int page_count() const { return static_cast<int>(pages().size()); }
 
  private:
   friend class PageLedger;
-  PageLease(PageLedger* ledger, uint64_t id) : ledger_(ledger), id_(id) {}
+  using Pages = std::vector<int32_t>;
+  PageLease(PageLedger* ledger, std::unique_ptr<Pages> pages)
+      : ledger_(ledger), pages_(std::move(pages)) {}
 
   PageLedger* ledger_ = nullptr;
-  uint64_t id_ = 0;
+  std::unique_ptr<Pages> pages_;  // the ledger knows them by their address
 };
 
 class PageLedger {
@@ -56,6 +59,7 @@ class PageLedger {
   // it there: a record never written must not be a NaN).
   explicit PageLedger(int page_count, std::function<void(int32_t page)> on_lease = nullptr);
   PageLedger(const PageLedger&) = delete;
+  ~PageLedger();
 
   // An empty lease of this ledger.
   PageLease Open();
@@ -70,14 +74,13 @@ class PageLedger {
 
  private:
   friend class PageLease;
-  bool Grow(uint64_t lease, int count);
-  void Clear(uint64_t lease);
+  bool Grow(PageLease::Pages& pages, int count);
+  void Shrink(PageLease::Pages& pages, int page_count);
 
   int page_count_;
   std::function<void(int32_t)> on_lease_;
   std::vector<int32_t> free_;  // taken from the back
-  uint64_t next_lease_ = 1;
-  std::map<uint64_t, std::vector<int32_t>> leases_;
+  std::set<const PageLease::Pages*> leases_;
 };
 
 }  // namespace epic::worker

@@ -1,5 +1,6 @@
 #include "worker/kv/page_ledger.h"
 
+#include <algorithm>
 #include <set>
 
 #include "base/sim_loop.h"
@@ -48,7 +49,7 @@ TEST(PageLedgerTest, ShowsEachPageToItsHookBeforeTheOwner) {
   PageLease lease = ledger.Open();
   ASSERT_TRUE(lease.Grow(2));
   EXPECT_EQ(seen, std::vector<int32_t>(lease.pages().begin(), lease.pages().end()));
-  lease.Clear();
+  lease.Shrink(0);
   ASSERT_TRUE(lease.Grow(1));
   EXPECT_EQ(seen.size(), 3);
 }
@@ -61,7 +62,10 @@ TEST(PageLedgerTest, NeverHandsAPageToTwoOwnersInAnyOrderOfGrowthAndRelease) {
   for (int i = 0; i < 5000; ++i) {
     PageLease& lease = leases[random.Next() % leases.size()];
     if (random.Next() % 4 == 0) {
-      lease.Clear();
+      const std::vector<int32_t> before(lease.pages().begin(), lease.pages().end());
+      const int kept = static_cast<int>(random.Next() % (before.size() + 1));
+      lease.Shrink(kept);
+      ASSERT_TRUE(std::ranges::equal(lease.pages(), std::span(before).first(kept)));
     } else {
       lease.Grow(static_cast<int>(random.Next() % 5));
     }

@@ -174,7 +174,7 @@ bool Scheduler::PreemptBehind(const Place& place) {
   for (auto last = running_.rbegin(); last != running_.rend() && last->first > place; ++last) {
     Sequence& victim = *last->second;
     if (victim.lease.page_count() == 0) continue;
-    victim.lease.Clear();
+    victim.lease.Shrink(0);
     if (!EPIC_MUTANT("preempted_rows_stay_computed")) victim.computed = 0;
     victim.chosen_rows = 0;
     waiting_.emplace(victim.place, &victim);
