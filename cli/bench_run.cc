@@ -123,6 +123,7 @@ kernels::StepPlan BenchRun::Plan(int sequences, int rows, bool prompt) {
       plan.token_ids.push_back(static_cast<int32_t>((random_ >> 8) % model_.config().vocab_size));
       plan.positions.push_back(lengths_[s]++);
       plan.row_sequence.push_back(s);
+      plan.roles.push_back(prompt ? kernels::RowRole::kPrompt : kernels::RowRole::kDecode);
     }
     plan.logit_rows.push_back(plan.rows() - 1);
   }

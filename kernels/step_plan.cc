@@ -8,6 +8,7 @@ StepPlan StepPlan::Slice(int begin, int end) const {
   StepPlan slice;
   slice.token_ids.assign(token_ids.begin() + begin, token_ids.begin() + end);
   slice.positions.assign(positions.begin() + begin, positions.begin() + end);
+  if (!roles.empty()) slice.roles.assign(roles.begin() + begin, roles.begin() + end);
   slice.pages = pages;
   for (const SequenceRows& sequence : sequences) {
     const int first = std::max(begin, sequence.first_row);

@@ -22,15 +22,30 @@ struct SequenceRows {
   }
 };
 
+// What a row is computed for.
+enum class RowRole : uint8_t {
+  kPrompt,  // a token of the prompt
+  kForced,  // a generated token that is computed again, or was generated on another rank
+  kDecode,  // a token that came last, which its client waits to see followed
+  kDraft,   // a guess at a token behind those, which its logits confirm or refuse
+};
+
 struct StepPlan {
   std::vector<int32_t> token_ids;     // [rows]
   std::vector<int32_t> positions;     // [rows]
   std::vector<int32_t> row_sequence;  // [rows] index into `sequences`
+  std::vector<RowRole> roles;         // [rows]; empty: nobody asks
   std::vector<SequenceRows> sequences;
   std::vector<int32_t> pages;       // page tables, one after another
   std::vector<int32_t> logit_rows;  // rows whose logits are wanted, ascending
 
   int rows() const { return static_cast<int>(token_ids.size()); }
+  // Whether all rows are those of new tokens, which clients wait for.
+  bool decodes() const {
+    return !roles.empty() && std::ranges::all_of(roles, [](RowRole role) {
+      return role == RowRole::kDecode || role == RowRole::kDraft;
+    });
+  }
 
   // Rows [begin, end) as a plan of their own, without logit rows. Its page tables are this plan's.
   StepPlan Slice(int begin, int end) const;

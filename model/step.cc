@@ -210,7 +210,7 @@ void Step::BeginExchange() {
                              .rows = chosen_.rows.Slice(0, plan_.rows()),
                              .experts = chosen_.experts.Slice(0, plan_.rows()),
                              .out = buffers_.View(StepBuffers::kExpertRows, plan_.rows()),
-                             .decode = plan_.sequences.size() == plan_.token_ids.size()});
+                             .decode = plan_.decodes()});
   stage_ = Stage::kShared;
 }
 

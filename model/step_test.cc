@@ -173,6 +173,28 @@ TEST_F(StepTest, AnIdleStepMakesTheSameExchangesWithoutRows) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank 3 is gone"));
 }
 
+TEST_F(StepTest, TellsTheExchangeWhetherAllRowsAreDecodeRows) {
+  struct Recorder : SlowExchange {
+    using SlowExchange::SlowExchange;
+    Ticket Begin(const ExpertDispatch& dispatch) override {
+      decode = dispatch.decode;
+      return SlowExchange::Begin(dispatch);
+    }
+    bool decode = false;
+  };
+  using enum kernels::RowRole;
+  const std::pair<std::vector<kernels::RowRole>, bool> cases[] = {
+      {{kDecode}, true}, {{kDecode, kDraft}, true}, {{kPrompt}, false}, {{kForced}, false},
+      {{kPrompt, kForced, kDecode}, false}};
+  for (const auto& [roles, decode] : cases) {
+    kernels::StepPlan plan = PlanOf(std::vector<int32_t>(roles.size(), 3), 0);
+    plan.roles = roles;
+    Recorder exchange(*model_, *backend_, 0);
+    Compute(exchange, plan);
+    EXPECT_EQ(exchange.decode, decode) << roles.size();
+  }
+}
+
 TEST_F(StepTest, TwoHalvesOfABatchTakeTurns) {
   LocalExchange local(*model_, *backend_);
   const std::vector<int32_t> other = {9, 8, 7};

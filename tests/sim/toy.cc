@@ -185,7 +185,7 @@ void SimModel::BeginExchange() {
                              .rows = {kernels::DType::kBF16, count, kHidden, rows_.data()},
                              .experts = {kernels::DType::kI32, count, kChosen, experts_.data()},
                              .out = Out(),
-                             .decode = plan_->sequences.size() == rows});
+                             .decode = plan_->decodes()});
 }
 
 absl::Status SimModel::FinishExchange() {

@@ -217,6 +217,9 @@ void Scheduler::AppendRows(const Choice& choice) {
     plan.token_ids.push_back(sequence.spec.tokens[position]);
     plan.positions.push_back(position);
     plan.row_sequence.push_back(index);
+    plan.roles.push_back(position < sequence.spec.prompt_length ? kernels::RowRole::kPrompt
+                         : position + 1 < sequence.length()     ? kernels::RowRole::kForced
+                                                                : kernels::RowRole::kDecode);
   }
   entry.logit_count = static_cast<int32_t>(plan.logit_rows.size()) - entry.first_logit;
   batch_.sequences.push_back(entry);
