@@ -1,6 +1,6 @@
 // The sampling settings of a request: read, completed and checked. A new setting costs four places:
 // its field in inference.proto, this reader and check, the worker's conversion
-// (worker/service/convert.cc) and the sampler (model/sampler.h).
+// (worker/engine/start_sequence.cc) and the sampler (model/sampler.h).
 #pragma once
 
 #include "absl/status/statusor.h"

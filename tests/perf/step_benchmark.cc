@@ -18,6 +18,7 @@
 #include "worker/engine/transformer.h"
 #include "worker/kv/kv_pool.h"
 #include "worker/kv/page_ledger.h"
+#include "worker/testing/start.h"
 
 namespace epic::worker {
 namespace {
@@ -149,7 +150,7 @@ void Step(benchmark::State& state) {
   Transformer transformer(*loaded.model, timed, exchange, pool,
                           limits.scheduler.max_num_batched_tokens, limits.scheduler.max_logit_rows);
   Engine engine(limits, transformer, pages);
-  SequenceId next_id = 0;
+  uint64_t next_id = 0;
   absl::Duration total, operations;
   const auto step = [&] {
     while (engine.Advance() != Engine::Progress::kStepDone) {
@@ -160,11 +161,10 @@ void Step(benchmark::State& state) {
       state.PauseTiming();
       for (int i = 0; i < count; ++i) {
         const uint64_t id = ++next_id;
-        const absl::Status started =
-            engine.Start({.id = id,
-                          .prompt = std::vector<int32_t>(kPrompt, 7),
-                          .sampling = {.temperature = 0.9f, .top_p = 0.95f, .seed = id},
-                          .max_tokens = kMaxTokens});
+        v1::StartSequence start = NewStart(id, std::vector<int32_t>(kPrompt, 7), kMaxTokens);
+        start.mutable_sampling()->set_temperature(0.9f);
+        start.mutable_sampling()->set_top_p(0.95f);
+        const absl::Status started = engine.Start(std::move(start));
         if (!started.ok()) return state.SkipWithError(std::string(started.message()).c_str());
       }
       step();  // the prompts

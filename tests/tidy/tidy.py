@@ -258,7 +258,7 @@ SAMPLING_SETTING = "frequency_penalty"
 SAMPLING_PLACES = {
     "proto/epic/v1/inference.proto",
     "coordinator/frontend/sampling.cc",
-    "worker/service/convert.cc",
+    "worker/engine/start_sequence.cc",
     "model/sampler.h", "model/sampler.cc",
 }
 

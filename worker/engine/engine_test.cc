@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "kernels/threads/thread_pool.h"
 #include "worker/kv/page_ledger.h"
+#include "worker/testing/start.h"
 #include "worker/testing/toy_model.h"
 
 namespace epic::worker {
@@ -32,34 +33,33 @@ class ParallelModel : public ToyModel {
   int calls_ = 0;
 };
 
-SequenceRequest Request(SequenceId id) {
-  SequenceRequest request = {.id = id,
-                             .prompt = {1, 2, static_cast<int32_t>(id)},
-                             .sampling = {.temperature = 0.8f, .top_p = 0.9f, .seed = id},
-                             .max_tokens = 3 + static_cast<int>(id) % 3,
-                             .logprobs = 2};
-  if (id % 2 == 0) request.sampling.top_k = 50;
-  request.prompt_logprobs = id % 3 == 0;
-  return request;
+v1::StartSequence Start(int id) {
+  v1::StartSequence start = NewStart(id, {1, 2, id}, 3 + id % 3);
+  start.mutable_sampling()->set_temperature(0.8f);
+  start.mutable_sampling()->set_top_p(0.9f);
+  if (id % 2 == 0) start.mutable_sampling()->set_top_k(50);
+  start.set_logprobs(2);
+  start.set_prompt_logprobs(id % 3 == 0);
+  return start;
 }
 
 using Token = std::pair<int32_t, std::vector<int32_t>>;  // and the likeliest
 
 // All tokens of `count` sequences that run side by side, those of scored prompts first.
-std::map<SequenceId, std::vector<Token>> RunAll(ToyModel& model, int count) {
+std::map<uint64_t, std::vector<Token>> RunAll(ToyModel& model, int count) {
   PageLedger pages(kPages, [&](int32_t page) { model.ErasePage(page); });
   Engine engine({.max_model_len = 64}, model, pages);
-  for (int id = 1; id <= count; ++id) EXPECT_TRUE(engine.Start(Request(id)).ok());
-  std::map<SequenceId, std::vector<Token>> tokens;
+  for (int id = 1; id <= count; ++id) EXPECT_TRUE(engine.Start(Start(id)).ok());
+  std::map<uint64_t, std::vector<Token>> tokens;
   while (engine.busy()) {
     if (engine.Advance() != Engine::Progress::kStepDone) continue;
-    const auto add = [&](const NewToken& token) {
+    const auto add = [&](const v1::SequenceToken& token) {
       std::vector<int32_t> top;
-      for (const v1::TokenLogprob& likely : token.top) top.push_back(likely.token_id());
-      tokens[token.id].emplace_back(token.token, top);
+      for (const v1::TokenLogprob& likely : token.top()) top.push_back(likely.token_id());
+      tokens[token.sequence()].emplace_back(token.token(), top);
     };
-    for (const PromptScores& prompt : engine.result().prompts) {
-      std::ranges::for_each(prompt.tokens, add);
+    for (const v1::PromptScored& prompt : engine.result().prompts) {
+      std::ranges::for_each(prompt.prompt_logprobs(), add);
     }
     std::ranges::for_each(engine.result().tokens, add);
   }
@@ -81,6 +81,25 @@ TEST(EngineTest, FewLogitsWakeNoThread) {
   ParallelModel model(200, kPages);
   EXPECT_EQ(RunAll(model, 5).size(), 5u);
   EXPECT_EQ(model.calls(), 0);
+}
+
+TEST(EngineTest, ASequenceThatIsStartedAnewDuringAStepGetsNothingOfTheOldOne) {
+  ToyModel model(97, kPages);
+  model.set_turns(4);
+  PageLedger pages(kPages, [&](int32_t page) { model.ErasePage(page); });
+  Engine engine({.max_model_len = 64}, model, pages);
+  ASSERT_TRUE(engine.Start(Start(2)).ok());
+  engine.Advance();
+  engine.EndAll();
+  v1::StartSequence anew = NewStart(2, {5, 6}, 4);
+  ASSERT_TRUE(engine.Start(anew).ok());
+  std::vector<int> positions;
+  while (engine.busy()) {
+    if (engine.Advance() != Engine::Progress::kStepDone) continue;
+    for (const auto& token : engine.result().tokens) positions.push_back(token.position());
+  }
+  EXPECT_EQ(positions, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(pages.used_count(), 0);
 }
 
 }  // namespace

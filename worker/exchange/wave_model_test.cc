@@ -19,25 +19,24 @@
 #include "worker/exchange/static_map.h"
 #include "worker/kv/kv_pool.h"
 #include "worker/testing/model_experts.h"
+#include "worker/testing/start.h"
 
 namespace epic::worker {
 namespace {
 
 using cluster::Collective;
-using Tokens = std::map<SequenceId, std::vector<int32_t>>;
+using Tokens = std::map<uint64_t, std::vector<int32_t>>;
 
 constexpr int kPages = 12;
 constexpr EngineLimits kLimits = {.scheduler = {.max_num_batched_tokens = 24, .max_num_seqs = 8},
                                   .max_model_len = 200};
 
-SequenceRequest Request(SequenceId id, int prompt_length, int max_tokens) {
-  SequenceRequest request{.id = id, .max_tokens = max_tokens};
+v1::StartSequence Request(uint64_t id, int prompt_length, int max_tokens) {
+  std::vector<int32_t> prompt;
   for (int i = 0; i < prompt_length; ++i) {
-    request.prompt.push_back(static_cast<int32_t>((id * 41 + i * 17) % 157));
+    prompt.push_back(static_cast<int32_t>((id * 41 + i * 17) % 157));
   }
-  request.sampling.temperature = 1;
-  request.sampling.seed = id;
-  return request;
+  return NewStart(id, prompt, max_tokens);
 }
 
 // What a rank has: weights, pages, and an engine once it knows its exchange.
@@ -75,7 +74,9 @@ class EngineRank {
 };
 
 void Take(const StepResult& result, Tokens& tokens) {
-  for (const NewToken& token : result.tokens) tokens[token.id].push_back(token.token);
+  for (const v1::SequenceToken& token : result.tokens) {
+    tokens[token.sequence()].push_back(token.token());
+  }
 }
 
 class WaveModelTest : public testing::Test {
@@ -84,12 +85,12 @@ class WaveModelTest : public testing::Test {
       : folder_(model::WriteCheckpoint(model::TinyConfig(),
                                        model::TinyTensors(model::TinyConfig(), 4))) {}
 
-  Tokens Alone(std::vector<SequenceRequest> requests) const {
+  Tokens Alone(std::vector<v1::StartSequence> requests) const {
     EngineRank rank(folder_, {});
     model::LocalExchange local(rank.model(), rank.backend());
     Transformer transformer = rank.MakeTransformer(local);
     Engine engine = rank.MakeEngine(transformer);
-    for (SequenceRequest& request : requests) EXPECT_TRUE(engine.Start(std::move(request)).ok());
+    for (const v1::StartSequence& request : requests) EXPECT_TRUE(engine.Start(request).ok());
     Tokens tokens;
     while (engine.busy()) {
       if (engine.Advance() == Engine::Progress::kStepDone) Take(engine.result(), tokens);
@@ -128,12 +129,12 @@ class WaveModelTest : public testing::Test {
 TEST_F(WaveModelTest, EveryRequestGetsTheTokensOfAnEngineAlone) {
   if (!cluster::HasWorld(4)) GTEST_SKIP() << "not a world of 4";
   // By rank; rank 1 has none, rank 3's comes when the world is at rest.
-  const std::vector<std::vector<SequenceRequest>> requests = {
+  const std::vector<std::vector<v1::StartSequence>> requests = {
       {Request(1, 5, 12), Request(2, 70, 3), Request(3, 1, 20)},
       {},
       {Request(4, 100, 6)},
       {Request(5, 9, 9)}};
-  std::vector<SequenceRequest> all;
+  std::vector<v1::StartSequence> all;
   for (const auto& of_rank : requests) all.insert(all.end(), of_rank.begin(), of_rank.end());
   const Tokens expected = Alone(all);
   cluster::RunWorld(4, [&](Collective& collective) {
@@ -142,7 +143,7 @@ TEST_F(WaveModelTest, EveryRequestGetsTheTokensOfAnEngineAlone) {
     bool started = false;
     RunRank(collective, [&](Engine& engine, WaveModel& wave) {
       if (!started && (rank != 3 || wave.rests() >= 3)) {
-        for (const SequenceRequest& request : requests[rank]) {
+        for (const v1::StartSequence& request : requests[rank]) {
           EXPECT_TRUE(engine.Start(request).ok());
         }
         started = true;

@@ -1,32 +1,31 @@
 // Scheduler: which rows the next step computes. A plain object: no time, threads or I/O; the same
 // calls give the same batches.
 //
-//   scheduler.Add({.id = 1, .tokens = prompt, .length_max = prompt.size() + max_tokens});
+//   scheduler.Add({.name = {1, 1}, .length_max = prompt.size() + max_tokens, .tokens = prompt});
 //   const Batch& batch = scheduler.Plan();   // empty: nothing to do
 //   … compute batch.plan …
 //   scheduler.Commit();
-//   scheduler.Append(1, sampled);            // or Remove(1)
+//   scheduler.Accept({1, 1}, drawn);         // or Remove({1, 1})
 //
-// Continuous batching: sequences with one row to compute (decode) go first, then chunks of the
-// others (prompts, and tokens to compute again), then new ones. Order is by priority (lower value
-// first), then by arrival. Pages are leased as rows need them. When they run out the last in order
-// steps back: its pages are freed and it waits at its place, keeping its tokens, which are later
-// computed again many at once. The first in order never steps back, so someone always finishes.
+// Continuous batching: sequences that owe the rows of new tokens alone (decode) go first, then
+// chunks of the others (prompts, and tokens to compute again), then new ones. Order is by priority
+// (lower values first), then by arrival. Pages are leased as rows need them. When pages run out the
+// last in order steps back: its pages are freed and it waits at its place. It keeps its tokens; the
+// records of these are later computed again, many at once. The first in order never steps back, so
+// there is always one that finishes.
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/step_plan.h"
 #include "worker/kv/page_ledger.h"
+#include "worker/scheduler/sequence.h"
 
 namespace epic::worker {
-
-using SequenceId = uint64_t;
 
 struct SchedulerLimits {
   int max_num_batched_tokens = 2048;  // rows of a step
@@ -34,23 +33,18 @@ struct SchedulerLimits {
   int max_logit_rows = 512;           // of a step; at least max_num_seqs
 };
 
-struct SequenceSpec {
-  SequenceId id = 0;
-  std::vector<int32_t> tokens;  // prompt and forced tokens; at least one
-  int length_max = 0;           // of prompt and generated tokens together; > tokens.size()
-  int prompt_length = 0;        // of `tokens`
-  int scored_rows = 0;          // the logits of rows 0 .. scored_rows-1 are wanted too
-  int priority = 0;
-};
-
+// A sequence's rows in a batch: plan.roles says what each is computed for.
 struct BatchSequence {
-  SequenceId id = 0;
+  SequenceName name;
+  PlaceInLine place;
   int32_t first_row = 0;  // of the plan
   int32_t row_count = 0;
   int32_t first_position = 0;
-  int32_t first_logit = 0;  // of plan.logit_rows
-  int32_t logit_count = 0;
-  bool samples = false;  // its last logit row gives a new token; the ones before are scored rows
+  int32_t first_logit = 0;   // of plan.logit_rows: scored_count of them, then drawn_count
+  int32_t scored_count = 0;  // prompt rows whose logits are wanted
+  int32_t drawn_count = 0;   // its last rows, whose logits give new tokens; 0 or 1
+
+  int32_t logit_count() const { return scored_count + drawn_count; }
 };
 
 struct Batch {
@@ -64,33 +58,44 @@ class Scheduler {
  public:
   // `pages` outlives the scheduler.
   Scheduler(const SchedulerLimits& limits, PageLedger& pages);
-  ~Scheduler();
 
-  // ResourceExhausted, naming the shortfall, if the sequence could not be finished even alone.
-  absl::Status Add(SequenceSpec spec);
-  // Frees what the sequence holds, also while a batch with it is being computed. Unknown ids are
+  // `sequence`: what was asked for, and its tokens. ResourceExhausted, naming the shortfall, if it
+  // could not be finished even alone.
+  absl::Status Add(Sequence sequence);
+  // Frees what the sequence holds, also while a batch with it is being computed. Unknown names are
   // ignored.
-  void Remove(SequenceId id);
+  void Remove(const SequenceName& name);
+  void Clear();
 
-  // Chooses the next batch; it stays valid until the next Plan. Call Commit before that.
+  // Chooses the next batch; it stays valid until the next Plan. Call Commit before that, or Remove
+  // each sequence of the batch.
   const Batch& Plan();
   // The batch was computed: its rows are in the cache.
   void Commit();
-  // The next token of a sequence whose rows are all computed.
-  void Append(SequenceId id, int32_t token);
 
-  bool contains(SequenceId id) const { return sequences_.contains(id); }
-  // Prompt, forced and generated tokens. The sequence must be known.
-  std::span<const int32_t> tokens(SequenceId id) const;
+  // The next tokens, at least one, of a sequence whose rows are all computed. They fit length_max.
+  void Accept(const SequenceName& name, std::span<const int32_t> tokens);
+  // Takes tokens back, down to `length` of them: their records are forgotten and the pages beyond
+  // are freed. Not below the prompt, and not while a batch with the sequence is being computed. One
+  // whose rows are then all computed needs an Accept before the next Plan.
+  void Truncate(const SequenceName& name, int length);
+
+  // Null: unknown. What it points to lives until the sequence is removed.
+  const Sequence* Find(const SequenceName& name) const;
+  // The sequence of the last batch; null: it was removed since, even if its name came again.
+  Sequence* Find(const BatchSequence& entry);
+  // The highest attempt of this sequence; 0: there is none.
+  uint32_t AttemptOf(uint64_t sequence) const;
 
   int running() const { return static_cast<int>(running_.size()); }
   int waiting() const { return static_cast<int>(waiting_.size()); }
   int64_t preemptions() const { return preemptions_; }
 
+  // Internal, naming the sequence, unless each holds just the pages that its records need, and
+  // nobody else holds any. Reads everything: for tests and idle moments.
+  absl::Status CheckIntegrity() const;
+
  private:
-  // Place in line: priority, then arrival.
-  using Place = std::pair<int, uint64_t>;
-  struct Sequence;
   struct Choice {
     Sequence* sequence;
     int rows;
@@ -103,23 +108,27 @@ class Scheduler {
   void BuildPlan();
 
   void Choose(Sequence& sequence);
-  bool MayAdmit(const Sequence& sequence) const;
+  // Of those that wait.
+  bool FirstMayEnter() const;
+  Sequence& LetFirstIn();
   int RowsWithin(const Sequence& sequence, int rows) const;
   int LogitRows(const Sequence& sequence, int rows) const;
-  bool PreemptBehind(const Place& place);
-  void AppendRows(const Choice& choice);
+  void LeaseFor(Sequence& sequence);
+  bool PreemptBehind(const PlaceInLine& place);
+  void AppendRows(Sequence& sequence);
 
   SchedulerLimits limits_;
   PageLedger& pages_;
-  std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
-  std::map<Place, Sequence*> running_;
-  std::map<Place, Sequence*> waiting_;
+  std::map<SequenceName, Sequence> sequences_;
+  // Of these, those that may hold pages, and those that hold none.
+  std::map<PlaceInLine, Sequence*> running_;
+  std::map<PlaceInLine, Sequence*> waiting_;
   uint64_t next_arrival_ = 0;
   int64_t preemptions_ = 0;
 
   int rows_left_ = 0;  // of the batch being chosen
   int logits_left_ = 0;
-  std::vector<Choice> chosen_;
+  std::vector<Sequence*> chosen_;
   Batch batch_;
 };
 

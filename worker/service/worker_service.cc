@@ -1,13 +1,10 @@
 #include "worker/service/worker_service.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/log.h"
-#include "cluster/weights_id.h"
-#include "worker/service/convert.h"
 
 namespace epic::worker {
 
@@ -32,7 +29,8 @@ void WorkerService::OnMessage(const v1::ControlMessage& message) {
     case v1::ControlMessage::kEnd:
       return End(message.end());
     case v1::ControlMessage::kDrain:
-      LOG_INFO("draining: {} sequences to finish", held_.size());
+      LOG_INFO("draining: {} sequences to finish",
+               engine_ == nullptr ? 0 : engine_->sequence_count());
       return StartDraining();
     default:
       LOG_WARNING("ignored a control message of kind {}", static_cast<int>(message.body_case()));
@@ -68,46 +66,29 @@ void WorkerService::StopServing() {
 }
 
 void WorkerService::Start(const v1::StartSequence& start) {
-  const Name name{start.sequence(), start.attempt()};
-  const auto held = held_.find(name.sequence);
-  if (held != held_.end() && name.attempt <= held->second.attempt) return;
-  Drop(name.sequence);
+  const SequenceName name{start.sequence(), start.attempt()};
   if (engine_ == nullptr) return Fail(name, absl::UnavailableError("the model is loading"));
+  const uint32_t held = engine_->AttemptOf(name.sequence);
+  if (held != 0 && name.attempt <= held) return;
+  engine_->End({name.sequence, held});
   if (draining_) return Fail(name, absl::UnavailableError("the worker is draining"));
-  const absl::StatusOr<cluster::WeightsId> weights = cluster::WeightsIdFrom(start.weights_id());
-  if (!weights.ok()) return Fail(name, weights.status());
-  SequenceRequest request = RequestFrom(start);
-  request.id = next_id_++;
-  const SequenceId id = request.id;
-  if (absl::Status status = engine_->Start(std::move(request)); !status.ok()) {
-    return Fail(name, status);
-  }
-  held_[name.sequence] = {name.attempt, id};
-  names_[id] = name;
+  if (absl::Status status = engine_->Start(start); !status.ok()) return Fail(name, status);
   Pass(Failpoint::kSequenceStarted);
 }
 
 void WorkerService::End(const v1::EndSequence& end) {
-  const auto held = held_.find(end.sequence());
-  if (held == held_.end() || held->second.attempt > end.attempt()) return;
-  Drop(end.sequence());
+  const uint32_t held = engine_ == nullptr ? 0 : engine_->AttemptOf(end.sequence());
+  if (held == 0 || held > end.attempt()) return;
+  engine_->End({end.sequence(), held});
   // No step will tell of the pages that are free now.
   if (!busy()) SendReport({});
 }
 
-void WorkerService::Drop(uint64_t sequence) {
-  const auto held = held_.find(sequence);
-  if (held == held_.end()) return;
-  engine_->End(held->second.id);
-  names_.erase(held->second.id);
-  held_.erase(held);
-}
-
 void WorkerService::DropAll() {
-  while (!held_.empty()) Drop(held_.begin()->first);
+  if (engine_ != nullptr) engine_->EndAll();
 }
 
-void WorkerService::Fail(const Name& name, const absl::Status& status) {
+void WorkerService::Fail(const SequenceName& name, const absl::Status& status) {
   LOG_WARNING("sequence {} attempt {} failed: {}", name.sequence, name.attempt,
               std::string(status.message()));
   v1::ControlMessage message;
@@ -135,9 +116,7 @@ void WorkerService::Advance() {
     case Engine::Progress::kStepDone:
       break;
   }
-  const StepResult& step = engine_->result();
-  v1::StepReport report;
-  AddStep(step, report);
+  v1::StepReport report = ReportOf(engine_->TakeResult());
   report.set_step_seconds(absl::ToDoubleSeconds(clock_.Now() - *step_began_));
   step_began_.reset();
   Pass(Failpoint::kStepComputed);
@@ -145,32 +124,14 @@ void WorkerService::Advance() {
   Pass(Failpoint::kStepReported);
 }
 
-void WorkerService::AddStep(const StepResult& step, v1::StepReport& report) {
+v1::StepReport WorkerService::ReportOf(StepResult step) {
+  // Each failure is a message of its own, ahead of the report.
+  for (const FailedSequence& failed : step.failed) Fail(failed.name, failed.status);
+  v1::StepReport report;
   report.set_rows(step.rows);
-  for (const NewToken& token : step.tokens) *report.add_tokens() = Token(token);
-  for (const PromptScores& prompt : step.prompts) {
-    const Name& name = names_.at(prompt.id);
-    v1::PromptScored& scored = *report.add_prompts();
-    scored.set_sequence(name.sequence);
-    scored.set_attempt(name.attempt);
-    for (const NewToken& token : prompt.tokens) *scored.add_prompt_logprobs() = Token(token);
-  }
-  for (const FailedSequence& failed : step.failed) {
-    const Name name = names_.at(failed.id);
-    Drop(name.sequence);
-    Fail(name, failed.status);
-  }
-  for (const NewToken& token : step.tokens) {
-    if (token.finish != v1::FINISH_REASON_NONE) Drop(names_.at(token.id).sequence);
-  }
-}
-
-v1::SequenceToken WorkerService::Token(const NewToken& token) const {
-  const Name& name = names_.at(token.id);
-  v1::SequenceToken message = MessageFrom(token);
-  message.set_sequence(name.sequence);
-  message.set_attempt(name.attempt);
-  return message;
+  for (v1::SequenceToken& token : step.tokens) *report.add_tokens() = std::move(token);
+  for (v1::PromptScored& prompt : step.prompts) *report.add_prompts() = std::move(prompt);
+  return report;
 }
 
 void WorkerService::SendReport(v1::StepReport report) {

@@ -1,19 +1,18 @@
-// WorkerService: a worker's side of the control stream. It turns ControlMessages into sequences of
-// the Engine, and each step into one StepReport. A plain object on the loop's thread: it gets
-// messages and turns, and returns messages through a ControlLink.
+// WorkerService: a worker's side of the control stream. It hands StartSequence and EndSequence to
+// the Engine, and each step to the coordinator as one StepReport. A plain object on the loop's
+// thread: it gets messages and turns, and returns messages through a ControlLink.
 //
 //   service.Connect(&link);            // introduces itself
 //   service.ReportLoading(done, all);  // while the model loads
 //   service.Serve(engine, ready);      // WorkerReady goes out
 //   while (…) { loop.RunOnce(…); service.Advance(); }
 //
-// Sequences are named by (sequence, attempt): a higher attempt replaces the one here, a lower or
-// equal one is ignored. Delivery is the link's: what was handed to Send arrives once and in order,
-// or the link goes down, and then all sequences are dropped: the coordinator starts them anew.
+// A higher attempt of a sequence replaces the one here; a lower or equal one is ignored. The link
+// delivers what was handed to Send once and in order, or goes down. All sequences are dropped then,
+// and the coordinator starts them anew.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 
 #include "base/env.h"
@@ -54,23 +53,12 @@ class WorkerService {
   bool drained() const { return draining_ && !busy(); }
 
  private:
-  struct Held {
-    uint32_t attempt = 0;
-    SequenceId id = 0;
-  };
-  struct Name {
-    uint64_t sequence = 0;
-    uint32_t attempt = 0;
-  };
-
   void Start(const v1::StartSequence& start);
   void End(const v1::EndSequence& end);
-  void Drop(uint64_t sequence);
   void DropAll();
-  void Fail(const Name& name, const absl::Status& status);
+  void Fail(const SequenceName& name, const absl::Status& status);
 
-  void AddStep(const StepResult& step, v1::StepReport& report);
-  v1::SequenceToken Token(const NewToken& token) const;
+  v1::StepReport ReportOf(StepResult step);
   // Adds the gauges to it.
   void SendReport(v1::StepReport report);
   void Send(v1::ControlMessage message);
@@ -83,10 +71,6 @@ class WorkerService {
   bool draining_ = false;
   bool waiting_ = false;
   std::optional<absl::Time> step_began_;
-
-  SequenceId next_id_ = 1;
-  std::map<uint64_t, Held> held_;     // by the protocol's sequence
-  std::map<SequenceId, Name> names_;  // of the engine's
 };
 
 }  // namespace epic::worker

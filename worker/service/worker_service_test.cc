@@ -8,6 +8,7 @@
 #include "base/sim_loop.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/testing/start.h"
 #include "worker/testing/toy_model.h"
 
 namespace epic::worker {
@@ -128,21 +129,6 @@ class World {
   RecordingLink link;
   WorkerService service;
 };
-
-v1::StartSequence NewStart(uint64_t sequence, const Tokens& prompt, int max_tokens) {
-  v1::StartSequence start;
-  start.set_sequence(sequence);
-  start.set_attempt(1);
-  start.mutable_prompt()->Assign(prompt.begin(), prompt.end());
-  start.set_max_tokens(max_tokens);
-  start.set_logprobs(-1);
-  v1::Sampling& sampling = *start.mutable_sampling();
-  sampling.set_temperature(1);
-  sampling.set_top_p(1);
-  sampling.set_repetition_penalty(1);
-  sampling.set_seed(sequence);
-  return start;
-}
 
 Tokens Numbers(int count, int first = 0) {
   Tokens tokens(count);
