@@ -35,7 +35,7 @@ struct Request {
   int choices = 1;
   int logprobs = -1;  // alternatives for each token; -1: none
   bool prompt_logprobs = false;
-  int priority = 0;
+  int priority = 0;  // lower values go first, as in vLLM
   cluster::WeightsId weights = cluster::WeightsId::kFirst;
   absl::Time deadline = absl::InfiniteFuture();
 };

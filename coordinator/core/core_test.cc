@@ -175,6 +175,22 @@ TEST_F(CoreTest, AFinishReasonThatNoWorkerMayGiveEndsTheStreamWithAnError) {
   }
 }
 
+TEST_F(CoreTest, OfThoseThatWaitLowerPriorityValuesGoFirst) {
+  auto worker = NewWorker();
+  std::vector<std::shared_ptr<RequestStream>> streams;
+  for (const auto& [token, priority] : {std::pair{10, 4}, {11, -3}, {12, 0}}) {
+    Request request = NewRequest(5);
+    request.prompt = {token};
+    request.priority = priority;
+    streams.push_back(*core_.Submit(std::move(request)));
+  }
+  loop_.RunPosted();
+  worker.reset();
+  loop_.RunPosted();
+  worker = NewWorker();
+  EXPECT_EQ(worker->started, (std::vector<int32_t>{11, 12, 10}));
+}
+
 TEST_F(CoreTest, AFullQueueRefuses) {
   auto worker = NewWorker();
   std::vector<std::shared_ptr<RequestStream>> streams;

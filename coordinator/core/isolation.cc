@@ -27,12 +27,12 @@ void Isolation::Wait(uint64_t sequence, int priority) {
   CHECK(suspect(sequence)) << "sequence " << sequence;
   CHECK_NE(running_, sequence);
   priorities_[sequence] = priority;
-  waiting_.insert({-priority, sequence});
+  waiting_.insert({priority, sequence});
 }
 
 void Isolation::Leave(uint64_t sequence) {
   if (const auto found = priorities_.find(sequence); found != priorities_.end()) {
-    waiting_.erase({-found->second, sequence});
+    waiting_.erase({found->second, sequence});
     priorities_.erase(found);
   }
   if (running_ == sequence) {

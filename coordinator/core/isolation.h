@@ -41,7 +41,7 @@ class Isolation {
   void OnToken(uint64_t sequence);
   bool suspect(uint64_t sequence) const;
 
-  // A suspect waits for a rank of its own: higher priorities first, then older sequences.
+  // A suspect waits for a rank of its own: lower priority values first, then older sequences.
   void Wait(uint64_t sequence, int priority);
   // It neither waits nor runs. What is known of its deaths stays.
   void Leave(uint64_t sequence);
@@ -61,7 +61,7 @@ class Isolation {
  private:
   std::map<uint64_t, Deaths> deaths_;           // of sequences whose rank died at least once
   std::map<uint64_t, int> priorities_;          // of suspects that wait
-  std::set<std::pair<int, uint64_t>> waiting_;  // (-priority, sequence)
+  std::set<std::pair<int, uint64_t>> waiting_;  // (priority, sequence)
   uint64_t running_ = 0;                        // the suspect that runs; 0: none
   int rank_ = -1;
 };

@@ -45,8 +45,8 @@ TEST(IsolationTest, AnotherRankIsChosenWhenTheFirstIsGone) {
 TEST(IsolationTest, OneRunsAtATimeUntilItHasMadeAToken) {
   Isolation isolation;
   MakeSuspect(isolation, 7);
-  MakeSuspect(isolation, 8, /*priority=*/1);
-  EXPECT_EQ(isolation.PlaceNext({{0, 0}})->sequence, 8u) << "the higher priority";
+  MakeSuspect(isolation, 8, /*priority=*/-1);
+  EXPECT_EQ(isolation.PlaceNext({{0, 0}})->sequence, 8u) << "the lower priority value";
   EXPECT_FALSE(isolation.waits());
   isolation.OnToken(8);
   EXPECT_FALSE(isolation.suspect(8));

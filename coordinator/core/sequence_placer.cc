@@ -24,7 +24,7 @@ void SequencePlacer::Wait(uint64_t sequence, int priority, int64_t tokens) {
   const bool added =
       sequences_.try_emplace(sequence, Sequence{.priority = priority, .tokens = tokens}).second;
   CHECK(added) << "sequence " << sequence << " waits or is on a rank already";
-  waiting_.insert({-priority, sequence});
+  waiting_.insert({priority, sequence});
 }
 
 std::vector<SequencePlacement> SequencePlacer::PlaceAll(const std::vector<int>& ranks) {
@@ -76,7 +76,7 @@ void SequencePlacer::Remove(uint64_t id) {
   if (found == sequences_.end()) return;
   const Sequence& sequence = found->second;
   if (sequence.rank < 0) {
-    waiting_.erase({-sequence.priority, id});
+    waiting_.erase({sequence.priority, id});
   } else {
     Rank& rank = ranks_.at(sequence.rank);
     rank.sequences.erase(id);

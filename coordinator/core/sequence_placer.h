@@ -36,7 +36,7 @@ class SequencePlacer {
   void SetKvPagesUsed(int rank, int count) { ranks_.at(rank).load.kv_pages_used = count; }
 
   // The sequence waits for a rank, which will have to compute `tokens` before the next new one.
-  // Higher priorities go first, then older sequences.
+  // Lower priority values go first, then older sequences.
   void Wait(uint64_t sequence, int priority, int64_t tokens);
   // Gives each sequence that waits the rank with the least to do, in order; none is left unless
   // `ranks` is empty. `ranks` are those that may be given sequences, ascending.
@@ -73,7 +73,7 @@ class SequencePlacer {
 
   std::map<int, Rank> ranks_;
   std::map<uint64_t, Sequence> sequences_;
-  std::set<std::pair<int, uint64_t>> waiting_;  // (-priority, sequence)
+  std::set<std::pair<int, uint64_t>> waiting_;  // (priority, sequence)
   int64_t loads_read_ = 0;
 };
 

@@ -13,12 +13,12 @@ std::vector<uint64_t> SequencesOf(const std::vector<SequencePlacement>& placemen
   return sequences;
 }
 
-TEST(SequencePlacerTest, HigherPrioritiesGoFirstThenOlderSequences) {
+TEST(SequencePlacerTest, LowerPriorityValuesGoFirstThenOlderSequences) {
   SequencePlacer placer;
   placer.AddRank(0);
   placer.Wait(1, 0, 10);
-  placer.Wait(2, 5, 10);
-  placer.Wait(3, 5, 10);
+  placer.Wait(2, -5, 10);
+  placer.Wait(3, -5, 10);
   EXPECT_TRUE(placer.PlaceAll({}).empty());
   EXPECT_EQ(placer.waiting_count(), 3u);
   EXPECT_EQ(SequencesOf(placer.PlaceAll({0})), (std::vector<uint64_t>{2, 3, 1}));

@@ -22,6 +22,7 @@ GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
   spec.stop_token_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
   spec.ignore_eos = message.ignore_eos();
   spec.timeout_seconds = message.timeout_seconds();
+  spec.priority = message.priority();
   return spec;
 }
 

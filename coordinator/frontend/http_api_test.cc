@@ -188,7 +188,7 @@ TEST_F(HttpApiTest, FieldsReachTheRequest) {
   EXPECT_EQ(PostChat(Json::parse(R"({"temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1,
       "seed": -1, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
       "max_completion_tokens": 33, "min_tokens": 2, "stop": "END", "stop_token_ids": [3], "n": 2,
-      "logprobs": true, "top_logprobs": 4, "user": "me", "unheard_of": 5})"))
+      "logprobs": true, "top_logprobs": 4, "priority": -6, "user": "me", "unheard_of": 5})"))
                 .status,
             200);
   const Request request = last_request();
@@ -204,8 +204,8 @@ TEST_F(HttpApiTest, FieldsReachTheRequest) {
   EXPECT_EQ(request.min_tokens, 2);
   EXPECT_THAT(request.answer.stop, ElementsAre("END"));
   EXPECT_THAT(request.stop_token_ids, ElementsAre(3, 1008));
-  EXPECT_EQ(request.choices, 2);
-  EXPECT_EQ(request.logprobs, 4);
+  EXPECT_THAT((std::vector{request.choices, request.logprobs, request.priority}),
+              ElementsAre(2, 4, -6));
 }
 
 TEST_F(HttpApiTest, DefaultsAreTheModelsAndWhatTheContextLeaves) {

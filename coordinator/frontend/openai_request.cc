@@ -104,6 +104,7 @@ GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
   spec.stop_token_ids = fields.Ids("stop_token_ids");
   spec.ignore_eos = fields.Bool("ignore_eos").value_or(false);
   spec.choices = fields.Integer("n");
+  spec.priority = fields.Integer("priority");
   request->stream = fields.Bool("stream").value_or(false);
   request->return_token_ids = fields.Bool("return_token_ids").value_or(false);
   if (const Json* options = fields.Object("stream_options"); options != nullptr) {

@@ -84,6 +84,10 @@ absl::Status FillRest(const FrontendContext& context, const GenerateSpec& spec, 
     request->logprobs = static_cast<int>(*spec.logprobs);
   }
   request->prompt_logprobs = spec.prompt_logprobs;
+  RETURN_IF_ERROR(CheckInteger("priority", spec.priority.value_or(0),
+                               std::numeric_limits<int32_t>::min(),
+                               std::numeric_limits<int32_t>::max()));
+  request->priority = static_cast<int>(spec.priority.value_or(0));
   const double timeout = spec.timeout_seconds.value_or(0);
   RETURN_IF_ERROR(
       CheckNumber("timeout_seconds", timeout, 0, absl::ToDoubleSeconds(limits.timeout_max)));

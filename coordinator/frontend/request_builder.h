@@ -35,6 +35,7 @@ struct GenerateSpec {
   std::optional<int64_t> logprobs;  // unset: none
   std::string logprobs_field = "logprobs";
   bool prompt_logprobs = false;
+  std::optional<int64_t> priority;
   std::optional<double> timeout_seconds;  // unset or 0: the default
 };
 

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/sim_loop.h"
 #include "cluster/loopback_control_link.h"
@@ -100,6 +101,7 @@ class FakeWorker {
     });
   }
   size_t held_count() const { return held_.size(); }
+  std::vector<int32_t> started;  // the last prompt token of each sequence, in order of arrival
   int ends = 0;
   int rank = -1;
   uint64_t map_number = 0;
@@ -116,6 +118,7 @@ class FakeWorker {
       const v1::StartSequence& start = message.start();
       for (int i = 0; i < start.forced_size(); ++i) ASSERT_EQ(start.forced(i), TokenAt(start, i));
       held_[start.sequence()] = {start, start.forced_size()};
+      started.push_back(*start.prompt().rbegin());
     } else if (message.has_end()) {
       ++ends;
       held_.erase(message.end().sequence());
