@@ -191,6 +191,17 @@ TEST_F(CoreTest, OfThoseThatWaitLowerPriorityValuesGoFirst) {
   EXPECT_EQ(worker->started, (std::vector<int32_t>{11, 12, 10}));
 }
 
+TEST_F(CoreTest, TellsHowManyTokensOfThePromptTheWorkerFoundInItsCache) {
+  auto worker = NewWorker();
+  worker->cached_tokens = 7;
+  auto stream = *core_.Submit(NewRequest(2));
+  loop_.RunPosted();
+  EXPECT_EQ(stream->cached_tokens(), 0);
+  worker->Step();
+  loop_.RunPosted();
+  EXPECT_EQ(stream->cached_tokens(), 7);
+}
+
 TEST_F(CoreTest, AFullQueueRefuses) {
   auto worker = NewWorker();
   std::vector<std::shared_ptr<RequestStream>> streams;

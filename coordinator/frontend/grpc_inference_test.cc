@@ -72,6 +72,7 @@ TEST_F(GrpcInferenceTest, GeneratesReasoningTextAndUsage) {
   EXPECT_EQ(responses.back().finish_reason(), "stop");
   EXPECT_EQ(responses.back().usage().completion_tokens(), tokens.size());
   EXPECT_GT(responses.back().usage().reasoning_tokens(), 0);
+  EXPECT_EQ(responses.back().usage().cached_tokens(), FakeInference::kCachedTokens);
   EXPECT_EQ(responses.back().system_fingerprint(), "epic-test");
   EXPECT_TRUE(responses.back().has_weights_id());
   EXPECT_EQ(responses.back().weights_id(), 0);

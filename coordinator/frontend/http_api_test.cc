@@ -248,7 +248,7 @@ TEST_F(HttpApiTest, AnAnswerHasReasoningContentAndUsage) {
   const Json& usage = answer["usage"];
   EXPECT_EQ(usage["completion_tokens"], choice["token_ids"].size());
   EXPECT_EQ(usage["prompt_tokens"], answer["prompt_token_ids"].size());
-  EXPECT_EQ(usage["prompt_tokens_details"]["cached_tokens"], 0);
+  EXPECT_EQ(usage["prompt_tokens_details"]["cached_tokens"], 7);
   const int reasoning = usage["completion_tokens_details"]["reasoning_tokens"];
   EXPECT_GT(reasoning, 0);
   EXPECT_LT(reasoning, usage["completion_tokens"].get<int>());

@@ -37,7 +37,7 @@ def test_answers_with_reasoning_and_usage(client):
     usage = answer.usage
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert 0 < usage.completion_tokens_details.reasoning_tokens < usage.completion_tokens
-    assert usage.prompt_tokens_details.cached_tokens == 0
+    assert 0 <= usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens
 
 
 def test_streams_what_it_answers_at_once(client):

@@ -86,6 +86,12 @@ class FakeWorker {
       token.set_sequence(it->first);
       token.set_attempt(held.start.attempt());
       token.set_position(held.position);
+      if (held.position == 0) {
+        v1::PromptScored& prompt = *message.mutable_step()->add_prompts();
+        prompt.set_sequence(it->first);
+        prompt.set_attempt(held.start.attempt());
+        prompt.set_cached_tokens(cached_tokens);
+      }
       token.set_token(TokenAt(held.start, held.position));
       if (++held.position == held.start.max_tokens()) token.set_finish_reason(finish_reason);
       it = held.position == held.start.max_tokens() ? held_.erase(it) : std::next(it);
@@ -107,6 +113,7 @@ class FakeWorker {
   uint64_t map_number = 0;
   int unhosted = 0;  // in its map
   v1::FinishReason finish_reason = v1::FINISH_REASON_LENGTH;
+  int cached_tokens = 0;  // of each prompt
 
  private:
   struct Held {

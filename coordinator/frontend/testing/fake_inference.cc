@@ -29,7 +29,7 @@ class FakeInference::Stream : public RequestStream {
             .error = journal.error};
   }
 
-  int cached_tokens() const override { return 0; }
+  int cached_tokens() const override { return kCachedTokens; }
 
   std::vector<JournalToken> prompt_logprobs() const override {
     const std::lock_guard lock(inference_.mutex_);

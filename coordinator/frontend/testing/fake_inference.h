@@ -23,6 +23,8 @@ class FakeInference : public Inference {
   ModelInfo model() const override;
   ClusterStatus status() const override;
 
+  static constexpr int kCachedTokens = 7;  // of each prompt
+
   // Answers every further request at once with these tokens and this end.
   void AnswerWith(std::vector<int32_t> tokens, FinishReason finish = v1::FINISH_REASON_STOP);
   void RefuseWith(absl::Status status);
