@@ -71,7 +71,7 @@ Engine::Progress Engine::Advance() {
   if (batch_ == nullptr) {
     const Batch& batch = scheduler_.Plan();
     if (batch.empty()) return Progress::kIdle;
-    batch_ = &batch;
+    batch_ = &batch;  // unchanged until the next Plan, even where sequences of it end
     model_.Begin(batch.plan);
   }
   const auto progress = model_.Advance();
@@ -88,7 +88,10 @@ Engine::Progress Engine::Advance() {
   return Progress::kStepDone;
 }
 
+// All of a step takes effect here, at its end: a step that fails, or whose sequences end while it
+// runs, leaves nothing behind.
 void Engine::FinishStep() {
+  CHECK_EQ(batch_->plan.roles.size(), batch_->plan.token_ids.size());
   scheduler_.Commit();
   std::vector<Reading> readings;
   std::vector<std::pair<const BatchSequence*, size_t>> taken;  // and where its readings begin
@@ -124,12 +127,14 @@ Sequence* Engine::Take(const BatchSequence& entry) {
   return sequence;
 }
 
+// By what the rows were computed for, whether their sequence goes on or not: the work was done.
 void Engine::CountRows(const BatchSequence& entry) {
   const auto roles = std::span(batch_->plan.roles).subspan(entry.first_row, entry.row_count);
   prompt_rows_computed_ += std::ranges::count(roles, kernels::RowRole::kPrompt);
   replayed_rows_ += std::ranges::count(roles, kernels::RowRole::kForced);
 }
 
+// One faulty row is enough: the rows behind it attend to its record.
 bool Engine::Faulty(const BatchSequence& entry) const {
   for (int row = entry.first_row; row < entry.first_row + entry.row_count; ++row) {
     if (model_.Fault(row)) return true;
@@ -177,6 +182,7 @@ v1::SequenceToken Engine::Draw(const Reading& reading) const {
                                              ? std::vector<float>(logits.begin(), logits.end())
                                              : std::vector<float>();
   const int position = static_cast<int>(generated.size());
+  // No stop token may be drawn before the answer is min_tokens long.
   if (position < request.min_tokens()) {
     for (const int32_t stop : request.stop_token_ids()) {
       logits[stop] = -std::numeric_limits<float>::infinity();
@@ -218,11 +224,13 @@ void Engine::Accept(const Sequence& sequence, std::span<Reading> drawn) {
   v1::FinishReason finish = v1::FINISH_REASON_NONE;
   for (Reading& reading : drawn) {
     tokens.push_back(reading.token.token());
+    CHECK_EQ(reading.token.position(), sequence.length() - sequence.prompt_length +
+                                           static_cast<int>(tokens.size()) - 1);
     const int length = sequence.length() + static_cast<int>(tokens.size());
     finish = FinishReasonOf(sequence, tokens.back(), length);
     reading.token.set_finish_reason(finish);
     result_.tokens.push_back(std::move(reading.token));
-    if (finish != v1::FINISH_REASON_NONE) break;
+    if (finish != v1::FINISH_REASON_NONE) break;  // what was drawn beyond the end is void
   }
   scheduler_.Accept(name, tokens);
   if (finish != v1::FINISH_REASON_NONE) End(name);

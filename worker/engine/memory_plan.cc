@@ -14,6 +14,8 @@
 namespace epic::worker {
 namespace {
 
+// All but KV pages, as if it were all held at once. What loading takes is free again before the
+// first step, but it is small beside the rest.
 int64_t FixedBytes(const MemoryNeeds& needs) {
   return needs.weights_bytes + needs.embedding_bytes + needs.expert_slots * needs.expert_bytes +
          needs.loading_bytes + needs.buffers_bytes + needs.exchange_bytes;
@@ -91,12 +93,15 @@ std::string MemoryPlan::ToString() const {
 
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryNeeds& needs, const MemoryLimits& limits) {
   CHECK_GT(limits.max_model_len, 0);
+  CHECK_GE(needs.page_bytes, 0);
+  // Somebody who names the bytes of KV pages knows the machine: no share is left aside then.
   const int64_t usable =
       limits.kv_cache_bytes
           ? limits.available_bytes
           : static_cast<int64_t>(static_cast<double>(limits.available_bytes) * limits.utilization);
   const int64_t fixed = FixedBytes(needs);
   const int64_t sequence_pages = PagesFor(limits.max_model_len);
+  // More could never be used, however long the sequences are.
   const int64_t pages_max =
       std::min<int64_t>(sequence_pages * limits.max_num_seqs, std::numeric_limits<int32_t>::max());
   const std::string share =
@@ -108,12 +113,14 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryNeeds& needs, const MemoryLimi
   }
   if (needs.page_bytes == 0) return MemoryPlan{.needs = needs, .limits = limits};
   const int64_t room = limits.kv_cache_bytes.value_or(usable - fixed);
+  // With less, a request of --max-model-len would be accepted and never end.
   if (room / needs.page_bytes < sequence_pages) {
     return Shortfall(sequence_pages * needs.page_bytes, room,
                      absl::StrCat("one sequence of --max-model-len ", limits.max_model_len,
                                   limits.kv_cache_bytes ? " in --kv-cache-memory"
                                                         : " in what the model leaves of memory"));
   }
+  // Told apart from the case above, whose remedy is another flag.
   if (limits.kv_cache_bytes && *limits.kv_cache_bytes > usable - fixed) {
     return Shortfall(fixed + *limits.kv_cache_bytes, usable, "the model with --kv-cache-memory");
   }
@@ -129,6 +136,7 @@ absl::StatusOr<int64_t> AvailableMemoryBytes(const std::string& root) {
   if (available_kib < 0) {
     return absl::UnavailableError(absl::StrCat("no MemAvailable in ", root, "/proc/meminfo"));
   }
+  // Of the machine and of the control group the smaller counts.
   int64_t available = available_kib * 1024;
   const std::string group = root + "/sys/fs/cgroup/memory.";
   const int64_t limit = NumberIn(group + "max");

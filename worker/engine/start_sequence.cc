@@ -34,6 +34,8 @@ absl::Status CheckTokens(const char* field, const google::protobuf::RepeatedFiel
   return absl::OkStatus();
 }
 
+// The coordinator has checked what clients sent. The worker checks again, for its own limits, and
+// because one bad sequence must never harm the others of its rank.
 absl::Status CheckLengths(const v1::StartSequence& start, const SequenceLimits& limits) {
   const auto invalid = [](auto... parts) {
     return absl::InvalidArgumentError(absl::StrCat(parts...));
@@ -41,6 +43,7 @@ absl::Status CheckLengths(const v1::StartSequence& start, const SequenceLimits& 
   if (start.attempt() == 0) return invalid("attempt is 0; attempts count from 1");
   if (start.prompt().empty()) return invalid("prompt is empty; at least 1 token is needed");
   const int64_t length = int64_t{start.prompt_size()} + start.forced_size();
+  // Of max_model_len tokens the last is drawn and never computed.
   if (length >= limits.max_model_len) {
     return absl::OutOfRangeError(absl::StrCat(
         "prompt and forced tokens are ", length, " tokens; with max_model_len ",
@@ -83,7 +86,7 @@ absl::StatusOr<Sequence> NewSequence(v1::StartSequence start, const SequenceLimi
                     .tokens = {start.prompt().begin(), start.prompt().end()}};
   RETURN_IF_ERROR(model::CheckSampling(sequence.sampling));
   sequence.tokens.insert(sequence.tokens.end(), start.forced().begin(), start.forced().end());
-  // A long prompt is kept once.
+  // A long prompt is kept once; clear() would keep its memory.
   v1::StartSequence().mutable_prompt()->Swap(start.mutable_prompt());
   v1::StartSequence().mutable_forced()->Swap(start.mutable_forced());
   sequence.request = std::move(start);

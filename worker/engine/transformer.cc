@@ -2,14 +2,18 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+
 namespace epic::worker {
 namespace {
 
+// How long rows of other ranks may wait for this rank's experts because of its own attention.
 constexpr absl::Duration kAttendTime = absl::Milliseconds(5);
 
 }  // namespace
 
 absl::StatusOr<TokenModel::Progress> Transformer::Advance() {
+  CHECK(step_.has_value()) << "Begin comes first";
   const absl::StatusOr<model::Step::Progress> progress =
       clock_ == nullptr ? step_->Advance() : AdvancePaced();
   if (!progress.ok()) return progress.status();
@@ -24,6 +28,8 @@ absl::StatusOr<TokenModel::Progress> Transformer::Advance() {
   return Progress::kDone;
 }
 
+// Learns how many pairs fit into kAttendTime from the stages that it runs, for the rate depends on
+// the model, the machine and the length of sequences.
 absl::StatusOr<model::Step::Progress> Transformer::AdvancePaced() {
   step_->set_attend_pairs_max(attend_pairs_max_);
   const int64_t pairs_before = step_->attended_pairs();

@@ -39,6 +39,8 @@ std::span<const int32_t> PageLease::pages() const {
   return *pages_;
 }
 
+// Low pages are leased first, and freed ones before those that were never leased: a pool that is
+// never full stays within few of its pages.
 PageLedger::PageLedger(int page_count, std::function<void(int32_t page)> on_lease)
     : page_count_(page_count), on_lease_(std::move(on_lease)) {
   CHECK_GE(page_count, 0);
@@ -48,6 +50,7 @@ PageLedger::PageLedger(int page_count, std::function<void(int32_t page)> on_leas
 
 PageLedger::~PageLedger() { CHECK(leases_.empty()) << leases_.size() << " leases outlive it"; }
 
+// On the heap, so that the pages keep their address when the lease moves.
 PageLease PageLedger::Open() {
   auto pages = std::make_unique<PageLease::Pages>();
   leases_.insert(pages.get());
@@ -56,6 +59,7 @@ PageLease PageLedger::Open() {
 
 bool PageLedger::Grow(PageLease::Pages& pages, int count) {
   CHECK_GE(count, 0);
+  // Refused before anything changes: the caller may push another lease out and try again.
   if (count > free_count()) return false;
   for (int i = 0; i < count; ++i) {
     pages.push_back(free_.back());
@@ -74,6 +78,7 @@ void PageLedger::Shrink(PageLease::Pages& pages, int page_count) {
   pages.resize(kept);
 }
 
+// Each page is seen once, in the free list or in a lease. The count finds pages that are nowhere.
 absl::Status PageLedger::CheckIntegrity() const {
   std::vector<bool> seen(page_count_);
   int64_t count = 0;

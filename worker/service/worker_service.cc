@@ -8,6 +8,8 @@
 
 namespace epic::worker {
 
+// The coordinator at the other end knows nothing of the sequences here, or has given them to others
+// while the link was down: their tokens would come twice.
 void WorkerService::Connect(cluster::ControlLink* link) {
   DropAll();
   link_ = link;
@@ -39,6 +41,7 @@ void WorkerService::OnMessage(const v1::ControlMessage& message) {
 
 void WorkerService::ReportLoading(int64_t loaded_bytes, int64_t total_bytes) {
   CHECK(engine_ == nullptr);
+  // Hundredths, for people watch them; a message for each tensor would be thousands.
   const bool whole = loaded_bytes == total_bytes;
   const bool first = loading_.total_bytes() == 0;
   if (!first && !whole && (loaded_bytes - loading_.loaded_bytes()) * 100 < total_bytes) return;
@@ -58,6 +61,7 @@ void WorkerService::Serve(Engine& engine, v1::WorkerReady ready) {
   Send(std::move(message));
 }
 
+// The step under way is given up too: nobody will ask for its end.
 void WorkerService::StopServing() {
   DropAll();
   engine_ = nullptr;
@@ -69,8 +73,10 @@ void WorkerService::Start(const v1::StartSequence& start) {
   const SequenceName name{start.sequence(), start.attempt()};
   if (engine_ == nullptr) return Fail(name, absl::UnavailableError("the model is loading"));
   const uint32_t held = engine_->AttemptOf(name.sequence);
+  // A start that was overtaken by the next attempt, or came twice.
   if (held != 0 && name.attempt <= held) return;
   engine_->End({name.sequence, held});
+  // Unavailable: the coordinator sends it to another rank, and no client sees an error.
   if (draining_) return Fail(name, absl::UnavailableError("the worker is draining"));
   if (absl::Status status = engine_->Start(start); !status.ok()) return Fail(name, status);
   Pass(Failpoint::kSequenceStarted);
@@ -78,6 +84,7 @@ void WorkerService::Start(const v1::StartSequence& start) {
 
 void WorkerService::End(const v1::EndSequence& end) {
   const uint32_t held = engine_ == nullptr ? 0 : engine_->AttemptOf(end.sequence());
+  // An end of an attempt that was replaced is not the end of its successor.
   if (held == 0 || held > end.attempt()) return;
   engine_->End({end.sequence(), held});
   // No step will tell of the pages that are free now.
@@ -103,6 +110,7 @@ void WorkerService::Fail(const SequenceName& name, const absl::Status& status) {
 void WorkerService::Advance() {
   waiting_ = false;
   if (!busy()) return;
+  // A step takes many calls; its time is from the first to the last.
   if (!step_began_) step_began_ = clock_.Now();
   const Engine::Progress progress = engine_->Advance();
   waiting_ = progress == Engine::Progress::kWaiting;
@@ -135,6 +143,8 @@ v1::StepReport WorkerService::ReportOf(StepResult step) {
 }
 
 void WorkerService::SendReport(v1::StepReport report) {
+  CHECK(engine_ != nullptr);
+  // Gauges of after the step, so that the coordinator's next placement knows what is free.
   const Scheduler& scheduler = engine_->scheduler();
   report.set_step(engine_->steps());
   report.set_running(scheduler.running());
@@ -147,6 +157,7 @@ void WorkerService::SendReport(v1::StepReport report) {
   Send(std::move(message));
 }
 
+// Without a coordinator there is nobody to tell; the next one starts from nothing.
 void WorkerService::Send(v1::ControlMessage message) {
   if (link_ != nullptr) link_->Send(std::move(message));
 }
