@@ -1,7 +1,5 @@
 #include "worker/rank_plan.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -95,7 +93,6 @@ v1::WorkerIdentity RankPlan::identity() const {
   identity.set_profile(backend->profile());
   identity.set_checkpoint(checkpoint->fingerprint());
   identity.set_description(backend->description());
-  identity.set_process_id(getpid());
   return identity;
 }
 
@@ -104,9 +101,7 @@ v1::WorkerReady RankPlan::ready() const {
   ready.set_profile(backend->profile());
   ready.set_checkpoint(checkpoint->fingerprint());
   ready.set_kv_page_count(memory.page_count);
-  ready.set_kv_page_tokens(kernels::kPageTokens);
   ready.set_max_model_len(limits.max_model_len);
-  ready.set_max_num_seqs(limits.scheduler.max_num_seqs);
   ready.set_description(backend->description());
   return ready;
 }

@@ -157,9 +157,7 @@ void Process::StartServing() {
   ready.set_profile("toy");
   ready.set_checkpoint("toy");
   ready.set_kv_page_count(pages_.page_count());
-  ready.set_kv_page_tokens(kernels::kPageTokens);
   ready.set_max_model_len(kEngine.max_model_len);
-  ready.set_max_num_seqs(kEngine.scheduler.max_num_seqs);
   sequences_.Serve(engine_, std::move(ready));
 }
 
