@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/epoll_loop.h"
 #include "base/log.h"
+#include "base/storage.h"
 #include "base/status.h"
 #include "cluster/grpc/control_server.h"
 #include "cluster/version.h"
@@ -152,7 +153,7 @@ class Program {
           std::optional<cluster::JoinToken> token, EpollLoop& loop)
       : options_(options),
         loop_(loop),
-        env_{RealClock(), loop, RealRandom(), RealThreads()},
+        env_{RealClock(), loop, RealRandom(), RealThreads(), RealStorage()},
         term_(RealRandom().Next() | 1),
         core_(env_,
               {.names = ServedNames(options),
@@ -184,7 +185,9 @@ class Program {
   }
 
   absl::Status Start() {
-    if (!options_.event_log.empty()) RETURN_IF_ERROR(core_.events().OpenFile(options_.event_log));
+    if (!options_.event_log.empty()) {
+      RETURN_IF_ERROR(core_.events().OpenFile(env_, options_.event_log));
+    }
     ASSIGN_OR_RETURN(control_listener_,
                      GrpcListener::Start({.address = options_.control}, {control_.service()}));
     ASSIGN_OR_RETURN(operators_listener_, GrpcListener::Start({.address = options_.operators},

@@ -4,18 +4,19 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/env.h"
+#include "base/line_writer.h"
 
 namespace epic::coordinator {
 
@@ -34,11 +35,11 @@ class EventLog {
   static constexpr size_t kKept = 4096;
 
   explicit EventLog(const Clock& clock) : clock_(clock) {}
-  ~EventLog();
 
-  // Appends JSON lines to `path` from now on. A write that fails later is counted, and serving
-  // goes on.
-  absl::Status OpenFile(const std::string& path);
+  // Appends JSON lines to `path` from now on, on a thread of its own: those who append events are
+  // never delayed by a disk. A line that the file cannot take is counted, and serving goes on.
+  // FailedPrecondition or NotFound, naming the file, if it cannot be opened.
+  absl::Status OpenFile(const Env& env, const std::string& path);
 
   // Also tells the process's own log.
   void Append(std::string kind, int rank, uint64_t generation, std::string text);
@@ -46,7 +47,11 @@ class EventLog {
   // Those from `from` on that are kept, at most `count_max` (0: all).
   std::vector<Event> Read(uint64_t from, size_t count_max = 0) const;
   uint64_t last() const;
+  // Events that the file does not have.
   int64_t failed_writes() const;
+  // Returns when the file has each event that was appended before, or it is counted. For tests: it
+  // holds up those who append.
+  void FlushFile();
 
   // Called after each event, on the thread that appended it, until it is removed: hand over, never
   // work there. Remove returns when no call is under way.
@@ -55,17 +60,14 @@ class EventLog {
   void RemoveListener(ListenerId listener);
 
  private:
-  void Write(const Event& event);
-
   const Clock& clock_;
-  mutable std::mutex mutex_;
-  std::deque<Event> events_;
-  uint64_t last_ = 0;
-  std::FILE* file_ = nullptr;
-  int64_t failed_writes_ = 0;
-  std::mutex listeners_mutex_;
-  ListenerId next_listener_ = 1;
-  std::map<ListenerId, std::function<void()>> listeners_;
+  mutable absl::Mutex mutex_;
+  std::deque<Event> events_ ABSL_GUARDED_BY(mutex_);
+  uint64_t last_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::unique_ptr<LineWriter> file_ ABSL_GUARDED_BY(mutex_);  // null: there is none
+  absl::Mutex listeners_mutex_;
+  ListenerId next_listener_ ABSL_GUARDED_BY(listeners_mutex_) = 1;
+  std::map<ListenerId, std::function<void()>> listeners_ ABSL_GUARDED_BY(listeners_mutex_);
 };
 
 }  // namespace epic::coordinator

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "base/sim_loop.h"
+#include "base/sim_storage.h"
 #include "nlohmann/json.hpp"
 
 namespace epic::coordinator {
@@ -36,12 +37,15 @@ TEST(EventLogTest, ListenersHearUntilTheyAreRemoved) {
 TEST(EventLogTest, TheFileHasOneJsonObjectALine) {
   const auto path = std::filesystem::temp_directory_path() / ("events-" + std::to_string(getpid()));
   SimLoop clock;
+  SeededRandom random(1);
+  const Env env{clock, clock, random, RealThreads(), RealStorage()};
   {
     EventLog log(clock);
-    ASSERT_TRUE(log.OpenFile(path).ok());
+    ASSERT_TRUE(log.OpenFile(env, path).ok());
     log.Append("revoke", 3, 0xab, "it said \"\xff\n\"");
     log.Append("map", -1, 0, "2");
-    EXPECT_FALSE(log.OpenFile("/no/such/folder/x").ok());
+    const absl::Status refusal = log.OpenFile(env, "/no/such/folder/x");
+    EXPECT_NE(refusal.message().find("--event-log: cannot write /no/such"), std::string::npos);
   }
   std::ifstream file(path);
   std::string line;
@@ -58,12 +62,23 @@ TEST(EventLogTest, TheFileHasOneJsonObjectALine) {
 
 TEST(EventLogTest, AFullDiskIsCountedAndHarmsNothing) {
   SimLoop clock;
+  SeededRandom random(1);
+  SimStorage storage(1);
+  storage.SetCapacity(10);
   EventLog log(clock);
-  ASSERT_TRUE(log.OpenFile("/dev/full").ok());
+  EXPECT_EQ(log.failed_writes(), 0);
+  ASSERT_TRUE(log.OpenFile({clock, clock, random, RealThreads(), storage}, "log").ok());
   log.Append("map", -1, 0, "1");
   log.Append("map", -1, 0, "2");
+  log.FlushFile();
   EXPECT_EQ(log.failed_writes(), 2);
   EXPECT_EQ(log.Read(0).size(), 2u);
+  storage.SetCapacity(1000);
+  log.Append("map", -1, 0, "3");
+  log.FlushFile();
+  const std::string bytes = *storage.Read("log", 0);
+  const size_t line = bytes.find('\n') + 1;
+  EXPECT_EQ(nlohmann::json::parse(bytes.substr(line))["text"], "3") << "torn, not continued";
 }
 
 }  // namespace

@@ -54,6 +54,8 @@ def test_operators_see_and_steer(tmp_path):
         # A successor may join before its predecessor counts as lost.
         assert sorted(k for k in kinds if k in ("join", "lost", "revoke", "freeze")) == \
             ["freeze", "freeze", "join", "join", "join", "lost", "revoke"]
+        # The file is written on a thread of its own.
+        wait_for(lambda: len(log.read_text().splitlines()) == len(kinds))
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert [line["kind"] for line in lines] == kinds
         assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))

@@ -78,8 +78,6 @@ PLAIN_MUTEXES: set[str] = {
     "coordinator/frontend/task_pool.h",
     "coordinator/frontend/testing/fake_inference.cc",
     "coordinator/frontend/testing/fake_inference.h",
-    "coordinator/world/event_log.cc",
-    "coordinator/world/event_log.h",
     "tests/epochs/epochs_over_nccl_test.cc",
 }
 
