@@ -132,6 +132,9 @@ std::vector<std::string> CoordinatorCommand(const ServeOptions& options,
   if (!given.event_log.empty()) {
     command.insert(command.end(), {"--event-log", given.event_log});
   }
+  if (!given.state_dir.empty()) {
+    command.insert(command.end(), {"--state-dir", given.state_dir});
+  }
   for (const std::string& name : given.served_model_names) {
     command.insert(command.end(), {"--served-model-name", name});
   }

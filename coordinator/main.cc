@@ -27,6 +27,7 @@
 #include "coordinator/options.h"
 #include "coordinator/service/cluster_service.h"
 #include "coordinator/service/grpc_listener.h"
+#include "coordinator/term.h"
 #include "grpcpp/impl/service_type.h"
 #include "model/config.h"
 
@@ -137,6 +138,14 @@ absl::StatusOr<std::optional<cluster::JoinToken>> ReadToken(const CoordinatorOpt
   return token;
 }
 
+absl::StatusOr<uint64_t> TermOf(const CoordinatorOptions& options) {
+  if (options.state_dir.empty()) return TermOfClock(RealClock().Now());
+  absl::StatusOr<uint64_t> term = NextTerm(RealStorage(), options.state_dir);
+  if (term.ok()) return term;
+  return absl::Status(term.status().code(),
+                      absl::StrCat("--state-dir: ", term.status().message()));
+}
+
 WorldOptions WorldOf(const CoordinatorOptions& options, uint64_t term, bool with_token) {
   return {.term = term,
           .expect_ranks = options.expect_ranks,
@@ -150,11 +159,11 @@ WorldOptions WorldOf(const CoordinatorOptions& options, uint64_t term, bool with
 class Program {
  public:
   Program(const CoordinatorOptions& options, const ModelFiles& files,
-          std::optional<cluster::JoinToken> token, EpollLoop& loop)
+          std::optional<cluster::JoinToken> token, uint64_t term, EpollLoop& loop)
       : options_(options),
         loop_(loop),
         env_{RealClock(), loop, RealRandom(), RealThreads(), RealStorage()},
-        term_(RealRandom().Next() | 1),
+        term_(term),
         core_(env_,
               {.names = ServedNames(options),
                .vocab_size = files.tokenizer->vocab_size(),
@@ -199,7 +208,8 @@ class Program {
     ASSIGN_OR_RETURN(const int port, http_.Start());
     LOG_INFO("HTTP on {}, gRPC on {}, workers on {}", Address(options_.host, port), grpc_address,
              options_.control);
-    LOG_INFO("accepted requests survive workers, not this process: there is no state directory");
+    LOG_INFO("term {}{}; accepted requests survive workers, not this process", term_,
+             options_.state_dir.empty() ? "" : ", kept in " + options_.state_dir);
     Watch();
     return absl::OkStatus();
   }
@@ -266,8 +276,10 @@ class Program {
 absl::Status Run(const CoordinatorOptions& options, int signals) {
   ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(options.model));
   ASSIGN_OR_RETURN(std::optional<cluster::JoinToken> token, ReadToken(options));
+  // Before anything listens: who reaches this life knows its term.
+  ASSIGN_OR_RETURN(const uint64_t term, TermOf(options));
   EpollLoop loop(RealClock());
-  Program program(options, files, std::move(token), loop);
+  Program program(options, files, std::move(token), term, loop);
   if (absl::Status status = program.Start(); !status.ok()) {
     program.Stop();
     return status;

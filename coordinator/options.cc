@@ -39,6 +39,9 @@ void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
       ->capture_default_str();
   app.add_option("--event-log", options.event_log,
                  "File to which what happens to the world is appended, as JSON lines");
+  app.add_option("--state-dir", options.state_dir,
+                 "Folder in which the coordinator keeps its term, the number of its life; it must "
+                 "exist");
   app.add_option("--log-level", options.log_level, "debug, info, warning or error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();

@@ -21,6 +21,7 @@ struct CoordinatorOptions {
   bool insecure = false;
   double drain_move_after_s = 10;
   std::string event_log;  // file
+  std::string state_dir;  // empty: this life keeps nothing for the next
   std::vector<std::string> served_model_names;
   int max_queued_requests = 4096;
   std::vector<std::string> api_keys;

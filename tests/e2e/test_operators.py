@@ -109,3 +109,12 @@ def test_a_worker_joins_with_the_same_token_only(tmp_path):
         wait_for(lambda: admin(f"unix:{tmp_path}/operators", "state")[1].startswith("ready"))
         joined.send_signal(signal.SIGTERM)
         assert joined.wait(30) == 0
+
+
+def test_with_a_state_folder_each_life_has_a_higher_term(tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    for life in (1, 2):
+        with Server(tmp_path / "log", "--state-dir", str(state)):
+            assert f"term {life}, kept in {state}" in (tmp_path / "log").read_text()
+            assert (state / "TERM").read_text() == f"{life}\n"
