@@ -6,6 +6,7 @@
 // All methods may be called from any thread, and none blocks on a worker.
 #pragma once
 
+#include <climits>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,7 +21,8 @@ namespace epic::coordinator {
 // What a cursor reads: journal tokens from a position on, and the end if there is one.
 struct Slice {
   std::vector<JournalToken> tokens;
-  FinishReason finish = v1::FINISH_REASON_NONE;  // set only with the journal's last token delivered
+  // Set only if the slice has, or follows, the journal's last token.
+  FinishReason finish = v1::FINISH_REASON_NONE;
   absl::Status error;                         // with kError
 };
 
@@ -32,8 +34,11 @@ class RequestStream {
   // Called after the journal has grown or ended, and once at once. Runs on the core's thread: hand
   // over, never work there. Replaces the listener before; empty: none.
   virtual void SetListener(std::function<void()> listener) = 0;
-  // The tokens of `choice` from position `from` on.
-  virtual Slice Read(int choice, int from) const = 0;
+  // The tokens of `choice` from position `from` on, at most `count_max` of them. It costs by the
+  // number of tokens that it returns: a reader that is slow asks for what it can take.
+  virtual Slice Read(int choice, int from, int count_max) const = 0;
+  // All of them.
+  Slice Read(int choice, int from) const { return Read(choice, from, INT_MAX); }
   // Tokens of the prompt that came from the prefix cache; 0 until known.
   virtual int cached_tokens() const = 0;
   // Of prompt tokens 1 .. n-1, if asked for; empty until the prompt is computed.

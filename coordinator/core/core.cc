@@ -32,7 +32,9 @@ class Core::Stream : public RequestStream {
   void SetListener(std::function<void()> listener) override {
     journal_->SetListener(std::move(listener));
   }
-  Slice Read(int choice, int from) const override { return journal_->Read(choice, from); }
+  Slice Read(int choice, int from, int count_max) const override {
+    return journal_->Read(choice, from, count_max);
+  }
   int cached_tokens() const override { return journal_->cached_tokens(); }
   std::vector<JournalToken> prompt_logprobs() const override { return journal_->prompt_logprobs(); }
 

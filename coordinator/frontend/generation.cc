@@ -78,11 +78,8 @@ absl::StatusOr<std::vector<Generation::Output>> Generation::Pull(int token_count
 
 absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<Output>* outputs) {
   Choice& choice = choices_[index];
-  Slice slice = prompts_[choice.prompt].stream->Read(choice.choice, choice.position);
-  if (static_cast<int>(slice.tokens.size()) > token_count_max) {
-    slice.tokens.resize(token_count_max);
-    slice.finish = v1::FINISH_REASON_NONE;
-  }
+  const RequestStream& stream = *prompts_[choice.prompt].stream;
+  Slice slice = stream.Read(choice.choice, choice.position, token_count_max);
   CountTokens(choice, static_cast<int>(slice.tokens.size()));
   for (JournalToken& token : slice.tokens) {
     text::AnswerDelta delta = choice.parser.Push(token.token);

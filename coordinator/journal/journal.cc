@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
+
 namespace epic::coordinator {
 
 AppendResult Journal::Append(int choice, uint32_t attempt, int position, JournalToken token) {
@@ -17,6 +19,7 @@ AppendResult Journal::Append(int choice, uint32_t attempt, int position, Journal
                                                     : AppendResult::kMismatch;
   }
   at.tokens.push_back(std::move(token));
+  CHECK_EQ(static_cast<int>(at.tokens.size()), length + 1);
   return AppendResult::kAppended;
 }
 
@@ -57,13 +60,19 @@ int Journal::length(int choice) const {
   return static_cast<int>(choices_[choice].tokens.size());
 }
 
-Slice Journal::Read(int choice, int from) const {
+Slice Journal::Read(int choice, int from, int count_max) const {
+  CHECK_GE(count_max, 0);
   const absl::MutexLock lock(&mutex_);
-  const Choice& at = choices_[choice];
+  const Choice& at = choices_.at(choice);
   const size_t begin = std::min<size_t>(std::max(from, 0), at.tokens.size());
-  return {.tokens = {at.tokens.begin() + static_cast<ptrdiff_t>(begin), at.tokens.end()},
-          .finish = at.finish,
-          .error = at.error};
+  const size_t count = std::min<size_t>(count_max, at.tokens.size() - begin);
+  const auto first = at.tokens.begin() + static_cast<ptrdiff_t>(begin);
+  Slice slice{.tokens = {first, first + static_cast<ptrdiff_t>(count)}};
+  // A reader that is not at the end must not stop: the end comes with the last token.
+  if (begin + count < at.tokens.size()) return slice;
+  slice.finish = at.finish;
+  slice.error = at.error;
+  return slice;
 }
 
 void Journal::SetPrompt(int cached_tokens, std::vector<JournalToken> logprobs) {

@@ -2,6 +2,7 @@
 // (protocol.md §2). The core appends; client streams are cursors into it.
 #pragma once
 
+#include <climits>
 #include <functional>
 #include <vector>
 
@@ -35,7 +36,8 @@ class Journal {
   bool all_sealed() const;
   std::vector<int32_t> Tokens(int choice) const;
   int length(int choice) const;
-  Slice Read(int choice, int from) const;
+  // As RequestStream::Read. Appends wait for at most the copy of `count_max` tokens.
+  Slice Read(int choice, int from, int count_max = INT_MAX) const;
 
   // The first attempt's say.
   void SetPrompt(int cached_tokens, std::vector<JournalToken> logprobs);

@@ -31,6 +31,23 @@ TEST(JournalTest, ASealedChoiceTakesNothingAndKeepsItsFirstEnd) {
   EXPECT_TRUE(journal.all_sealed());
 }
 
+TEST(JournalTest, AReadCopiesAtMostWhatWasAskedAndEndsWithTheLastToken) {
+  Journal journal(1);
+  const uint32_t attempt = journal.BeginAttempt(0);
+  for (int i = 0; i < 10; ++i) journal.Append(0, attempt, i, {.token = i});
+  journal.Seal(0, v1::FINISH_REASON_STOP);
+  const Slice first = journal.Read(0, 0, 4);
+  EXPECT_EQ(first.tokens.size(), 4u);
+  EXPECT_EQ(first.finish, v1::FINISH_REASON_NONE);
+  const Slice last = journal.Read(0, 6, 4);
+  EXPECT_EQ(last.tokens.size(), 4u);
+  EXPECT_EQ(last.tokens.at(3).token, 9);
+  EXPECT_EQ(last.finish, v1::FINISH_REASON_STOP);
+  EXPECT_EQ(journal.Read(0, 10, 4).finish, v1::FINISH_REASON_STOP);
+  EXPECT_EQ(journal.Read(0, 99, 4).finish, v1::FINISH_REASON_STOP);
+  EXPECT_EQ(journal.Read(0, 0).tokens.size(), 10u);
+}
+
 TEST(JournalTest, AListenerIsCalledAtOnceAndOnGrowth) {
   Journal journal(1);
   int calls = 0;

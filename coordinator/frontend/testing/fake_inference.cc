@@ -21,12 +21,17 @@ class FakeInference::Stream : public RequestStream {
     if (listener) listener();
   }
 
-  Slice Read(int choice, int from) const override {
+  Slice Read(int choice, int from, int count_max) const override {
     const std::lock_guard lock(inference_.mutex_);
     const Journal& journal = inference_.entries_[number_].journals[choice];
-    return {.tokens = {journal.tokens.begin() + from, journal.tokens.end()},
-            .finish = journal.finish,
-            .error = journal.error};
+    const auto first = journal.tokens.begin() + from;
+    const auto count = std::min<ptrdiff_t>(count_max, journal.tokens.end() - first);
+    inference_.tokens_read_ += count;
+    Slice slice{.tokens = {first, first + count}};
+    if (first + count < journal.tokens.end()) return slice;
+    slice.finish = journal.finish;
+    slice.error = journal.error;
+    return slice;
   }
 
   int cached_tokens() const override { return kCachedTokens; }
@@ -147,6 +152,11 @@ Request FakeInference::request(int request) const {
 int FakeInference::request_count() const {
   const std::lock_guard lock(mutex_);
   return static_cast<int>(entries_.size());
+}
+
+int64_t FakeInference::tokens_read() const {
+  const std::lock_guard lock(mutex_);
+  return tokens_read_;
 }
 
 int FakeInference::live_stream_count() const {

@@ -36,6 +36,7 @@ class FakeInference : public Inference {
   Request request(int request) const;
   int request_count() const;
   int live_stream_count() const;  // not destroyed
+  int64_t tokens_read() const;    // that streams have copied for their readers
 
  private:
   class Stream;
@@ -57,6 +58,7 @@ class FakeInference : public Inference {
   std::vector<int32_t> answer_;
   FinishReason answer_finish_ = v1::FINISH_REASON_NONE;
   absl::Status refusal_;
+  int64_t tokens_read_ = 0;
   bool ready_ = true;
   std::string reason_;
 };
