@@ -92,6 +92,8 @@ struct RankStatus {
 struct ClusterStatus {
   bool ready = false;
   std::string reason;  // why not
+  // Choices of requests: those in the batch of a rank, computing their prompt or generating, and
+  // those that wait for a rank, or for a place in its batch. More ranks help if some wait.
   int requests_running = 0;
   int requests_waiting = 0;
   // Of the ranks that exchange rows; 0 where a rank holds all itself.

@@ -1,5 +1,7 @@
 #include "coordinator/core/cluster_status.h"
 
+#include <algorithm>
+
 namespace epic::coordinator {
 
 StepCounts StepCountsFrom(const v1::StepReport& report) {
@@ -8,6 +10,12 @@ StepCounts StepCountsFrom(const v1::StepReport& report) {
           .kv_pages_used = report.kv_pages_used(),
           .number = static_cast<int64_t>(report.step()),
           .preemptions = report.preemptions()};
+}
+
+int CountWaiting(const StepCounts& step, int sequence_count) {
+  if (step.waiting == 0) return 0;
+  // Sequences that ran in the step may have ended with it.
+  return std::max(0, sequence_count - step.running);
 }
 
 RankStatus RankStatusFrom(const World& world, int rank, const StepCounts& step, int sequence_count,

@@ -19,6 +19,10 @@ struct StepCounts {
 
 StepCounts StepCountsFrom(const v1::StepReport& report);
 
+// How many of a rank's sequences wait for a place in its batch. A sequence that the report does not
+// know yet gets a place in the next step, unless others wait already.
+int CountWaiting(const StepCounts& step, int sequence_count);
+
 // `rank` is in the world; `sequence_count` are given to it and not ended.
 RankStatus RankStatusFrom(const World& world, int rank, const StepCounts& step, int sequence_count,
                           absl::Duration step_age, absl::Time now);

@@ -69,16 +69,14 @@ ClusterStatus Core::status() const {
   const absl::MutexLock lock(&mutex_);
   const absl::Status healthy = Healthy();
   ClusterStatus status{.ready = healthy.ok(), .reason = std::string(healthy.message())};
-  for (const auto& [id, entry] : requests_.requests()) {
-    bool begun = false;
-    for (int choice = 0; choice < entry.request.choices; ++choice) {
-      begun = begun || entry.journal->length(choice) > 0;
-    }
-    ++(begun ? status.requests_running : status.requests_waiting);
-  }
+  status.requests_waiting =
+      static_cast<int>(placer_.waiting_count() + isolation_.waiting_count());
   for (const auto& [rank, worker] : workers_) {
-    status.ranks.push_back(RankStatusFrom(world_, rank, worker.step,
-                                          static_cast<int>(placer_.sequences(rank).size()),
+    const auto sequences = static_cast<int>(placer_.sequences(rank).size());
+    const int waiting = CountWaiting(worker.step, sequences);
+    status.requests_waiting += waiting;
+    status.requests_running += sequences - waiting;
+    status.ranks.push_back(RankStatusFrom(world_, rank, worker.step, sequences,
                                           StepAge(rank, worker), env_.clock.Now()));
   }
   status.frozen = world_.frozen();

@@ -202,6 +202,31 @@ TEST_F(CoreTest, TellsHowManyTokensOfThePromptTheWorkerFoundInItsCache) {
   EXPECT_EQ(stream->cached_tokens(), 7);
 }
 
+TEST_F(CoreTest, WhatWaitsIsWhatNoBatchHasNotWhatHasNoTokenYet) {
+  const auto counts = [this] {
+    const ClusterStatus status = core_.status();
+    return std::make_pair(status.requests_running, status.requests_waiting);
+  };
+  auto worker = NewWorker();
+  auto a = *core_.Submit(NewRequest(5)), b = *core_.Submit(NewRequest(5, 2));
+  loop_.RunPosted();
+  EXPECT_EQ(counts(), std::make_pair(3, 0));
+  // Long prompts: steps pass, and nobody has a token.
+  worker->ReportBatch(3, 0);
+  loop_.RunPosted();
+  EXPECT_EQ(counts(), std::make_pair(3, 0));
+  worker->ReportBatch(2, 1);
+  auto c = *core_.Submit(NewRequest(5));
+  loop_.RunPosted();
+  EXPECT_EQ(counts(), std::make_pair(2, 2)) << "a later one waits behind one that waits";
+  a.reset();
+  loop_.RunPosted();
+  EXPECT_EQ(counts(), std::make_pair(2, 1));
+  worker.reset();
+  loop_.RunPosted();
+  EXPECT_EQ(counts(), std::make_pair(0, 3)) << "no rank is left";
+}
+
 TEST_F(CoreTest, AFullQueueRefuses) {
   auto worker = NewWorker();
   std::vector<std::shared_ptr<RequestStream>> streams;

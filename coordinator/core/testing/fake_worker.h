@@ -70,6 +70,14 @@ class FakeWorker {
     held_.clear();
   }
 
+  // A step that made no token: prompts are being computed.
+  void ReportBatch(int running, int waiting) {
+    v1::ControlMessage message;
+    message.mutable_step()->set_running(running);
+    message.mutable_step()->set_waiting(waiting);
+    link_->Send(message);
+  }
+
   void ReportIdle() {
     v1::ControlMessage message;
     message.mutable_rank_report();
