@@ -24,6 +24,7 @@
 #include "coordinator/frontend/grpc_inference.h"
 #include "coordinator/frontend/http_server.h"
 #include "coordinator/frontend/metrics.h"
+#include "coordinator/metrics/metrics_page.h"
 #include "coordinator/options.h"
 #include "coordinator/service/cluster_service.h"
 #include "coordinator/service/grpc_listener.h"
@@ -56,11 +57,13 @@ absl::StatusOr<ModelFiles> LoadModelFiles(const std::string& folder) {
 }
 
 FrontendContext NewContext(const CoordinatorOptions& options, const ModelFiles& files, Env env,
-                           Inference& inference, FrontendMetrics& metrics) {
+                           Inference& inference, FrontendMetrics& metrics,
+                           const MetricsPage& metrics_page) {
   FrontendContext context{.inference = inference,
                           .clock = env.clock,
                           .random = env.random,
                           .metrics = metrics,
+                          .metrics_page = metrics_page,
                           .tokenizer = files.tokenizer,
                           .chat_template = files.chat_template};
   const model::GenerationDefaults& defaults = files.defaults;
@@ -170,8 +173,9 @@ class Program {
                .admission = {.requests_max = options.max_queued_requests},
                .world = WorldOf(options, term_, token.has_value())},
               files.tokenizer),
-        metrics_(core_),
-        context_(NewContext(options, files, env_, core_, metrics_)),
+        metrics_page_(core_),
+        metrics_(metrics_page_),
+        context_(NewContext(options, files, env_, core_, metrics_, metrics_page_)),
         control_(env_, {.term = term_, .build_id = cluster::kBuildId, .token = std::move(token)},
                  [this](const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link) {
                    return core_.AddWorker(hello, std::move(link));
@@ -179,18 +183,19 @@ class Program {
         cluster_service_(NewClusterService(core_, core_, term_)),
         inference_service_(NewGrpcInference(context_, RealThreads())),
         http_(RealThreads(), {.host = options.host, .port = options.port}, context_) {
-    metrics_.AddCounter("epic_replay_mismatch_total",
-                        "Tokens that came again and differed: must stay 0",
-                        [this] { return static_cast<double>(core_.metrics().replay_mismatches); });
-    metrics_.AddCounter("epic_resubmissions_total", "Sequences submitted again",
-                        [this] { return static_cast<double>(core_.metrics().resubmissions); });
-    metrics_.AddCounter("epic_workers_lost_total", "Workers lost",
-                        [this] { return static_cast<double>(core_.metrics().workers_lost); });
-    metrics_.AddCounter("epic_requests_quarantined_total",
-                        "Requests that killed a worker alone, twice",
-                        [this] { return static_cast<double>(core_.metrics().quarantined); });
-    metrics_.AddCounter("epic_event_log_failed_writes_total", "Events that --event-log has not",
-                        [this] { return static_cast<double>(core_.events().failed_writes()); });
+    metrics_page_.AddCounter(
+        "epic_replay_mismatch_total", "Tokens that came again and differed: must stay 0",
+        [this] { return static_cast<double>(core_.metrics().replay_mismatches); });
+    metrics_page_.AddCounter("epic_resubmissions_total", "Sequences submitted again",
+                             [this] { return static_cast<double>(core_.metrics().resubmissions); });
+    metrics_page_.AddCounter("epic_workers_lost_total", "Workers lost",
+                             [this] { return static_cast<double>(core_.metrics().workers_lost); });
+    metrics_page_.AddCounter("epic_requests_quarantined_total",
+                             "Requests that killed a worker alone, twice",
+                             [this] { return static_cast<double>(core_.metrics().quarantined); });
+    metrics_page_.AddCounter(
+        "epic_event_log_failed_writes_total", "Events that --event-log has not",
+        [this] { return static_cast<double>(core_.events().failed_writes()); });
   }
 
   absl::Status Start() {
@@ -263,6 +268,7 @@ class Program {
   Env env_;
   const uint64_t term_;
   Core core_;
+  MetricsPage metrics_page_;
   FrontendMetrics metrics_;
   const FrontendContext context_;
   cluster::ControlServer control_;

@@ -17,6 +17,7 @@
 namespace epic::coordinator {
 
 class FrontendMetrics;
+class MetricsPage;
 
 // What a request gets that does not say otherwise: the model's generation_config.json.
 struct GenerationDefaults {
@@ -41,6 +42,7 @@ struct FrontendContext {
   Clock& clock;
   Random& random;
   FrontendMetrics& metrics;
+  const MetricsPage& metrics_page;  // what /metrics gives
   std::shared_ptr<const text::Tokenizer> tokenizer;
   std::shared_ptr<const text::ChatTemplate> chat_template;  // null: the model has none
   GenerationDefaults defaults;

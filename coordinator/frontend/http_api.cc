@@ -11,10 +11,11 @@
 #include "coordinator/frontend/api_key.h"
 #include "coordinator/frontend/errors.h"
 #include "coordinator/frontend/generation.h"
-#include "coordinator/frontend/metrics.h"
 #include "coordinator/frontend/openai_answer.h"
 #include "coordinator/frontend/openai_request.h"
 #include "coordinator/frontend/request_builder.h"
+#include "coordinator/metrics/metrics_page.h"
+#include "coordinator/metrics/rank_columns.h"
 
 namespace epic::coordinator {
 namespace {
@@ -84,15 +85,15 @@ absl::StatusOr<HttpReply> Generate(const FrontendContext& context,
 }
 
 Json RankJson(const RankStatus& rank) {
-  return {{"rank", rank.rank},
-          {"state", rank.state},
-          {"description", rank.description},
-          {"profile", rank.profile},
-          {"loaded_bytes", rank.loaded_bytes},
-          {"total_bytes", rank.total_bytes},
-          {"running", rank.running},
-          {"waiting", rank.waiting},
-          {"last_step_age_seconds", absl::ToDoubleSeconds(rank.last_step_age)}};
+  Json json = {{"rank", rank.rank},
+               {"state", rank.state},
+               {"description", rank.description},
+               {"profile", rank.profile}};
+  for (const RankColumn& column : RankColumns()) {
+    const double value = column.read(rank);
+    json[column.name] = column.whole() ? Json(static_cast<int64_t>(value)) : Json(value);
+  }
+  return json;
 }
 
 }  // namespace
@@ -250,7 +251,7 @@ absl::StatusOr<HttpReply> HttpApi::Ready(const HttpRequest&) const {
 
 absl::StatusOr<HttpReply> HttpApi::Metrics(const HttpRequest&) const {
   return HttpReply{.answer = {.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                              .body = context_.metrics.Text()}};
+                              .body = context_.metrics_page.Text()}};
 }
 
 absl::StatusOr<HttpReply> HttpApi::Version(const HttpRequest&) const {

@@ -503,8 +503,8 @@ TEST_F(HttpApiTest, TokenizeAndDetokenize) {
 TEST_F(HttpApiTest, MetricsHaveOurNamesAndVllms) {
   world_.inference.AnswerWith(world_.Encode("a b c"));
   PostChat(Json::object());
-  world_.metrics.AddCounter("epic_replay_mismatch_total", "Tokens replayed otherwise",
-                            [] { return 4; });
+  world_.metrics_page.AddCounter("epic_replay_mismatch_total", "Tokens replayed otherwise",
+                                 [] { return 4; });
   const std::string page = Send("GET", "/metrics", "").answer.body;
   for (const char* line :
        {"epic_requests_running{model_name=\"tiny-r1\"} 0",

@@ -6,41 +6,11 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "coordinator/metrics/rank_columns.h"
 #include "proto/epic/v1/cluster.grpc.pb.h"
 
 namespace epic::coordinator {
 namespace {
-
-v1::RankState StateFrom(const RankStatus& rank) {
-  v1::RankState state;
-  state.set_rank(rank.rank);
-  state.set_state(rank.state);
-  state.set_description(rank.description);
-  state.set_profile(rank.profile);
-  state.set_loaded_bytes(rank.loaded_bytes);
-  state.set_total_bytes(rank.total_bytes);
-  state.set_running(rank.running);
-  state.set_waiting(rank.waiting);
-  state.set_kv_pages_used(rank.kv_pages_used);
-  state.set_kv_page_count(rank.kv_page_count);
-  state.set_last_step_age_seconds(absl::ToDoubleSeconds(rank.last_step_age));
-  state.set_generation(rank.generation);
-  state.set_attention(rank.attention);
-  state.set_experts(rank.experts);
-  state.set_host(rank.host);
-  state.set_activity(rank.activity);
-  state.set_experts_held(rank.experts_held);
-  state.set_expert_slots(rank.expert_slots);
-  state.set_map_number(rank.map_number);
-  state.set_last_report_age_seconds(absl::ToDoubleSeconds(rank.last_report_age));
-  state.set_sequences(rank.sequences);
-  state.set_outstanding_dispatches(rank.outstanding_dispatches);
-  state.set_credits(rank.credits);
-  state.set_expert_rows_served(rank.expert_rows_served);
-  state.set_replayed_rows(rank.replayed_rows);
-  state.set_resident_bytes(rank.resident_bytes);
-  return state;
-}
 
 v1::ClusterEvent EventFrom(const Event& event) {
   v1::ClusterEvent message;
@@ -130,7 +100,7 @@ class ClusterService : public v1::Cluster::CallbackService {
     answer->set_frozen(status.frozen);
     answer->set_requests_running(status.requests_running);
     answer->set_requests_waiting(status.requests_waiting);
-    for (const RankStatus& rank : status.ranks) *answer->add_ranks() = StateFrom(rank);
+    for (const RankStatus& rank : status.ranks) *answer->add_ranks() = RankStateFrom(rank);
     return Finished(context);
   }
 

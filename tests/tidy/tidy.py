@@ -31,6 +31,8 @@ COORDINATOR_MODEL_HEADERS = {"model/config.h"}
 SUB_ARROWS = {
     "cluster/transport": {"cluster/placement"},
     "coordinator/core": {"coordinator/admission", "coordinator/journal", "coordinator/routing", "coordinator/world"},
+    "coordinator/frontend": {"coordinator/metrics"},
+    "coordinator/service": {"coordinator/metrics"},
     "kernels/cpu": {"kernels/threads"},
     "kernels/cuda": {"kernels/threads"},
     "worker/engine": {"worker/kv", "worker/scheduler"},

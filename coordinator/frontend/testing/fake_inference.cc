@@ -171,6 +171,7 @@ FakeWorld::FakeWorld()
               .clock = RealClock(),
               .random = RealRandom(),
               .metrics = metrics,
+              .metrics_page = metrics_page,
               .defaults = {.eos_ids = {1008}},
               .version = "test"} {
   context.defaults.sampling.set_temperature(0.6f);

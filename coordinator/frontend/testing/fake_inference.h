@@ -12,6 +12,7 @@
 #include "coordinator/frontend/context.h"
 #include "coordinator/frontend/metrics.h"
 #include "coordinator/inference.h"
+#include "coordinator/metrics/metrics_page.h"
 
 namespace epic::coordinator {
 
@@ -70,7 +71,8 @@ class FakeWorld {
   std::vector<int32_t> Encode(const std::string& text) const;  // special tokens are parsed
 
   FakeInference inference;
-  FrontendMetrics metrics{inference};
+  MetricsPage metrics_page{inference};
+  FrontendMetrics metrics{metrics_page};
   FrontendContext context;
 };
 
