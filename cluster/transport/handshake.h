@@ -14,7 +14,7 @@
 #include <functional>
 #include <string>
 
-#include "cluster/transport/channel.h"
+#include "cluster/transport/peer_link.h"
 
 namespace epic::cluster {
 

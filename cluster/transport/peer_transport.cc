@@ -72,26 +72,26 @@ void PeerTransport::SetPeers(const std::vector<RankEntry>& peers) {
 
 void PeerTransport::Remove(Peer& peer) {
   EndDial(peer);
-  peer.channel = nullptr;
+  peer.link = nullptr;
 }
 
 bool PeerTransport::up(int peer) const {
   const auto found = peers_.find(peer);
-  return found != peers_.end() && found->second.channel != nullptr &&
-         found->second.channel->broken().ok();
+  return found != peers_.end() && found->second.link != nullptr &&
+         found->second.link->broken().ok();
 }
 
 bool PeerTransport::Send(int peer, FrameHeader header, std::span<const Bytes> parts) {
   if (!up(peer)) return false;
-  Channel& channel = *peers_.at(peer).channel;
-  channel.Send(header, parts);
-  if (!channel.broken().ok()) poll_again_ = true;
+  PeerLink& link = *peers_.at(peer).link;
+  link.Send(header, parts);
+  if (!link.broken().ok()) poll_again_ = true;
   return true;
 }
 
 void PeerTransport::Disconnect(int peer, const absl::Status& why) {
   if (!up(peer)) return;
-  peers_.at(peer).channel->Break(why);
+  peers_.at(peer).link->Break(why);
   poll_again_ = true;
 }
 
@@ -111,7 +111,7 @@ absl::Status PeerTransport::link(int peer) const {
 
 std::optional<Wire> PeerTransport::wire(int peer) const {
   if (!up(peer)) return std::nullopt;
-  return peers_.at(peer).channel->wire();
+  return peers_.at(peer).link->wire();
 }
 
 void PeerTransport::Poll() {
@@ -119,8 +119,8 @@ void PeerTransport::Poll() {
   polling_ = true;
   poll_again_ = false;
   for (auto& [rank, peer] : peers_) {
-    if (peer.channel == nullptr) continue;
-    peer.channel->Poll([this, &peer = peer](const FrameHeader& header, Bytes payload) {
+    if (peer.link == nullptr) continue;
+    peer.link->Poll([this, &peer = peer](const FrameHeader& header, Bytes payload) {
       return OnFrame(peer, header, payload);
     });
   }
@@ -134,24 +134,24 @@ void PeerTransport::Poll() {
 
 bool PeerTransport::OnFrame(Peer& peer, const FrameHeader& header, Bytes payload) {
   handlers_.on_frame(peer.entry.rank, header, payload);
-  return peer.channel->broken().ok();
+  return peer.link->broken().ok();
 }
 
-void PeerTransport::OnChannelEvents(int rank, uint32_t events) {
+void PeerTransport::OnLinkEvents(int rank, uint32_t events) {
   Peer& peer = peers_.at(rank);
-  if (!peer.channel->broken().ok()) {
+  if (!peer.link->broken().ok()) {
     // It is reported in a moment; its socket must not be ready forever before that.
     return;
   }
-  peer.channel->OnEvents(events, [this, &peer](const FrameHeader& header, Bytes payload) {
+  peer.link->OnEvents(events, [this, &peer](const FrameHeader& header, Bytes payload) {
     return OnFrame(peer, header, payload);
   });
 }
 
 void PeerTransport::ReportBroken() {
   for (auto& [rank, peer] : peers_) {
-    if (peer.channel == nullptr || peer.channel->broken().ok()) continue;
-    Down(peer, absl::Status(peer.channel->broken()));
+    if (peer.link == nullptr || peer.link->broken().ok()) continue;
+    Down(peer, absl::Status(peer.link->broken()));
   }
 }
 
@@ -161,7 +161,7 @@ void PeerTransport::Down(Peer& peer, const absl::Status& why) {
         absl::StrCat("rank ", peer.entry.rank, " generation ", absl::Hex(peer.entry.generation)),
         why);
   }
-  peer.channel = nullptr;
+  peer.link = nullptr;
   peer.down_since = clock_.Now();
   peer.last_error = why;
   peer.tries = 0;
@@ -174,9 +174,9 @@ absl::Duration PeerTransport::BeforeSleep() {
   if (options_.spin > absl::ZeroDuration() && SpinForNews()) return absl::ZeroDuration();
   bool news = false, shared = false;
   for (auto& [rank, peer] : peers_) {
-    if (peer.channel == nullptr) continue;
-    news |= peer.channel->Arm();
-    shared |= peer.channel->wire() == Wire::kShm;
+    if (peer.link == nullptr) continue;
+    news |= peer.link->Arm();
+    shared |= peer.link->wire() == Wire::kShm;
   }
   armed_ = true;
   return news ? absl::ZeroDuration() : shared ? kSleepMax : absl::InfiniteDuration();
@@ -186,7 +186,7 @@ bool PeerTransport::SpinForNews() {
   const absl::Time end = clock_.Now() + options_.spin;
   do {
     for (auto& [rank, peer] : peers_) {
-      if (peer.channel != nullptr && peer.channel->HasNews()) return true;
+      if (peer.link != nullptr && peer.link->HasNews()) return true;
     }
   } while (clock_.Now() < end);
   return false;
@@ -195,7 +195,7 @@ bool PeerTransport::SpinForNews() {
 void PeerTransport::AfterSleep(bool timed_out) {
   if (std::exchange(armed_, false)) {
     for (auto& [rank, peer] : peers_) {
-      if (peer.channel != nullptr && peer.channel->Disarm(timed_out)) ++doorbell_rescues_;
+      if (peer.link != nullptr && peer.link->Disarm(timed_out)) ++doorbell_rescues_;
     }
   }
   Poll();

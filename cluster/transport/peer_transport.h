@@ -22,7 +22,7 @@
 
 #include "base/env.h"
 #include "base/epoll_loop.h"
-#include "cluster/transport/channel.h"
+#include "cluster/transport/peer_link.h"
 #include "cluster/transport/greeting.h"
 #include "cluster/transport/transport.h"
 
@@ -89,7 +89,7 @@ class PeerTransport : public Transport, private Sleeper {
  private:
   struct Peer {
     RankEntry entry;
-    std::unique_ptr<Channel> channel;    // null: not up
+    std::unique_ptr<PeerLink> link;        // null: not up
     std::unique_ptr<Greeting> greeting;  // of a dial under way
     TimerId timer = 0;                   // of the next dial, or of the deadline of this one
     int tries = 0;                       // since it was up
@@ -132,7 +132,7 @@ class PeerTransport : public Transport, private Sleeper {
   // Connections.
   void Establish(Peer& peer, Greeting& greeting);
   void Remove(Peer& peer);
-  void OnChannelEvents(int rank, uint32_t events);
+  void OnLinkEvents(int rank, uint32_t events);
   bool OnFrame(Peer& peer, const FrameHeader& header, Bytes payload);
   void ReportBroken();
   void Down(Peer& peer, const absl::Status& why);

@@ -14,9 +14,9 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/transport/peer_transport.h"
-#include "cluster/transport/shm_channel.h"
+#include "cluster/transport/shm_link.h"
 #include "cluster/transport/socket.h"
-#include "cluster/transport/tcp_channel.h"
+#include "cluster/transport/tcp_link.h"
 
 namespace epic::cluster {
 namespace {
@@ -259,12 +259,12 @@ void PeerTransport::OnInboundEvents(int fd, uint32_t events) {
 void PeerTransport::EndInbound(int fd) {
   const auto found = inbound_.find(fd);
   loop_.Cancel(found->second.deadline);
-  if (found->second.greeting->fd() >= 0) sockets_.Unwatch(fd);  // else the channel's by now
+  if (found->second.greeting->fd() >= 0) sockets_.Unwatch(fd);  // else the link's by now
   inbound_.erase(found);
 }
 
 void PeerTransport::Establish(Peer& peer, Greeting& greeting) {
-  if (peer.channel != nullptr) {
+  if (peer.link != nullptr) {
     Down(peer, absl::UnavailableError("the peer has connected anew"));
   }
   const int rank = peer.entry.rank;
@@ -272,11 +272,11 @@ void PeerTransport::Establish(Peer& peer, Greeting& greeting) {
   const Wire wire = greeting.wire();
   UniqueFd socket = greeting.TakeSocket();
   sockets_.Watch(socket.get(), EPOLLIN,
-                 [this, rank](uint32_t events) { OnChannelEvents(rank, events); });
+                 [this, rank](uint32_t events) { OnLinkEvents(rank, events); });
   if (wire == Wire::kTcp) {
-    peer.channel = std::make_unique<TcpChannel>(std::move(socket), sockets_, self(), from);
+    peer.link = std::make_unique<TcpLink>(std::move(socket), sockets_, self(), from);
   } else {
-    peer.channel = std::make_unique<ShmChannel>(std::move(socket), sockets_, greeting.TakeRings(),
+    peer.link = std::make_unique<ShmLink>(std::move(socket), sockets_, greeting.TakeRings(),
                                                 greeting.dials(), self(), from);
   }
   peer.tries = 0;

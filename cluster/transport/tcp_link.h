@@ -7,16 +7,16 @@
 #include <vector>
 
 #include "base/epoll_set.h"
-#include "cluster/transport/channel.h"
+#include "cluster/transport/peer_link.h"
 
 namespace epic::cluster {
 
-class TcpChannel : public Channel {
+class TcpLink : public PeerLink {
  public:
-  // `socket` is connected, non-blocking and watched by `sockets` for EPOLLIN; the channel only
+  // `socket` is connected, non-blocking and watched by `sockets` for EPOLLIN; the link only
   // changes the events. Frames bear `self` and must bear `peer`.
-  TcpChannel(UniqueFd socket, EpollSet& sockets, FrameOrigin self, FrameOrigin peer);
-  ~TcpChannel() override;
+  TcpLink(UniqueFd socket, EpollSet& sockets, FrameOrigin self, FrameOrigin peer);
+  ~TcpLink() override;
 
   Wire wire() const override { return Wire::kTcp; }
   void Send(const FrameHeader& header, std::span<const Bytes> parts) override;

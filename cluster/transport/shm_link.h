@@ -5,18 +5,18 @@
 #include <vector>
 
 #include "base/epoll_set.h"
-#include "cluster/transport/channel.h"
+#include "cluster/transport/peer_link.h"
 #include "cluster/transport/shm_ring.h"
 
 namespace epic::cluster {
 
-class ShmChannel : public Channel {
+class ShmLink : public PeerLink {
  public:
   // `socket` is connected, non-blocking and watched by `sockets` for EPOLLIN. `creator`: this end
   // has made the rings.
-  ShmChannel(UniqueFd socket, EpollSet& sockets, SharedRings rings, bool creator, FrameOrigin self,
+  ShmLink(UniqueFd socket, EpollSet& sockets, SharedRings rings, bool creator, FrameOrigin self,
              FrameOrigin peer);
-  ~ShmChannel() override;
+  ~ShmLink() override;
 
   Wire wire() const override { return Wire::kShm; }
   void Send(const FrameHeader& header, std::span<const Bytes> parts) override;

@@ -1,4 +1,4 @@
-// Channel: an established connection with one peer, over some wire; what PeerTransport holds for
+// PeerLink: an established connection with one peer, over some wire; what PeerTransport holds for
 // each peer that is up. Frames go out through Send and come in from OnEvents or Poll. Once it is
 // broken it does nothing more. One thread.
 #pragma once
@@ -13,9 +13,9 @@ enum class Wire : uint8_t { kTcp = 1, kShm = 2 };
 
 constexpr const char* NameOf(Wire wire) { return wire == Wire::kTcp ? "tcp" : "shm"; }
 
-class Channel {
+class PeerLink {
  public:
-  virtual ~Channel() = default;
+  virtual ~PeerLink() = default;
   virtual Wire wire() const = 0;
 
   // See Transport::Send.

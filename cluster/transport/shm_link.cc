@@ -1,4 +1,4 @@
-#include "cluster/transport/shm_channel.h"
+#include "cluster/transport/shm_link.h"
 
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -19,7 +19,7 @@ constexpr size_t kPieceBytes = 256 << 10;
 
 }  // namespace
 
-ShmChannel::ShmChannel(UniqueFd socket, EpollSet& sockets, SharedRings rings, bool creator,
+ShmLink::ShmLink(UniqueFd socket, EpollSet& sockets, SharedRings rings, bool creator,
                        FrameOrigin self, FrameOrigin peer)
     : socket_(std::move(socket)),
       sockets_(sockets),
@@ -32,9 +32,9 @@ ShmChannel::ShmChannel(UniqueFd socket, EpollSet& sockets, SharedRings rings, bo
   rings_.CloseDescriptor();
 }
 
-ShmChannel::~ShmChannel() { sockets_.Unwatch(socket_.get()); }
+ShmLink::~ShmLink() { sockets_.Unwatch(socket_.get()); }
 
-void ShmChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
+void ShmLink::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   FrameHeader sealed = header;
   SealHeader(self_, parts, /*with_payload_crc=*/false, &sealed);
   LayOut(sealed, parts, &frame_);
@@ -49,13 +49,13 @@ void ShmChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   queue_.Append(frame_, written);
 }
 
-void ShmChannel::Publish() {
+void ShmLink::Publish() {
   // Checked comes after the bell: a reader that finds bytes beyond `checked` must still expect it.
   if (writer_.Publish()) Ring();
   writer_.Checked();
 }
 
-void ShmChannel::WriteQueued() {
+void ShmLink::WriteQueued() {
   // Sixteen stretches at a time; the next call goes on where the ring was full.
   while (!queue_.empty() && broken().ok()) {
     const absl::StatusOr<size_t> written = writer_.Write(queue_.Front(16), 0);
@@ -66,7 +66,7 @@ void ShmChannel::WriteQueued() {
   }
 }
 
-void ShmChannel::Ring() {
+void ShmLink::Ring() {
   const char bell = 0;
   // A full socket is a bell that was not heard yet.
   if (send(socket_.get(), &bell, 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno != EAGAIN &&
@@ -75,7 +75,7 @@ void ShmChannel::Ring() {
   }
 }
 
-bool ShmChannel::ReadOnce(FrameReader::OnFrame on_frame) {
+bool ShmLink::ReadOnce(FrameReader::OnFrame on_frame) {
   const absl::StatusOr<Bytes> readable = ring_reader_.Readable();
   if (!readable.ok()) {
     Break(readable.status());
@@ -106,20 +106,20 @@ bool ShmChannel::ReadOnce(FrameReader::OnFrame on_frame) {
   return broken().ok();
 }
 
-void ShmChannel::Poll(FrameReader::OnFrame on_frame) {
+void ShmLink::Poll(FrameReader::OnFrame on_frame) {
   if (!broken().ok()) return;
   WriteQueued();
   ReadAll(on_frame);
 }
 
-void ShmChannel::ReadAll(FrameReader::OnFrame on_frame) {
+void ShmLink::ReadAll(FrameReader::OnFrame on_frame) {
   // Bounded, so that one peer cannot keep the thread.
   size_t rounds = 2 * rings_.ring_bytes() / kPieceBytes + 2;
   while (rounds > 0 && ReadOnce(on_frame)) --rounds;
   unread_ = rounds == 0;
 }
 
-void ShmChannel::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
+void ShmLink::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
   // Bells say only that there is something: one wake serves all that have rung.
   char bells[256];
   const ssize_t count = recv(socket_.get(), bells, sizeof(bells), MSG_DONTWAIT);
@@ -128,13 +128,13 @@ void ShmChannel::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
   Break(absl::UnavailableError("shm: the process is gone"));
 }
 
-bool ShmChannel::Arm() {
+bool ShmLink::Arm() {
   // Both are armed before either answer is used, so that no bell falls between them.
   const bool room = !queue_.empty() && writer_.Arm();
   return ring_reader_.Arm() || room || unread_;
 }
 
-bool ShmChannel::Disarm(bool timed_out) {
+bool ShmLink::Disarm(bool timed_out) {
   ring_reader_.Disarm();
   writer_.Disarm();
   if (!timed_out || !ring_reader_.HasChecked()) return false;
@@ -144,6 +144,6 @@ bool ShmChannel::Disarm(bool timed_out) {
   return recv(socket_.get(), &bell, 1, MSG_PEEK | MSG_DONTWAIT) < 0;
 }
 
-bool ShmChannel::HasNews() { return unread_ || ring_reader_.HasMore(); }
+bool ShmLink::HasNews() { return unread_ || ring_reader_.HasMore(); }
 
 }  // namespace epic::cluster

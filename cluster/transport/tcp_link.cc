@@ -1,4 +1,4 @@
-#include "cluster/transport/tcp_channel.h"
+#include "cluster/transport/tcp_link.h"
 
 #include <limits.h>
 #include <sys/epoll.h>
@@ -31,16 +31,16 @@ absl::Status Gone(const char* what, int error) {
 
 }  // namespace
 
-TcpChannel::TcpChannel(UniqueFd socket, EpollSet& sockets, FrameOrigin self, FrameOrigin peer)
+TcpLink::TcpLink(UniqueFd socket, EpollSet& sockets, FrameOrigin self, FrameOrigin peer)
     : socket_(std::move(socket)),
       sockets_(sockets),
       self_(self),
       reader_(peer, /*with_payload_crc=*/true, kInPlaceBytesMax),
       buffer_(kBufferBytes) {}
 
-TcpChannel::~TcpChannel() { sockets_.Unwatch(socket_.get()); }
+TcpLink::~TcpLink() { sockets_.Unwatch(socket_.get()); }
 
-void TcpChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
+void TcpLink::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   FrameHeader sealed = header;
   SealHeader(self_, parts, /*with_payload_crc=*/true, &sealed);
   LayOut(sealed, parts, &frame_);
@@ -52,7 +52,7 @@ void TcpChannel::Send(const FrameHeader& header, std::span<const Bytes> parts) {
   if (!queued && !queue_.empty()) sockets_.SetEvents(socket_.get(), EPOLLIN | EPOLLOUT);
 }
 
-size_t TcpChannel::Write(std::span<const Bytes> parts) {
+size_t TcpLink::Write(std::span<const Bytes> parts) {
   size_t written = 0, first = 0, skip = 0;
   while (true) {
     // Past what is written, then as many parts as one call takes.
@@ -81,19 +81,19 @@ size_t TcpChannel::Write(std::span<const Bytes> parts) {
   }
 }
 
-void TcpChannel::WriteQueued() {
+void TcpLink::WriteQueued() {
   if (queue_.empty()) return;
   const size_t written = Write(queue_.Front(IOV_MAX));
   queue_.Consume(written);
   if (queue_.empty() && broken().ok()) sockets_.SetEvents(socket_.get(), EPOLLIN);
 }
 
-void TcpChannel::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
+void TcpLink::OnEvents(uint32_t events, FrameReader::OnFrame on_frame) {
   if (events & EPOLLOUT) WriteQueued();
   if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) Read(on_frame);
 }
 
-void TcpChannel::Read(FrameReader::OnFrame on_frame) {
+void TcpLink::Read(FrameReader::OnFrame on_frame) {
   for (size_t total = 0; total < kReadBytesMax && broken().ok();) {
     const std::span<std::byte> wanted = reader_.wanted();
     const std::span<std::byte> into =
@@ -119,7 +119,7 @@ void TcpChannel::Read(FrameReader::OnFrame on_frame) {
   }
 }
 
-absl::Status TcpChannel::CutFrames(FrameReader::OnFrame on_frame) {
+absl::Status TcpLink::CutFrames(FrameReader::OnFrame on_frame) {
   CHECK_LE(end_, buffer_.size());
   while (begin_ < end_) {
     if (const std::span<std::byte> wanted = reader_.wanted(); !wanted.empty()) {
