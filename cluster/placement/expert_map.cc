@@ -85,14 +85,14 @@ absl::StatusOr<ExpertMap> ExpertMapFrom(const v1::PublishMap& message) {
   ExpertMap map;
   map.version = {message.term(), message.number()};
   for (const v1::MapRank& from : message.ranks()) {
-    map.ranks.push_back({.rank = from.rank(),
-                         .generation = from.generation(),
-                         .attention = from.attention(),
-                         .experts = from.experts(),
-                         .host = from.host(),
-                         .run_dir = from.run_dir(),
-                         .address = from.address(),
-                         .pair_key = from.pair_key()});
+    map.ranks.push_back({{.rank = from.rank(),
+                          .generation = from.generation(),
+                          .host = from.host(),
+                          .run_dir = from.run_dir(),
+                          .address = from.address(),
+                          .pair_key = from.pair_key()},
+                         from.attention(),
+                         from.experts()});
   }
   for (const v1::MapLayer& layer : message.layers()) {
     RETURN_IF_ERROR(ReadLayer(layer, static_cast<int>(map.replicas.size()), map));

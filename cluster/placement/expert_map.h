@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cluster/address_book.h"
 #include "proto/epic/v1/worker.pb.h"
 
 namespace epic::cluster {
@@ -22,18 +23,10 @@ struct MapVersion {
   auto operator<=>(const MapVersion&) const = default;
 };
 
-// A rank of the world and how to reach it. Numbers are given by the coordinator and never used
-// again within a term.
-struct RankEntry {
-  int rank = 0;
-  uint64_t generation = 0;
+// A rank of the world: how to reach it, and its roles.
+struct RankEntry : RankAddress {
   bool attention = false;
   bool experts = false;
-  std::string host;     // equal strings: the same machine
-  std::string run_dir;  // where its unix socket for shared memory is; empty: none
-  std::string address;  // host:port of its tcp listener; empty: none
-  // Of a hello between this rank and the one that is told; 32 bytes, or empty without a token.
-  std::string pair_key;
 
   // Whether one of the two has rows for experts of the other.
   bool ExchangesWith(const RankEntry& other) const {

@@ -8,8 +8,8 @@ namespace {
 
 ExpertMap SmallMap() {
   ExpertMap map{.version = {3, 7}};
-  map.ranks = {{.rank = 0, .generation = 11, .attention = true},
-               {.rank = 2, .generation = 12, .experts = true, .address = "127.0.0.1:9"}};
+  map.ranks = {{{.rank = 0, .generation = 11}, /*attention=*/true, /*experts=*/false},
+               {{.rank = 2, .generation = 12, .address = "127.0.0.1:9"}, /*attention=*/false, /*experts=*/true}};
   map.replicas = {{}, {{2}, {}}};
   return map;
 }
@@ -28,9 +28,9 @@ TEST(ExpertMapTest, PassesThroughItsMessage) {
 
 TEST(ExpertMapTest, ARankIsToldWhatItNeeds) {
   ExpertMap map = SmallMap();
-  map.ranks.push_back({.rank = 3, .generation = 13, .attention = true});
-  map.ranks.push_back({.rank = 4, .generation = 14, .experts = true});
-  map.ranks.push_back({.rank = 5, .generation = 15, .attention = true, .experts = true});
+  map.ranks.push_back({{.rank = 3, .generation = 13}, /*attention=*/true, /*experts=*/false});
+  map.ranks.push_back({{.rank = 4, .generation = 14}, /*attention=*/false, /*experts=*/true});
+  map.ranks.push_back({{.rank = 5, .generation = 15}, /*attention=*/true, /*experts=*/true});
   const auto told = [&](size_t index) {
     const auto part = ExpertMapFrom(ToMessage(map, map.ranks.at(index)));
     EXPECT_TRUE(part.ok()) << part.status();

@@ -40,7 +40,7 @@ bool Same(const std::array<char, 32>& a, const std::array<char, 32>& b) {
   return SameProof({a.data(), a.size()}, {b.data(), b.size()});
 }
 
-FrameOrigin OriginOf(const RankEntry& entry) { return {entry.rank, entry.generation}; }
+FrameOrigin OriginOf(const RankAddress& entry) { return {entry.rank, entry.generation}; }
 
 std::string Name(int rank, uint64_t generation) {
   return absl::StrCat("rank ", rank, " generation ", absl::Hex(generation));
@@ -86,7 +86,7 @@ absl::Status CheckHello(const Hello& hello) {
   return absl::OkStatus();
 }
 
-DialerHandshake::DialerHandshake(FrameOrigin self, const RankEntry& peer, Wire wire,
+DialerHandshake::DialerHandshake(FrameOrigin self, const RankAddress& peer, Wire wire,
                                  uint64_t ring_bytes, const Nonce& nonce)
     : self_(self),
       peer_(OriginOf(peer)),
@@ -158,7 +158,7 @@ ListenerHandshake::Step ListenerHandshake::OnBegin(const Hello& begin) {
     return Refuse(NackReason::kNotHere,
                   absl::StrCat("it wants ", Name(begin.target_rank, begin.target_generation)));
   }
-  const RankEntry* entry = find_(peer_.rank);
+  const RankAddress* entry = find_(peer_.rank);
   if (entry == nullptr) return Refuse(NackReason::kNotHere, "it is not of the newest map here");
   if (entry->generation != peer_.generation) {
     return Refuse(NackReason::kRevoked,

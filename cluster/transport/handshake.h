@@ -51,7 +51,7 @@ constexpr bool Dials(int self, int peer) { return self > peer; }
 class DialerHandshake {
  public:
   // `ring_bytes` is 0 for tcp.
-  DialerHandshake(FrameOrigin self, const RankEntry& peer, Wire wire, uint64_t ring_bytes,
+  DialerHandshake(FrameOrigin self, const RankAddress& peer, Wire wire, uint64_t ring_bytes,
                   const Nonce& nonce);
 
   Hello Begin() const;
@@ -74,7 +74,7 @@ class DialerHandshake {
 class ListenerHandshake {
  public:
   // `find` gives the entry of a rank that may connect, or null.
-  using Find = std::function<const RankEntry*(int rank)>;
+  using Find = std::function<const RankAddress*(int rank)>;
 
   ListenerHandshake(FrameOrigin self, Wire wire, Find find, const Nonce& nonce);
 

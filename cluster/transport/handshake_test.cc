@@ -14,8 +14,8 @@ using ::testing::HasSubstr;
 constexpr FrameOrigin kDialer{5, 500}, kListener{2, 200};
 constexpr Nonce kDialerNonce = {1}, kListenerNonce = {2};
 
-RankEntry Entry(FrameOrigin origin, const std::string& key = "pair key") {
-  RankEntry entry;
+RankAddress Entry(FrameOrigin origin, const std::string& key = "pair key") {
+  RankAddress entry;
   entry.rank = origin.rank;
   entry.generation = origin.generation;
   entry.pair_key = key;
@@ -34,7 +34,7 @@ class HandshakeTest : public ::testing::Test {
         kListenerNonce);
   }
 
-  RankEntry known_;
+  RankAddress known_;
 };
 
 TEST_F(HandshakeTest, ProvesBothSides) {

@@ -35,7 +35,7 @@ Bytes BytesOf(const Hello& hello) { return std::as_bytes(std::span(&hello, 1)); 
 class Hostile : public ::testing::Test {
  protected:
   Hostile() : victim_(1, {.run_dir = folder_.path()}), friend_(2, {.run_dir = folder_.path()}) {
-    RankEntry hostile;
+    RankAddress hostile;
     hostile.rank = kHostileRank;
     hostile.generation = kHostileGeneration;
     hostile.pair_key = "key";
@@ -85,7 +85,7 @@ class Hostile : public ::testing::Test {
   }
   // The hello up to the proof; the socket, and the proof to send.
   std::pair<UniqueFd, Hello> Greet(Wire wire, uint64_t ring_bytes) {
-    RankEntry entry = victim_.entry();
+    RankAddress entry = victim_.entry();
     DialerHandshake handshake({kHostileRank, kHostileGeneration}, entry, wire, ring_bytes,
                               Nonce{1});
     UniqueFd socket = Dial(wire);

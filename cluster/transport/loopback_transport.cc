@@ -23,9 +23,9 @@ LoopbackTransport::~LoopbackTransport() {
   network_.ranks_.erase(rank_);
 }
 
-void LoopbackTransport::SetPeers(const std::vector<RankEntry>& peers) {
+void LoopbackTransport::SetPeers(const AddressBook& peers) {
   std::map<int, Link> links;
-  for (const RankEntry& entry : peers) links[entry.rank].generation = entry.generation;
+  for (const RankAddress& entry : peers) links[entry.rank].generation = entry.generation;
   for (auto& [peer, link] : links_) {
     const auto kept = links.find(peer);
     if (kept != links.end() && kept->second.generation == link.generation) {

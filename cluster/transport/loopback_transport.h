@@ -40,7 +40,7 @@ class LoopbackTransport : public Transport {
   ~LoopbackTransport() override;
 
   void SetHandlers(TransportHandlers handlers) override { handlers_ = std::move(handlers); }
-  void SetPeers(const std::vector<RankEntry>& peers) override;
+  void SetPeers(const AddressBook& peers) override;
   bool up(int peer) const override;
   bool Send(int peer, FrameHeader header, std::span<const Bytes> parts) override;
   void Disconnect(int peer, const absl::Status& why) override;

@@ -38,7 +38,7 @@ struct End {
   std::unique_ptr<LoopbackTransport> transport;
 };
 
-RankEntry Entry(int rank, uint64_t generation) { return {.rank = rank, .generation = generation}; }
+RankAddress Entry(int rank, uint64_t generation) { return {.rank = rank, .generation = generation}; }
 
 class LoopbackTransportTest : public testing::Test {
  protected:

@@ -44,13 +44,13 @@ absl::Status PeerTransport::SetSelf(int rank, uint64_t generation) {
   return ListenForMemory();
 }
 
-void PeerTransport::SetPeers(const std::vector<RankEntry>& peers) {
+void PeerTransport::SetPeers(const AddressBook& peers) {
   if (polling_) {
     next_peers_ = peers;
     return;
   }
-  std::map<int, const RankEntry*> entries;
-  for (const RankEntry& entry : peers) {
+  std::map<int, const RankAddress*> entries;
+  for (const RankAddress& entry : peers) {
     if (entry.rank != rank_) entries[entry.rank] = &entry;
   }
   for (auto it = peers_.begin(); it != peers_.end();) {
@@ -127,7 +127,7 @@ void PeerTransport::Poll() {
   sockets_.Wait(absl::ZeroDuration());
   ReportBroken();
   polling_ = false;
-  if (std::optional<std::vector<RankEntry>> next = std::exchange(next_peers_, std::nullopt)) {
+  if (std::optional<AddressBook> next = std::exchange(next_peers_, std::nullopt)) {
     SetPeers(*next);
   }
 }

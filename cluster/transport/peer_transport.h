@@ -41,7 +41,7 @@ struct PeerTransportOptions {
   int listen_port = 0;
   std::string advertised_host;
 
-  // RankEntry::host of this rank. Shared memory is tried with peers that have the same.
+  // RankAddress::host of this rank. Shared memory is tried with peers that have the same.
   std::string host_name;
   // An existing folder for the unix socket, of this user; empty: no shared memory.
   std::string run_dir;
@@ -62,7 +62,7 @@ class PeerTransport : public Transport, private Sleeper {
                                                                Random& random);
   ~PeerTransport() override;
 
-  // HOST:PORT for RankEntry::address; empty if shared memory is forced.
+  // HOST:PORT for RankAddress::address; empty if shared memory is forced.
   const std::string& address() const { return address_; }
 
   // This rank's number and generation. Before SetPeers; others than before end all connections,
@@ -70,7 +70,7 @@ class PeerTransport : public Transport, private Sleeper {
   absl::Status SetSelf(int rank, uint64_t generation);
 
   void SetHandlers(TransportHandlers handlers) override { handlers_ = std::move(handlers); }
-  void SetPeers(const std::vector<RankEntry>& peers) override;  // an entry of this rank is ignored
+  void SetPeers(const AddressBook& peers) override;  // an entry of this rank is ignored
   bool up(int peer) const override;
   bool Send(int peer, FrameHeader header, std::span<const Bytes> parts) override;
   void Disconnect(int peer, const absl::Status& why) override;
@@ -88,8 +88,8 @@ class PeerTransport : public Transport, private Sleeper {
 
  private:
   struct Peer {
-    RankEntry entry;
-    std::unique_ptr<PeerLink> link;        // null: not up
+    RankAddress entry;
+    std::unique_ptr<PeerLink> link;      // null: not up
     std::unique_ptr<Greeting> greeting;  // of a dial under way
     TimerId timer = 0;                   // of the next dial, or of the deadline of this one
     int tries = 0;                       // since it was up
@@ -115,7 +115,7 @@ class PeerTransport : public Transport, private Sleeper {
 
   // Dialing.
   std::string SocketPath(const std::string& run_dir, uint64_t generation) const;
-  Wire FirstWire(const RankEntry& entry) const;
+  Wire FirstWire(const RankAddress& entry) const;
   void Dial(int rank);
   void DialOver(int rank, Wire wire);
   void DialFailed(int rank, Wire wire, const absl::Status& why);
@@ -155,7 +155,7 @@ class PeerTransport : public Transport, private Sleeper {
   std::map<int, Peer> peers_;
   std::map<int, Inbound> inbound_;  // by descriptor
   std::map<int, TimerId> paused_;   // listeners that wait for descriptors to be free
-  std::optional<std::vector<RankEntry>> next_peers_;  // set while polling
+  std::optional<AddressBook> next_peers_;  // set while polling
   bool armed_ = false;                                // between BeforeSleep and AfterSleep
   bool polling_ = false;
   bool poll_again_ = false;  // something is to be told by the next Poll

@@ -119,7 +119,7 @@ std::string PeerTransport::SocketPath(const std::string& run_dir, uint64_t gener
                       kSocketSuffix);
 }
 
-Wire PeerTransport::FirstWire(const RankEntry& entry) const {
+Wire PeerTransport::FirstWire(const RankAddress& entry) const {
   if (options_.wires == WireChoice::kShm) return Wire::kShm;
   const bool near =
       entry.host == options_.host_name && !entry.run_dir.empty() && !options_.run_dir.empty();
@@ -130,7 +130,7 @@ void PeerTransport::Dial(int rank) { DialOver(rank, FirstWire(peers_.at(rank).en
 
 void PeerTransport::DialOver(int rank, Wire wire) {
   Peer& peer = peers_.at(rank);
-  const RankEntry& entry = peer.entry;
+  const RankAddress& entry = peer.entry;
   absl::StatusOr<UniqueFd> socket = wire == Wire::kTcp
                                         ? DialTcp(entry.address)
                                         : DialUnix(SocketPath(entry.run_dir, entry.generation));
@@ -209,7 +209,7 @@ void PeerTransport::Accept(int listener, Wire wire) {
                  })->first);
     }
     const int fd = socket.get();
-    const auto find = [this](int rank) -> const RankEntry* {
+    const auto find = [this](int rank) -> const RankAddress* {
       const auto found = peers_.find(rank);
       return found == peers_.end() ? nullptr : &found->second.entry;
     };

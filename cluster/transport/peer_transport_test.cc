@@ -201,7 +201,7 @@ TEST_P(Pair, RefusesAnotherKeyAndAStaleGeneration) {
     return absl::StrContains(b.transport().link(1).message(), "does not hold the key");
   }));
   EXPECT_FALSE(a.transport().up(2));
-  RankEntry stale = b.entry();
+  RankAddress stale = b.entry();
   stale.generation ^= 1;
   stale.pair_key = "key";
   a.SetPeers({stale});
@@ -243,7 +243,7 @@ TEST(PeerTransport, PicksTheWireOfEachPair) {
   NodeOptions only_tcp{.wires = WireChoice::kTcp, .run_dir = folder.path()};
   Node a(1, shared), b(2, shared), c(3, far), d(4, no_folder), e(5, only_tcp), f(6, shared);
   std::vector<Node*> nodes = {&a, &b, &c, &d, &e, &f};
-  std::vector<RankEntry> entries;
+  AddressBook entries;
   for (Node* node : nodes) entries.push_back(node->entry());
   for (Node* node : nodes) node->SetPeers(entries);
   ASSERT_TRUE(RunUntil(nodes, [&] {

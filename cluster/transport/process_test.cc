@@ -33,7 +33,7 @@ int Echo(const std::vector<std::string>& arguments) {
   InitLog("echo", "error");  // stdout is a pipe that closes
   const std::string& run_dir = arguments[1];
   Node node(2, {.wires = WiresOf(arguments[0]), .run_dir = run_dir});
-  RankEntry other;
+  RankAddress other;
   other.rank = std::stoi(arguments[2]);
   other.generation = std::stoull(arguments[3]);
   other.host = "here";
@@ -59,7 +59,7 @@ class Child {
   Child(const std::string& wires, const std::string& run_dir, const Node& parent) {
     int out[2];
     CHECK(pipe2(out, O_CLOEXEC) == 0);
-    const RankEntry entry = parent.entry();
+    const RankAddress entry = parent.entry();
     const std::string rank = std::to_string(entry.rank);
     const std::string generation = std::to_string(entry.generation);
     const std::string address = entry.address.empty() ? "-" : entry.address;
@@ -88,12 +88,12 @@ class Child {
     waitpid(pid_, nullptr, 0);
   }
 
-  const RankEntry& entry() const { return entry_; }
+  const RankAddress& entry() const { return entry_; }
   void Signal(int signal) { CHECK(kill(pid_, signal) == 0); }
 
  private:
   pid_t pid_ = 0;
-  RankEntry entry_;
+  RankAddress entry_;
 };
 
 class Killed : public ::testing::TestWithParam<std::string> {

@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "cluster/placement/expert_map.h"
+#include "cluster/address_book.h"
 #include "cluster/transport/frame.h"
 
 namespace epic::cluster {
@@ -41,7 +41,7 @@ class Transport {
   // The peers to be connected with, from the newest map: new ones are connected, those gone (or of
   // another generation) are disconnected without on_down. A pair that breaks is tried again, with
   // 50–500 ms of jittered pause, for as long as the peer is here.
-  virtual void SetPeers(const std::vector<RankEntry>& peers) = 0;
+  virtual void SetPeers(const AddressBook& peers) = 0;
 
   virtual bool up(int peer) const = 0;
   // Queues a frame made of the header (whose magic, version, source, generation, payload_bytes and

@@ -42,7 +42,7 @@ NodeOptions OptionsOf(const Settings& settings, const std::string& run_dir) {
 int Answer(const Settings& settings, const std::string& run_dir, uint64_t generation,
            const std::string& address) {
   Node node(2, OptionsOf(settings, run_dir));
-  RankEntry other{.rank = 1,
+  RankAddress other{.rank = 1,
                   .generation = generation,
                   .host = "here",
                   .run_dir = run_dir,
@@ -93,7 +93,7 @@ class Bench {
     unsigned long long generation = 0;
     char address[100] = "";
     CHECK(std::fscanf(told_, "%llu%*[ ]%99[^\n]", &generation, address) >= 1);
-    RankEntry other = node_.entry();
+    RankAddress other = node_.entry();
     other.rank = 2;
     other.generation = generation;
     other.address = address;

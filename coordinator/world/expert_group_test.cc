@@ -17,7 +17,7 @@ class ExpertGroupTest : public testing::Test {
   }
   void Join(int rank) {
     group_.hosts().Join(rank, 4, "");
-    ranks_.push_back({.rank = rank, .generation = 1, .attention = true, .experts = true});
+    ranks_.push_back({{.rank = rank, .generation = 1}, /*attention=*/true, /*experts=*/true});
   }
   void Answer(const Placement& placement) {
     for (const auto& [rank, order] : placement.orders) {

@@ -8,9 +8,9 @@ namespace {
 
 // Ranks 0 (attention) and 1, 2 (experts) of one layer with two experts.
 std::vector<cluster::RankEntry> Ranks(uint64_t last_generation = 12) {
-  return {{.rank = 0, .generation = 10, .attention = true},
-          {.rank = 1, .generation = 11, .experts = true},
-          {.rank = 2, .generation = last_generation, .experts = true}};
+  return {{{.rank = 0, .generation = 10}, /*attention=*/true, /*experts=*/false},
+          {{.rank = 1, .generation = 11}, /*attention=*/false, /*experts=*/true},
+          {{.rank = 2, .generation = last_generation}, /*attention=*/false, /*experts=*/true}};
 }
 
 TEST(MapPublisher, BeginsWithACompleteMap) {

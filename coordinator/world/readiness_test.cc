@@ -25,7 +25,7 @@ class ReadinessTest : public testing::Test {
     if (!group_) group_.emplace(*members_.shape(), 1, MapPublisher(7, ""));
     if (experts) group_->hosts().Join(rank, slots, "");
     if (attention) members_.at(rank).ready.emplace();
-    ranks_.push_back({.rank = rank, .generation = 1, .attention = attention, .experts = experts});
+    ranks_.push_back({{.rank = rank, .generation = 1}, attention, experts});
     return rank;
   }
   Placement Plan() { return group_->Plan(ranks_, false); }

@@ -34,13 +34,13 @@ std::vector<cluster::RankEntry> World::GroupRanks() const {
   for (const auto& [rank, member] : members_.all()) {
     if (!member.mapped()) continue;
     const v1::WorkerIdentity& identity = member.identity;
-    ranks.push_back({.rank = rank,
-                     .generation = member.generation,
-                     .attention = identity.attention(),
-                     .experts = identity.experts(),
-                     .host = identity.host(),
-                     .run_dir = identity.run_dir(),
-                     .address = identity.address()});
+    ranks.push_back({{.rank = rank,
+                      .generation = member.generation,
+                      .host = identity.host(),
+                      .run_dir = identity.run_dir(),
+                      .address = identity.address()},
+                     identity.attention(),
+                     identity.experts()});
   }
   return ranks;
 }

@@ -167,10 +167,10 @@ void SimTransport::SetSelf(int rank, uint64_t generation) {
   arrived_.clear();
 }
 
-void SimTransport::SetPeers(const std::vector<cluster::RankEntry>& peers) {
+void SimTransport::SetPeers(const cluster::AddressBook& peers) {
   std::map<int, Peer> before = std::exchange(peers_, {});
   ranks_.clear();
-  for (const cluster::RankEntry& entry : peers) {
+  for (const cluster::RankAddress& entry : peers) {
     ranks_[entry.generation] = entry.rank;
     auto known = before.extract(entry.rank);
     const bool kept = !known.empty() && known.mapped().generation == entry.generation;

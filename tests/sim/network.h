@@ -86,7 +86,7 @@ class SimTransport : public cluster::Transport {
   void SetHandlers(cluster::TransportHandlers handlers) override {
     handlers_ = std::move(handlers);
   }
-  void SetPeers(const std::vector<cluster::RankEntry>& peers) override;
+  void SetPeers(const cluster::AddressBook& peers) override;
   bool up(int peer) const override;
   bool Send(int peer, cluster::FrameHeader header, std::span<const cluster::Bytes> parts) override;
   void Disconnect(int peer, const absl::Status& why) override;

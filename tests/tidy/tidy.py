@@ -29,7 +29,6 @@ COORDINATOR_MODEL_HEADERS = {"model/config.h"}
 # Which folders a sub-folder may include of its own top folder, whose files outside sub-folders all may include. A
 # sub-folder that is not listed includes no other one.
 SUB_ARROWS = {
-    "cluster/transport": {"cluster/placement"},
     "coordinator/core": {"coordinator/admission", "coordinator/journal", "coordinator/routing", "coordinator/world"},
     "coordinator/frontend": {"coordinator/metrics"},
     "coordinator/service": {"coordinator/metrics"},

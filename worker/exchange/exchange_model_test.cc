@@ -143,10 +143,8 @@ class ExchangeModelTest : public testing::Test {
   }
 
   void AddRank(int rank, bool attention, bool experts) {
-    map_.ranks.push_back({.rank = rank,
-                          .generation = 100 + static_cast<uint64_t>(rank),
-                          .attention = attention,
-                          .experts = experts});
+    map_.ranks.push_back(
+        {{.rank = rank, .generation = 100 + static_cast<uint64_t>(rank)}, attention, experts});
     Rank& made = ranks_[rank];
     made.backend = shared_ != nullptr ? shared_ : NewBackend();
     made.experts = std::make_unique<SomeExperts>(*model_, *made.backend);

@@ -33,7 +33,7 @@ class SentFrames : public cluster::Transport {
     std::vector<std::byte> payload;
   };
   void SetHandlers(cluster::TransportHandlers) override {}
-  void SetPeers(const std::vector<cluster::RankEntry>&) override {}
+  void SetPeers(const cluster::AddressBook&) override {}
   bool up(int) const override { return true; }
   bool Send(int peer, FrameHeader header, std::span<const Bytes> parts) override {
     sent.push_back({peer, header, {}});

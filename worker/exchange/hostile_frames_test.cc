@@ -39,9 +39,9 @@ class HostileFramesTest : public testing::Test {
 
   HostileFramesTest() {
     map_.version = {1, 1};
-    map_.ranks = {{.rank = kOwner, .generation = 10, .attention = true},
-                  {.rank = kHost, .generation = 11, .experts = true},
-                  {.rank = kHostile, .generation = 12, .attention = true, .experts = true}};
+    map_.ranks = {{{.rank = kOwner, .generation = 10}, /*attention=*/true, /*experts=*/false},
+                  {{.rank = kHost, .generation = 11}, /*attention=*/false, /*experts=*/true},
+                  {{.rank = kHostile, .generation = 12}, /*attention=*/true, /*experts=*/true}};
     map_.replicas.assign(kShape.layer_count,
                          {{kHost}, {kHost}, {kHost}, {kHost}, {kHost}, {kHostile}});
     for (int layer = 0; layer < kShape.layer_count; ++layer) {

@@ -92,7 +92,7 @@ void MessageExchange::UpdatePeers() {
     server_.Drop(gone->entry.rank);
   }
   peers_ = std::move(kept);
-  transport_.SetPeers(wanted);
+  transport_.SetPeers({wanted.begin(), wanted.end()});
 }
 
 model::ExpertExchange::Ticket MessageExchange::Begin(const model::ExpertDispatch& dispatch) {

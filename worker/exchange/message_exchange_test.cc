@@ -45,10 +45,8 @@ class MessageExchangeTest : public testing::Test {
   }
 
   void AddRank(int rank, bool attention, bool experts) {
-    map_.ranks.push_back({.rank = rank,
-                          .generation = 50 + static_cast<uint64_t>(rank),
-                          .attention = attention,
-                          .experts = experts});
+    map_.ranks.push_back(
+        {{.rank = rank, .generation = 50 + static_cast<uint64_t>(rank)}, attention, experts});
     Rank& made = ranks_[rank];
     made.transport = std::make_unique<cluster::LoopbackTransport>(network_, rank, 50 + rank);
     made.exchange = std::make_unique<MessageExchange>(

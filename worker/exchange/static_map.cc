@@ -7,7 +7,7 @@ namespace epic::worker {
 cluster::ExpertMap StaticMap(const model::ModelConfig& config, int rank_count) {
   cluster::ExpertMap map{.version = {.term = 0, .number = 1}};
   for (int rank = 0; rank < rank_count; ++rank) {
-    map.ranks.push_back({.rank = rank, .attention = true, .experts = true});
+    map.ranks.push_back({{.rank = rank}, /*attention=*/true, /*experts=*/true});
   }
   map.replicas.resize(config.layer_count);
   for (int layer = 0; layer < config.layer_count; ++layer) {

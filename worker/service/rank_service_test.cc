@@ -182,7 +182,7 @@ TEST_F(RankServiceTest, PassesOnRevocationsAndBrokenLinks) {
   message.mutable_revoked()->set_reason("silent for 2 s");
   EXPECT_TRUE(service_.OnMessage(message));
   EXPECT_THAT(revoked_, testing::ElementsAre("silent for 2 s"));
-  service_.OnLinkDown({.rank = 5, .generation = 77}, absl::UnavailableError("reset"));
+  service_.OnLinkDown({{.rank = 5, .generation = 77}}, absl::UnavailableError("reset"));
   EXPECT_EQ(link_.messages.back().link_down().rank(), 5);
   EXPECT_EQ(link_.messages.back().link_down().generation(), 77);
   EXPECT_EQ(link_.messages.back().link_down().evidence(), "reset");
@@ -192,7 +192,7 @@ TEST_F(RankServiceTest, PassesOnRevocationsAndBrokenLinks) {
 }
 
 TEST_F(RankServiceTest, ALinkThatWasDownIsSaidToBeUpOnceAndALeaverAsks) {
-  const cluster::RankEntry peer{.rank = 4, .generation = 9};
+  const cluster::RankEntry peer{{.rank = 4, .generation = 9}};
   service_.OnLinkUp(peer);
   EXPECT_TRUE(link_.messages.empty());
   service_.OnLinkDown(peer, absl::UnavailableError("gone"));

@@ -54,7 +54,7 @@ Node::Node(int rank, const NodeOptions& options)
   CHECK(transport_->SetSelf(rank, generation_).ok());
 }
 
-RankEntry Node::entry() const {
+RankAddress Node::entry() const {
   return {.rank = rank_,
           .generation = generation_,
           .host = options_.host_name,

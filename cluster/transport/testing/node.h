@@ -45,8 +45,8 @@ class Node {
   int rank() const { return rank_; }
   uint64_t generation() const { return generation_; }
   // What the others are told of it.
-  RankEntry entry() const;
-  void SetPeers(const std::vector<RankEntry>& peers) { transport_->SetPeers(peers); }
+  RankAddress entry() const;
+  void SetPeers(const AddressBook& peers) { transport_->SetPeers(peers); }
 
   PeerTransport& transport() { return *transport_; }
   EpollLoop& loop() { return loop_; }
