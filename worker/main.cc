@@ -97,7 +97,7 @@ class Rank {
         slots_(env.clock, plan.config, *plan.checkpoint, *plan.backend, plan.expert_slots,
                plan.expert.source_bytes),
         exchange_(
-            plan.exchange_shape(), {}, env.clock, transport, slots_,
+            plan.exchange_shape(), {}, env.clock, network_, slots_,
             {.on_link_up = [this](const cluster::RankEntry& rank) { service_.OnLinkUp(rank); },
              .on_link_down = [this](const cluster::RankEntry& rank,
                                     const absl::Status& why) { service_.OnLinkDown(rank, why); }}),
@@ -238,6 +238,7 @@ class Rank {
   EpollLoop& loop_;
   const Env env_;
   cluster::PeerTransport& transport_;
+  cluster::PeerNetwork network_{transport_};
   LoadedExperts slots_;
   MessageExchange exchange_;
   WorkerService sequences_;

@@ -23,7 +23,14 @@ enum class NackReason : uint8_t {
   kNoCredit = 2,  // sent without room granted
   kBadFrame = 3,  // what it says does not fit together
   kRevoked = 4,   // the sender's generation is out of the world
+  kUnknown = 5,   // the kind of frame, or its channel, means nothing here
 };
+
+// A named part of a connection, with credits of its own; lower numbers go first (peer_network.h).
+enum class Channel : uint8_t {
+  kRows = 0,  // dispatches of rows and their answers
+};
+inline constexpr int kChannelCount = 8;  // as many as three flag bits name
 
 inline constexpr uint32_t kFrameMagic = 0x43495045;  // "EPIC"
 inline constexpr uint8_t kFrameVersion = 1;
@@ -42,7 +49,7 @@ struct FrameHeader {
   uint64_t dispatch = 0;    // id, never used again by (source, generation); a reply carries it back
   uint32_t payload_bytes = 0;
   uint32_t payload_crc = 0;  // CRC32C on tcp; 0 where memory is shared
-  uint16_t flags = 0;        // kFrameDecode, WeightsFlags
+  uint16_t flags = 0;        // kFrameDecode, WeightsFlags, ChannelFlags
   uint16_t detail = 0;       // NackReason of a kNack; of a kCredit: how many dispatches
   uint32_t crc = 0;
 };
@@ -54,12 +61,21 @@ inline constexpr uint16_t kFrameDecode = 1;
 // Bits 4 to 11: the WeightsId of a dispatch's rows; a reply carries it back.
 inline constexpr int kFrameWeightsShift = 4;
 inline constexpr uint16_t kFrameWeights = 0xff << kFrameWeightsShift;
+// Bits 12 to 14: the Channel.
+inline constexpr int kFrameChannelShift = 12;
+inline constexpr uint16_t kFrameChannel = 7 << kFrameChannelShift;
 // Bit 15: another 64 bytes of header follow. This version knows no such header and refuses the
 // frame by name, for a reader that ignored the bit would lose its place in the stream.
 inline constexpr uint16_t kFrameExtended = 1 << 15;
 
 constexpr uint16_t WeightsFlags(WeightsId weights) {
   return static_cast<uint16_t>(NumberOf(weights) << kFrameWeightsShift);
+}
+constexpr uint16_t ChannelFlags(Channel channel) {
+  return static_cast<uint16_t>(static_cast<int>(channel) << kFrameChannelShift);
+}
+constexpr Channel ChannelOf(const FrameHeader& header) {
+  return static_cast<Channel>((header.flags & kFrameChannel) >> kFrameChannelShift);
 }
 // As the sender says: perhaps a set that is not known here.
 constexpr WeightsId WeightsOf(const FrameHeader& header) {

@@ -42,6 +42,7 @@ class LoopbackTransport : public Transport {
   void SetHandlers(TransportHandlers handlers) override { handlers_ = std::move(handlers); }
   void SetPeers(const AddressBook& peers) override;
   bool up(int peer) const override;
+  size_t unsent_bytes(int peer) const override { return 0; }
   bool Send(int peer, FrameHeader header, std::span<const Bytes> parts) override;
   void Disconnect(int peer, const absl::Status& why) override;
   void Poll() override;

@@ -20,6 +20,8 @@ class PeerLink {
 
   // See Transport::Send.
   virtual void Send(const FrameHeader& header, std::span<const Bytes> parts) = 0;
+  // What Send was given and the wire had no room for so far.
+  virtual size_t unsent_bytes() const = 0;
   // Its socket is ready (epoll's events).
   virtual void OnEvents(uint32_t events, FrameReader::OnFrame on_frame) = 0;
   // Hands over what came without an event.

@@ -81,6 +81,10 @@ bool PeerTransport::up(int peer) const {
          found->second.link->broken().ok();
 }
 
+size_t PeerTransport::unsent_bytes(int peer) const {
+  return up(peer) ? peers_.at(peer).link->unsent_bytes() : 0;
+}
+
 bool PeerTransport::Send(int peer, FrameHeader header, std::span<const Bytes> parts) {
   if (!up(peer)) return false;
   PeerLink& link = *peers_.at(peer).link;

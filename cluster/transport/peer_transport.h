@@ -72,6 +72,7 @@ class PeerTransport : public Transport, private Sleeper {
   void SetHandlers(TransportHandlers handlers) override { handlers_ = std::move(handlers); }
   void SetPeers(const AddressBook& peers) override;  // an entry of this rank is ignored
   bool up(int peer) const override;
+  size_t unsent_bytes(int peer) const override;
   bool Send(int peer, FrameHeader header, std::span<const Bytes> parts) override;
   void Disconnect(int peer, const absl::Status& why) override;
   void Poll() override;

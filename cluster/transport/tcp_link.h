@@ -20,6 +20,7 @@ class TcpLink : public PeerLink {
 
   Wire wire() const override { return Wire::kTcp; }
   void Send(const FrameHeader& header, std::span<const Bytes> parts) override;
+  size_t unsent_bytes() const override { return queue_.bytes(); }
   void OnEvents(uint32_t events, FrameReader::OnFrame on_frame) override;
 
  private:

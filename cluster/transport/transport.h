@@ -44,6 +44,8 @@ class Transport {
   virtual void SetPeers(const AddressBook& peers) = 0;
 
   virtual bool up(int peer) const = 0;
+  // Bytes of frames to this peer that the wire had no room for so far; 0 if it is not up.
+  virtual size_t unsent_bytes(int peer) const = 0;
   // Queues a frame made of the header (whose magic, version, source, generation, payload_bytes and
   // crcs are filled in) and `parts`, which are copied or written before the call returns. False,
   // and nothing happened, if the peer is not up. Bounded by the credits of the exchange, not here.

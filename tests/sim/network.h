@@ -88,6 +88,7 @@ class SimTransport : public cluster::Transport {
   }
   void SetPeers(const cluster::AddressBook& peers) override;
   bool up(int peer) const override;
+  size_t unsent_bytes(int peer) const override { return 0; }
   bool Send(int peer, cluster::FrameHeader header, std::span<const cluster::Bytes> parts) override;
   void Disconnect(int peer, const absl::Status& why) override;
   void Poll() override;

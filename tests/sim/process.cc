@@ -30,7 +30,7 @@ Process::Process(SimLoop& loop, SimNetwork& network, const ProcessOptions& optio
       transport_(network, options.seat, generation_, [this] { Wake(); }),
       slots_(loop, options.slots, options.load_time),
       exchange_(
-          ToyShape(options.expert_count), kExchange, loop, transport_, slots_,
+          ToyShape(options.expert_count), kExchange, loop, network_, slots_,
           {.on_link_up = [this](const cluster::RankEntry& peer) { service_.OnLinkUp(peer); },
            .on_link_down = [this](const cluster::RankEntry& peer,
                                   const absl::Status& why) { service_.OnLinkDown(peer, why); }}),

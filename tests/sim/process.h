@@ -91,6 +91,7 @@ class Process {
   int rank_ = -1;
   uint64_t generation_;
   SimTransport transport_;
+  cluster::PeerNetwork network_{transport_};
   SimExperts slots_;
   worker::MessageExchange exchange_;
   SimModel model_;

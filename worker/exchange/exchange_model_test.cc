@@ -9,6 +9,7 @@
 
 #include "base/sim_loop.h"
 #include "cluster/transport/loopback_transport.h"
+#include "cluster/transport/peer_network.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/backend.h"
@@ -59,6 +60,7 @@ struct Rank {
   std::shared_ptr<kernels::Backend> backend;
   std::unique_ptr<SomeExperts> experts;
   std::unique_ptr<cluster::LoopbackTransport> transport;
+  std::unique_ptr<cluster::PeerNetwork> network;
   std::unique_ptr<MessageExchange> exchange;
 };
 
@@ -149,9 +151,10 @@ class ExchangeModelTest : public testing::Test {
     made.backend = shared_ != nullptr ? shared_ : NewBackend();
     made.experts = std::make_unique<SomeExperts>(*model_, *made.backend);
     made.transport = std::make_unique<cluster::LoopbackTransport>(network_, rank, 100 + rank);
+    made.network = std::make_unique<cluster::PeerNetwork>(*made.transport);
     made.exchange = std::make_unique<MessageExchange>(
         ExchangeShape{layers(), kExperts, 3, model_->config().hidden_size},
-        ExchangeLimits{.tile_rows_max = 16, .answer_bytes_max = 4096}, loop_, *made.transport,
+        ExchangeLimits{.tile_rows_max = 16, .answer_bytes_max = 4096}, loop_, *made.network,
         *made.experts);
     made.exchange->Join(rank);
   }

@@ -10,6 +10,7 @@
 
 namespace epic::worker {
 
+using cluster::Channel;
 using cluster::FrameHeader;
 using cluster::FrameKind;
 using cluster::NackReason;
@@ -22,12 +23,12 @@ constexpr uintptr_t kTensorAlignment = 64;
 }  // namespace
 
 ExpertServer::ExpertServer(const ExchangeShape& shape, const ExchangeLimits& limits,
-                           const Clock& clock, cluster::Transport& transport, ExpertSet& experts,
+                           const Clock& clock, cluster::PeerNetwork& network, ExpertSet& experts,
                            LocalHandlers local)
     : shape_(shape),
       limits_(limits),
       clock_(clock),
-      transport_(transport),
+      network_(network),
       experts_(experts),
       local_(std::move(local)) {
   CHECK(limits.tile_rows_max > 0 && limits.tile_rows_max <= UINT16_MAX) << limits.tile_rows_max;
@@ -266,8 +267,8 @@ void ExpertServer::Answer() {
     } else {
       const cluster::Bytes payload(answers, bytes);
       // False: the connection is down, and its on_down follows.
-      transport_.Send(part.job->peer, ReplyTo(part.job->header, FrameKind::kCombine),
-                      {&payload, 1});
+      network_.Send(Channel::kRows, part.job->peer,
+                    ReplyTo(part.job->header, FrameKind::kCombine), {&payload, 1});
       Pass(Failpoint::kCombineSent);
       ++counters_.frames_served;
       counters_.rows_served += pair_count;
@@ -303,7 +304,7 @@ void ExpertServer::Refuse(int peer, const FrameHeader& header, NackReason reason
                           cluster::Bytes payload) {
   FrameHeader reply = ReplyTo(header, FrameKind::kNack);
   reply.detail = static_cast<uint16_t>(reason);
-  transport_.Send(peer, reply, {&payload, 1});
+  network_.Send(Channel::kRows, peer, reply, {&payload, 1});
 }
 
 void ExpertServer::RemoveDone() {

@@ -15,7 +15,7 @@
 #include "absl/time/time.h"
 #include "base/env.h"
 #include "cluster/placement/expert_map.h"
-#include "cluster/transport/transport.h"
+#include "cluster/transport/peer_network.h"
 #include "model/expert_exchange.h"
 #include "worker/exchange/dispatch_frame.h"
 #include "worker/exchange/row_buffer.h"
@@ -47,7 +47,7 @@ class ExpertServer {
 
   // All references outlive this.
   ExpertServer(const ExchangeShape& shape, const ExchangeLimits& limits, const Clock& clock,
-               cluster::Transport& transport, ExpertSet& experts, LocalHandlers local);
+               cluster::PeerNetwork& network, ExpertSet& experts, LocalHandlers local);
 
   // Of the map held here; refusals tell it.
   void set_version(cluster::MapVersion version) { version_ = version; }
@@ -115,7 +115,7 @@ class ExpertServer {
   const ExchangeShape shape_;
   const ExchangeLimits limits_;
   const Clock& clock_;
-  cluster::Transport& transport_;
+  cluster::PeerNetwork& network_;
   ExpertSet& experts_;
   const LocalHandlers local_;
   cluster::MapVersion version_;

@@ -35,6 +35,7 @@ class SentFrames : public cluster::Transport {
   void SetHandlers(cluster::TransportHandlers) override {}
   void SetPeers(const cluster::AddressBook&) override {}
   bool up(int) const override { return true; }
+  size_t unsent_bytes(int) const override { return 0; }
   bool Send(int peer, FrameHeader header, std::span<const Bytes> parts) override {
     sent.push_back({peer, header, {}});
     for (const Bytes part : parts) {
@@ -94,6 +95,7 @@ class ExpertServerTest : public testing::Test {
 
   SimLoop loop_;
   SentFrames transport_;
+  cluster::PeerNetwork network_{transport_};
   ToyExperts experts_;
   std::vector<std::string> commits_;
   std::vector<std::pair<int, int64_t>> local_done_;
@@ -103,7 +105,7 @@ class ExpertServerTest : public testing::Test {
       kShape,
       kLimits,
       loop_,
-      transport_,
+      network_,
       experts_,
       {.on_done = [this](int t, int64_t n) { local_done_.emplace_back(t, n); },
        .on_missing = [this](int t, int32_t pair) { local_missing_.emplace_back(t, pair); }}};

@@ -6,6 +6,7 @@
 
 #include "base/sim_loop.h"
 #include "cluster/transport/loopback_transport.h"
+#include "cluster/transport/peer_network.h"
 #include "gtest/gtest.h"
 #include "kernels/testing/random.h"
 #include "worker/exchange/message_exchange.h"
@@ -23,17 +24,20 @@ constexpr ExchangeShape kShape{
     .layer_count = 3, .expert_count = 6, .experts_per_token = 2, .hidden = 4};
 constexpr ExchangeLimits kLimits{.tile_rows_max = 8};
 constexpr int kOwner = 0, kHost = 1, kHostile = 2;
+// Flags of known weights and channels: other frames are refused before their payload is read.
+constexpr int kKnown = ~(cluster::kFrameWeights | cluster::kFrameChannel);
 
 // Rank 0 has attention, rank 1 experts 0 .. 4; rank 2 is hostile and the host of expert 5.
 class HostileFramesTest : public testing::Test {
  protected:
   struct Rank {
     Rank(SimLoop& loop, cluster::LoopbackNetwork& network, int rank)
-        : transport(network, rank, 10 + rank), exchange(kShape, kLimits, loop, transport, experts) {
+        : transport(network, rank, 10 + rank), exchange(kShape, kLimits, loop, peers, experts) {
       exchange.Join(rank);
     }
     ToyExperts experts;
     cluster::LoopbackTransport transport;
+    cluster::PeerNetwork peers{transport};
     MessageExchange exchange;
   };
 
@@ -125,9 +129,7 @@ TEST_F(HostileFramesTest, WhateverIsSentNobodyElseIsHarmed) {
           .term = random.Next(),
           .map_number = random.Next(),
           .dispatch = static_cast<uint64_t>(random.Integer(0, 200)),
-          // Mostly of weights that are known: others are refused before their payload is read.
-          .flags = static_cast<uint16_t>(random.Next() &
-                                         (random.Integer(0, 3) > 0 ? ~cluster::kFrameWeights : ~0)),
+          .flags = static_cast<uint16_t>(random.Next() & (random.Integer(0, 3) > 0 ? kKnown : ~0)),
           .detail = static_cast<uint16_t>(random.Integer(0, 1) == 0 ? random.Integer(0, 6)
                                                                     : random.Next())};
       const int peer = random.Integer(kOwner, kHost);
@@ -142,9 +144,33 @@ TEST_F(HostileFramesTest, WhateverIsSentNobodyElseIsHarmed) {
   EXPECT_GT(served.refused_bad_frame, 100);
   EXPECT_GT(served.refused_not_here, 10);
   EXPECT_GT(owner_.exchange.counters().stale_frames, 100);
-  EXPECT_GT(owner_.exchange.counters().bad_frames, 100);
+  EXPECT_GT(owner_.exchange.counters().bad_frames, 50);
+  EXPECT_GT(owner_.peers.unknown_frames(), 100);
   EXPECT_GT(served.refused_no_credit, 5);
   EXPECT_LE(owner_.exchange.gauges().credits, 4);
+}
+
+TEST_F(HostileFramesTest, UnknownKindsAndChannelsAreRefusedAndTheConnectionStays) {
+  std::vector<FrameHeader> refusals;
+  int downs = 0;
+  hostile_.SetHandlers({.on_frame = [&](int, const FrameHeader& header,
+                                        Bytes) { refusals.push_back(header); },
+                        .on_down = [&](int, const absl::Status&) { ++downs; }});
+  const uint16_t elsewhere = cluster::ChannelFlags(cluster::Channel{5});
+  Send(kOwner, {.kind = FrameKind{200}, .attempt = 3, .dispatch = 9});
+  Send(kOwner, {.kind = FrameKind::kDispatch, .attempt = 3, .dispatch = 10, .flags = elsewhere});
+  // A refusal is not refused: that could go back and forth for ever.
+  Send(kOwner, {.kind = FrameKind::kNack, .dispatch = 11, .flags = elsewhere});
+  Turn(3);
+  ASSERT_EQ(refusals.size(), 2);
+  for (size_t i = 0; i < refusals.size(); ++i) {
+    EXPECT_EQ(refusals[i].kind, FrameKind::kNack);
+    EXPECT_EQ(refusals[i].detail, static_cast<int>(NackReason::kUnknown));
+    EXPECT_EQ(refusals[i].attempt, 3);
+    EXPECT_EQ(refusals[i].dispatch, 9 + i);
+  }
+  EXPECT_EQ(owner_.peers.unknown_frames(), 3);
+  EXPECT_EQ(downs, 0);
 }
 
 // Replies to a try that is outstanding at the hostile rank.

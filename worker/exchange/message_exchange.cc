@@ -11,6 +11,7 @@
 
 namespace epic::worker {
 
+using cluster::Channel;
 using cluster::FrameHeader;
 using cluster::FrameKind;
 
@@ -23,26 +24,33 @@ constexpr int kRowsPerReplica = 64;
 }  // namespace
 
 MessageExchange::MessageExchange(const ExchangeShape& shape, const ExchangeLimits& limits,
-                                 const Clock& clock, cluster::Transport& transport,
+                                 const Clock& clock, cluster::PeerNetwork& network,
                                  ExpertSet& experts, ExchangeHandlers handlers)
     : shape_(shape),
       limits_(limits),
       clock_(clock),
-      transport_(transport),
+      network_(network),
       experts_(experts),
       handlers_(std::move(handlers)),
-      server_(shape, limits, clock, transport, experts,
+      server_(shape, limits, clock, network, experts,
               {.on_done = [this](int ticket, int64_t count) { OnLocalDone(ticket, count); },
                .on_missing = [this](int ticket, int32_t pair) { OnLocalMissing(ticket, pair); }}),
       open_(std::make_unique<Open[]>(kTickets)) {
-  transport_.SetHandlers(
-      {.on_up = [this](int rank) { OnUp(rank); },
+  network_.Open(
+      Channel::kRows,
+      {.credits = limits_.tiles_in_flight_max,
+       .on_up = [this](int rank) { OnUp(rank); },
        .on_frame = [this](int rank, const FrameHeader& header,
                           cluster::Bytes payload) { OnFrame(rank, header, payload); },
-       .on_down = [this](int rank, const absl::Status& why) { OnDown(rank, why); }});
+       .on_down = [this](int rank, const absl::Status& why) { OnDown(rank, why); },
+       .on_room =
+           [this](int rank) {
+             if (Peer* peer = Find(rank)) Pump(*peer);
+             return false;  // Pump has sent all that there is room for
+           }});
 }
 
-MessageExchange::~MessageExchange() { transport_.SetHandlers({}); }
+MessageExchange::~MessageExchange() { network_.Close(Channel::kRows); }
 
 void MessageExchange::Join(int rank) {
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
@@ -92,7 +100,7 @@ void MessageExchange::UpdatePeers() {
     server_.Drop(gone->entry.rank);
   }
   peers_ = std::move(kept);
-  transport_.SetPeers({wanted.begin(), wanted.end()});
+  network_.SetPeers(Channel::kRows, {wanted.begin(), wanted.end()});
 }
 
 model::ExpertExchange::Ticket MessageExchange::Begin(const model::ExpertDispatch& dispatch) {
@@ -136,7 +144,7 @@ absl::Status MessageExchange::Finish(Ticket ticket, kernels::Tensor out) {
 }
 
 bool MessageExchange::Serve() {
-  transport_.Poll();
+  network_.Poll();
   if (EPIC_MUTANT("serving_waits") && waiting().has_value()) return false;
   return server_.Commit();
 }
@@ -225,7 +233,8 @@ MessageExchange::Peer* MessageExchange::Find(int rank) const {
 }
 
 void MessageExchange::Pump(Peer& peer) {
-  while (peer.up && peer.credits > 0 && peer.FreeTry() != nullptr) {
+  while (peer.up && network_.HasRoom(Channel::kRows, peer.entry.rank) &&
+         peer.FreeTry() != nullptr) {
     const Open *first = &open_[0], *second = &open_[1];
     const Ticket older = first->number <= second->number ? 0 : 1;
     const Ticket ticket = !peer.queues[older].empty() ? older : 1 - older;
@@ -267,13 +276,12 @@ bool MessageExchange::SendNext(Peer& peer, Ticket ticket) {
                            .dispatch = next_dispatch_,
                            .flags = static_cast<uint16_t>(
                                decode | cluster::WeightsFlags(shape_.weights))};
-  if (!transport_.Send(peer.entry.rank, header, frame_parts_)) return false;
+  if (!network_.SendOnCredit(Channel::kRows, peer.entry.rank, header, frame_parts_)) return false;
   attempt.used = true;
   attempt.dispatch = next_dispatch_++;
   attempt.attempt = open.attempt;
   attempt.ticket = ticket;
   attempt.sent = clock_.Now();
-  --peer.credits;
   ++counters_.dispatches_sent;
   Pass(Failpoint::kDispatchSent);
   queue.next += attempt.pairs.size();
@@ -341,7 +349,7 @@ ExchangeGauges MessageExchange::gauges() const {
   ExchangeGauges gauges;
   for (const auto& peer : peers_) {
     gauges.outstanding_dispatches += peer->outstanding();
-    gauges.credits += peer->credits;
+    gauges.credits += network_.credits(Channel::kRows, peer->entry.rank);
   }
   return gauges;
 }

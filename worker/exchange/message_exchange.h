@@ -2,7 +2,7 @@
 // the ranks that the newest map names and come back as answers; other ranks' rows are served by
 // its ExpertSet. Ranks never move in step: nobody waits but for the answers to its own rows.
 //
-//   MessageExchange exchange(shape, limits, clock, transport, experts, {.on_link_down = …});
+//   MessageExchange exchange(shape, limits, clock, network, experts, {.on_link_down = …});
 //   exchange.Join(rank);                   // Welcome
 //   exchange.SetMap(map);                  // every PublishMap
 //   while (…) {                            // the rank's loop
@@ -26,7 +26,7 @@
 #include "absl/time/time.h"
 #include "base/env.h"
 #include "cluster/placement/expert_map.h"
-#include "cluster/transport/transport.h"
+#include "cluster/transport/peer_network.h"
 #include "model/expert_exchange.h"
 #include "worker/exchange/expert_server.h"
 #include "worker/experts/expert_set.h"
@@ -56,7 +56,7 @@ struct ExchangeCounters {
   int64_t arrivals = 0;         // frames, and connections that came or broke
 };
 
-// Called from the transport's handlers, after the exchange has done its part.
+// Called from the network's handlers, after the exchange has done its part.
 struct ExchangeHandlers {
   // The connection to a rank of the newest map is there (LinkUp), or broke (LinkDown).
   std::function<void(const cluster::RankEntry& rank)> on_link_up;
@@ -66,9 +66,9 @@ struct ExchangeHandlers {
 // A plain object on the rank's loop. Two tickets may be open.
 class MessageExchange : public model::ExpertExchange {
  public:
-  // All references outlive this; the transport's handlers are set here.
+  // All references outlive this; the network's channel of rows is opened and closed here.
   MessageExchange(const ExchangeShape& shape, const ExchangeLimits& limits, const Clock& clock,
-                  cluster::Transport& transport, ExpertSet& experts,
+                  cluster::PeerNetwork& network, ExpertSet& experts,
                   ExchangeHandlers handlers = {});
   ~MessageExchange() override;
 
@@ -117,7 +117,6 @@ class MessageExchange : public model::ExpertExchange {
   void OnCombine(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
   void OnNack(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
   void NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes payload);
-  void AddCredits(Peer& peer, int count);
   // Ends the connection.
   void Distrust(Peer& peer, const std::string& what);
   void OnLocalDone(Ticket ticket, int64_t count);
@@ -141,7 +140,7 @@ class MessageExchange : public model::ExpertExchange {
   const ExchangeShape shape_;
   const ExchangeLimits limits_;
   const Clock& clock_;
-  cluster::Transport& transport_;
+  cluster::PeerNetwork& network_;
   ExpertSet& experts_;
   const ExchangeHandlers handlers_;
   ExpertServer server_;

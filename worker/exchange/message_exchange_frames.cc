@@ -11,6 +11,7 @@
 
 namespace epic::worker {
 
+using cluster::Channel;
 using cluster::FrameHeader;
 using cluster::FrameKind;
 using cluster::NackReason;
@@ -20,13 +21,6 @@ void MessageExchange::OnUp(int rank) {
   Peer* peer = Find(rank);
   if (peer == nullptr) return;
   peer->up = true;
-  peer->credits = 0;
-  transport_.Send(rank,
-                  {.kind = FrameKind::kCredit,
-                   .term = map_.version.term,
-                   .map_number = map_.version.number,
-                   .detail = static_cast<uint16_t>(limits_.tiles_in_flight_max)},
-                  {});
   RouteAll();
   const cluster::RankEntry entry = peer->entry;
   if (handlers_.on_link_up) handlers_.on_link_up(entry);
@@ -37,7 +31,6 @@ void MessageExchange::OnDown(int rank, const absl::Status& why) {
   Peer* peer = Find(rank);
   if (peer == nullptr) return;
   peer->up = false;
-  peer->credits = 0;
   if (!EPIC_MUTANT("tries_outlive_connections")) FailTries(*peer);
   if (!EPIC_MUTANT("jobs_outlive_connections")) server_.Drop(rank);
   RouteAll();
@@ -60,11 +53,10 @@ void MessageExchange::OnFrame(int rank, const FrameHeader& header, cluster::Byte
       return OnCombine(*peer, header, payload);
     case FrameKind::kNack:
       return OnNack(*peer, header, payload);
-    case FrameKind::kCredit:
-      AddCredits(*peer, header.detail);
-      return Pump(*peer);
+    case FrameKind::kHello:
+      return Distrust(*peer, "a hello");
     default:
-      Distrust(*peer, absl::StrCat("a frame of kind ", static_cast<int>(header.kind)));
+      network_.RefuseUnknown(rank, header);
   }
 }
 
@@ -92,7 +84,7 @@ void MessageExchange::OnCombine(Peer& peer, const FrameHeader& header, cluster::
   open.unanswered -= static_cast<int64_t>(attempt->pairs.size());
   attempt->used = false;
   Pass(Failpoint::kCombineReceived);
-  AddCredits(peer, 1);
+  network_.GiveBack(Channel::kRows, peer.entry.rank);
   Pump(peer);
 }
 
@@ -109,7 +101,7 @@ void MessageExchange::OnNack(Peer& peer, const FrameHeader& header, cluster::Byt
   }
   if (!EPIC_MUTANT("refusals_are_forgotten")) NoteAbsent(peer, *attempt, payload);
   Abandon(*attempt);
-  AddCredits(peer, 1);
+  network_.GiveBack(Channel::kRows, peer.entry.rank);
   RouteAll();
 }
 
@@ -132,15 +124,10 @@ void MessageExchange::NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes 
   if (!note(false)) note(true);
 }
 
-// Never more than what is free here: a hostile grant gains nothing.
-void MessageExchange::AddCredits(Peer& peer, int count) {
-  peer.credits = std::min(peer.credits + count, limits_.tiles_in_flight_max - peer.outstanding());
-}
-
 void MessageExchange::Distrust(Peer& peer, const std::string& what) {
   ++counters_.bad_frames;
   peer.up = false;
-  transport_.Disconnect(
+  network_.Disconnect(
       peer.entry.rank, absl::DataLossError(absl::StrCat("rank ", peer.entry.rank, " sent ", what)));
 }
 

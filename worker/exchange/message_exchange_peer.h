@@ -49,7 +49,6 @@ struct MessageExchange::Peer {
 
   cluster::RankEntry entry;
   bool up = false;
-  int credits = 0;
   std::vector<Try> tries;  // [tiles_in_flight_max]
   Queue queues[MessageExchange::kTickets];
   // (layer, expert) that it refused with NOT_HERE, until a newer map.

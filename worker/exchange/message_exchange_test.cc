@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/sim_loop.h"
 #include "cluster/transport/loopback_transport.h"
+#include "cluster/transport/peer_network.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/testing/toy_experts.h"
@@ -30,6 +31,7 @@ class MessageExchangeTest : public testing::Test {
   struct Rank {
     ToyExperts experts;
     std::unique_ptr<cluster::LoopbackTransport> transport;
+    std::unique_ptr<cluster::PeerNetwork> network;
     std::unique_ptr<MessageExchange> exchange;
   };
 
@@ -49,8 +51,9 @@ class MessageExchangeTest : public testing::Test {
         {{.rank = rank, .generation = 50 + static_cast<uint64_t>(rank)}, attention, experts});
     Rank& made = ranks_[rank];
     made.transport = std::make_unique<cluster::LoopbackTransport>(network_, rank, 50 + rank);
+    made.network = std::make_unique<cluster::PeerNetwork>(*made.transport);
     made.exchange = std::make_unique<MessageExchange>(
-        kShape, kLimits, loop_, *made.transport, made.experts,
+        kShape, kLimits, loop_, *made.network, made.experts,
         ExchangeHandlers{
             .on_link_up =
                 [this, rank](const auto& peer) { up_.insert(absl::StrCat(rank, "-", peer.rank)); },

@@ -66,12 +66,13 @@ class RankServiceTest : public testing::Test {
   SimLoop loop_;
   cluster::LoopbackNetwork network_;
   cluster::LoopbackTransport transport_{network_, 3, 9};
+  cluster::PeerNetwork peers_{transport_};
   FakeSlots slots_;
   MessageExchange exchange_{
       {.layer_count = 2, .expert_count = 16, .experts_per_token = 2, .hidden = 8},
       {},
       loop_,
-      transport_,
+      peers_,
       slots_};
   std::vector<std::string> revoked_;
   RankService service_{loop_, exchange_, &slots_, {.on_revoked = [this](const std::string& reason) {
