@@ -112,7 +112,7 @@ void Attend(benchmark::State& state) {
   AttentionRunner runner(family, *split_attention, ops, Pool(), gemms);
   std::byte* const slabs[] = {slab.data()};
   for (auto _ : state) {
-    runner.Attend(attention, plan, {layout, slabs, sequences * pages_each}, 0,
+    runner.Attend({}, attention, plan, {layout, slabs, sequences * pages_each}, 0,
                   {DType::kBF16, plan.rows(), heads * (kLatent + kRope), query.data()},
                   {DType::kBF16, plan.rows(), int64_t{heads} * kLatent, output.data()});
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/check.h"
 #include "kernels/kv_record.h"
 #include "kernels/math.h"
 
@@ -29,17 +30,33 @@ void Rotate(const RopeTable& table, int64_t row, bool interleaved, const float* 
 
 // Multiplies the rows of `ranges` by each head's weight: job i is of head i / ranges.size(), and
 // its row 0 is row ranges[i % ranges.size()].begin.
-template <class Ranges>
-std::vector<GemmJob> JobsOfHeads(const Ranges& ranges, const BF16* rows, int64_t row_values,
-                                 int64_t head_values, const std::vector<PackedWeight>& weights) {
+std::vector<GemmJob> JobsOfHeads(const std::vector<RowRange>& ranges, const BF16* rows,
+                                 int64_t row_values, int64_t head_values,
+                                 const std::vector<PackedWeight>& weights) {
   std::vector<GemmJob> jobs;
   for (size_t h = 0; h < weights.size(); ++h) {
-    for (const auto& range : ranges) {
+    for (const RowRange& range : ranges) {
       const BF16* a = rows + range.begin * row_values + static_cast<int64_t>(h) * head_values;
       jobs.push_back({a, row_values, range.end - range.begin, weights[h], {}});
     }
   }
   return jobs;
+}
+
+// Neighbouring sequences make one range, so that a product has as many rows as it can.
+std::vector<RowRange> AbsorbedRows(const CpuAttention& attention, const StepPlan& plan) {
+  std::vector<RowRange> absorbed;
+  for (const SequenceRows& sequence : plan.sequences) {
+    const int64_t begin = sequence.first_row + ExpandedRows(attention, sequence);
+    const int64_t end = sequence.first_row + sequence.row_count;
+    if (begin == end) continue;
+    if (!absorbed.empty() && absorbed.back().end == begin) {
+      absorbed.back().end = end;
+    } else {
+      absorbed.push_back({begin, end});
+    }
+  }
+  return absorbed;
 }
 
 int SplitCount(int keys) { return (keys + kSplitTokens - 1) / kSplitTokens; }
@@ -117,8 +134,9 @@ void AttentionRunner::WriteRow(const CpuAttention& attention, const StepPlan& pl
   }
 }
 
-void AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
-                         const KvView& kv, int layer, Tensor residual, Tensor query) {
+AttentionStep AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan,
+                                  const RopeTable& rope, const KvView& kv, int layer,
+                                  Tensor residual, Tensor query) {
   const AttentionShape& shape = attention.shape;
   const int64_t rows = plan.rows();
   auto* normed = normed_.Get<BF16>(rows * shape.hidden);
@@ -134,11 +152,15 @@ void AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan, co
     WriteRow(attention, plan, rope, kv, layer, t, q + t * attention.q.n,
              kv_a + t * attention.kv_a.n, nope + t * nope_columns, query.Row<BF16>(t));
   });
-  FindAbsorbed(attention, plan);
-  auto jobs = JobsOfHeads(absorbed_, nope, nope_columns, shape.nope_dim, attention.w_uk);
+  AttentionStep step = {.attention = &attention,
+                        .rows = rows,
+                        .absorbed = AbsorbedRows(attention, plan),
+                        .nope = nope,
+                        .values = values_.Get<BF16>(rows * shape.heads * shape.v_dim)};
+  auto jobs = JobsOfHeads(step.absorbed, nope, nope_columns, shape.nope_dim, attention.w_uk);
   gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
-    const auto ranges = static_cast<int>(absorbed_.size());
-    const int64_t first = absorbed_[block.job % ranges].begin;
+    const auto ranges = static_cast<int>(step.absorbed.size());
+    const int64_t first = step.absorbed[block.job % ranges].begin;
     const int64_t head = block.job / ranges;
     const int64_t column = head * (shape.kv_rank + shape.rope_dim) + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
@@ -146,20 +168,7 @@ void AttentionRunner::In(const CpuAttention& attention, const StepPlan& plan, co
     }
   });
   gemms_.Run();
-}
-
-void AttentionRunner::FindAbsorbed(const CpuAttention& attention, const StepPlan& plan) {
-  absorbed_.clear();
-  for (const SequenceRows& sequence : plan.sequences) {
-    const int64_t begin = sequence.first_row + ExpandedRows(attention, sequence);
-    const int64_t end = sequence.first_row + sequence.row_count;
-    if (begin == end) continue;
-    if (!absorbed_.empty() && absorbed_.back().end == begin) {
-      absorbed_.back().end = end;
-    } else {
-      absorbed_.push_back({begin, end});
-    }
-  }
+  return step;
 }
 
 std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const CpuAttention& attention,
@@ -272,18 +281,18 @@ void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys
   });
 }
 
-void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv,
-                             int layer, Tensor query, Tensor output) {
+void AttentionRunner::Attend(const AttentionStep& step, const CpuAttention& attention,
+                             const StepPlan& plan, const KvView& kv, int layer, Tensor query,
+                             Tensor output) {
   const AttentionShape& shape = attention.shape;
   int64_t rows = 0;  // that attend absorbed
   for (const SequenceRows& sequence : plan.sequences) {
     rows += sequence.row_count - ExpandedRows(attention, sequence);
   }
   if (rows < plan.rows()) {
-    const int64_t row_count = plan.rows();
-    expanded_.Attend(attention, plan, kv, layer,
-                     nope_.Get<BF16>(row_count * shape.heads * shape.nope_dim), query,
-                     values_.Get<BF16>(row_count * shape.heads * shape.v_dim));
+    KERNEL_CHECK(step.attention == &attention);
+    KERNEL_CHECK_EQ(step.rows, plan.rows());
+    expanded_.Attend(attention, plan, kv, layer, step.nope, query, step.values);
   }
   if (rows == 0) return;
   const int threads = pool_.threads();
@@ -310,15 +319,19 @@ void AttentionRunner::Attend(const CpuAttention& attention, const StepPlan& plan
   gemms_.Run();
 }
 
-void AttentionRunner::Out(const CpuAttention& attention, Tensor output, Tensor residual) {
+void AttentionRunner::Out(const AttentionStep& step, const CpuAttention& attention, Tensor output,
+                          Tensor residual) {
+  KERNEL_CHECK(step.attention == &attention);
+  KERNEL_CHECK_EQ(step.rows, output.rows);
   const AttentionShape& shape = attention.shape;
   const int64_t rows = output.rows;
   const int64_t columns = int64_t{shape.heads} * shape.v_dim;
-  auto* values = values_.Get<BF16>(rows * columns);
-  auto jobs = JobsOfHeads(absorbed_, output.As<BF16>(), output.cols, shape.kv_rank, attention.w_uv);
+  BF16* values = step.values;
+  auto jobs =
+      JobsOfHeads(step.absorbed, output.As<BF16>(), output.cols, shape.kv_rank, attention.w_uv);
   gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
-    const auto ranges = static_cast<int>(absorbed_.size());
-    const int64_t first = absorbed_[block.job % ranges].begin;
+    const auto ranges = static_cast<int>(step.absorbed.size());
+    const int64_t first = step.absorbed[block.job % ranges].begin;
     const int64_t column = int64_t{block.job / ranges} * shape.v_dim + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.to_bf16(block.Row(t), block.columns(), values + (first + t) * columns + column);

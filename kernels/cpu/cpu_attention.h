@@ -1,5 +1,11 @@
 // MLA on the CPU: the three sub-layers of attention. Rows attend absorbed, or, where they are of a
 // prompt and the weights are loaded for it, expanded.
+//
+//   AttentionStep step = runner.In(attention, plan, rope, kv, layer, residual, query);
+//   runner.Attend(step, attention, plan, kv, layer, query, output);   // or some rows at a time
+//   runner.Out(step, attention, output, residual);
+//
+// The arguments and their shapes are those of Backend::AttentionIn, Attend and AttentionOut.
 #pragma once
 
 #include <atomic>
@@ -15,6 +21,26 @@
 
 namespace epic::kernels {
 
+// Rows of a step that stand together: [begin, end).
+struct RowRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// What one layer's In leaves for its Attend and Out, beside the tensors that the caller holds. The
+// memory is the runner's and valid until its next In.
+struct AttentionStep {
+  const CpuAttention* attention = nullptr;  // the layer's
+  int64_t rows = 0;
+  std::vector<RowRange> absorbed;  // the rows that attend absorbed, ascending
+  // [rows, heads·nope_dim], BF16: the q_nope of each row; rows that attend expanded need it.
+  const BF16* nope = nullptr;
+  // [rows, heads·v_dim], BF16: the heads' values. Attend writes those of rows that attend expanded,
+  // Out those of all others.
+  BF16* values = nullptr;
+};
+
+// One operation at a time. Results have the same bits for any number of threads.
 class AttentionRunner {
  public:
   AttentionRunner(const GemmFamily& family, const SplitAttention& attention, const VectorOps& ops,
@@ -27,11 +53,14 @@ class AttentionRunner {
         expanded_(family, attention, ops, pool, gemms),
         scratch_(pool.threads()) {}
 
-  void In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
-          const KvView& kv, int layer, Tensor residual, Tensor query);
-  void Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv, int layer,
-              Tensor query, Tensor output);
-  void Out(const CpuAttention& attention, Tensor output, Tensor residual);
+  AttentionStep In(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
+                   const KvView& kv, int layer, Tensor residual, Tensor query);
+  // Where rows attend expanded, `plan` is the whole step's; otherwise it may be a slice, and `step`
+  // is not read.
+  void Attend(const AttentionStep& step, const CpuAttention& attention, const StepPlan& plan,
+              const KvView& kv, int layer, Tensor query, Tensor output);
+  void Out(const AttentionStep& step, const CpuAttention& attention, Tensor output,
+           Tensor residual);
 
  private:
   struct Tile;
@@ -40,16 +69,9 @@ class AttentionRunner {
     size_t tile;
     int split;
   };
-  // Rows of the step that stand together.
-  struct RowRange {
-    int64_t begin;
-    int64_t end;
-  };
-
   // Adds the products that fill kv_a and the q that is returned.
   const float* AddProjections(const CpuAttention& attention, int64_t rows, const BF16* normed,
                               float* kv_a);
-  void FindAbsorbed(const CpuAttention& attention, const StepPlan& plan);
   void WriteRow(const CpuAttention& attention, const StepPlan& plan, const RopeTable& rope,
                 const KvView& kv, int layer, int64_t row, const float* q, const float* kv_a,
                 BF16* nope, BF16* query) const;
@@ -68,7 +90,6 @@ class AttentionRunner {
   ThreadPool& pool_;
   GemmRunner& gemms_;
   ExpandedAttention expanded_;
-  std::vector<RowRange> absorbed_;  // the rows that attend so, from In to Out of a layer
   std::atomic<size_t> next_task_ = 0;
   std::vector<Task> tasks_;
   std::vector<ReusableMemory> scratch_;  // [threads]

@@ -99,17 +99,18 @@ class CpuBackend : public Backend {
   void AttentionIn(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
                    Tensor residual, Tensor query) override {
     const ScopedFlushDenormals flush;
-    attention_.In(static_cast<const CpuAttention&>(attention), plan, rope_, kv, layer, residual,
-                  query);
+    attention_step_ = attention_.In(static_cast<const CpuAttention&>(attention), plan, rope_, kv,
+                                    layer, residual, query);
   }
   void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
               Tensor query, Tensor output) override {
     const ScopedFlushDenormals flush;
-    attention_.Attend(static_cast<const CpuAttention&>(attention), plan, kv, layer, query, output);
+    attention_.Attend(attention_step_, static_cast<const CpuAttention&>(attention), plan, kv, layer,
+                      query, output);
   }
   void AttentionOut(const Attention& attention, Tensor output, Tensor residual) override {
     const ScopedFlushDenormals flush;
-    attention_.Out(static_cast<const CpuAttention&>(attention), output, residual);
+    attention_.Out(attention_step_, static_cast<const CpuAttention&>(attention), output, residual);
   }
 
   void Norm(Tensor weight, float eps, Tensor residual, Tensor rows) override {
@@ -161,6 +162,7 @@ class CpuBackend : public Backend {
   GemmRunner gemms_;
   const std::unique_ptr<SplitAttention> split_attention_;
   AttentionRunner attention_;
+  AttentionStep attention_step_;  // from AttentionIn to AttentionOut of a layer
   ExpertOrder order_;
   RopeTable rope_;
   ReusableMemory logits_, gathered_, product_, head_rows_, sums_;

@@ -64,11 +64,12 @@ void ExpandedAttention::AttendSequence(const Sequence& sequence) {
   const int64_t splits = std::max<int64_t>(1, kRecordsBytesMax / key_bytes / kSplitTokens);
   const auto step = static_cast<int>(std::min<int64_t>(splits * kSplitTokens, sequence.keys()));
   auto* records = records_.Get<std::byte>(step * key_bytes);
-  totals_.Get<float>(int64_t{sequence.tiles()} * shape.heads * PartialFloats(shape));
+  // Every range adds to them, so all ranges share one Get.
+  auto* totals = totals_.Get<float>(int64_t{sequence.tiles()} * shape.heads * PartialFloats(shape));
   for (int begin = 0; begin < sequence.keys(); begin += step) {
     const Range range{begin, std::min(sequence.keys(), begin + step)};
     AddExpanding(sequence, range, records);
-    AddTiles(sequence, range, records);
+    AddTiles(sequence, range, records, totals);
     gemms_.Run();
   }
 }
@@ -109,12 +110,11 @@ void ExpandedAttention::AddExpanding(const Sequence& sequence, const Range& rang
 }
 
 void ExpandedAttention::AddTiles(const Sequence& sequence, const Range& range,
-                                 const std::byte* records) {
+                                 const std::byte* records, float* totals) {
   const AttentionShape& shape = sequence.shape();
   const int64_t tasks = int64_t{sequence.tiles()} * shape.heads;
   const int64_t width = shape.nope_dim + shape.rope_dim + shape.v_dim;
   next_task_ = 0;
-  auto* totals = totals_.Get<float>(tasks * PartialFloats(shape));
   // A product of 16 lanes takes about as long as reading four bytes.
   const int64_t cost = tasks * (kRows / kLanes) * 4 * range.count() * width;
   gemms_.Part(cost, [=, this, &sequence](int thread, int) {

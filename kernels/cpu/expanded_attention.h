@@ -47,7 +47,8 @@ class ExpandedAttention {
 
   void AttendSequence(const Sequence& sequence);
   void AddExpanding(const Sequence& sequence, const Range& range, std::byte* records);
-  void AddTiles(const Sequence& sequence, const Range& range, const std::byte* records);
+  void AddTiles(const Sequence& sequence, const Range& range, const std::byte* records,
+                float* totals);
   void RunTile(const Sequence& sequence, const Range& range, int head, int first_row,
                const std::byte* records, int thread, float* total);
 

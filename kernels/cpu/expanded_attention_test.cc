@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/huge_memory.h"
 #include "kernels/reference/reference_backend.h"
 #include "kernels/testing/toy_model.h"
 
@@ -133,13 +134,17 @@ TEST(ExpandedAttention, CrossesTheSplitsOfALongSequence) {
 }
 
 // So many heads that 512 keys are expanded at a time.
-TEST(ExpandedAttention, ExpandsWhatFitsAtATime) {
+ToyShape ManyHeads() {
   ToyShape shape = SmallToyShape();
   AttentionShape& a = shape.attention;
   a = {.hidden = 24, .heads = 128, .kv_rank = 16, .nope_dim = 128, .rope_dim = 64, .v_dim = 128};
   a.norm_eps = a.inner_norm_eps = 1e-6f;
   a.softmax_scale = 0.07f;
-  const ToyModel model(shape, 8);
+  return shape;
+}
+
+TEST(ExpandedAttention, ExpandsWhatFitsAtATime) {
+  const ToyModel model(ManyHeads(), 8);
   const auto expanded = Cpu({.threads = 2});
   const auto absorbed = MakeCpuBackend({.threads = 2}).backend;
   const auto of = [&](Backend& backend) {
@@ -159,6 +164,36 @@ TEST(ExpandedAttention, ExpandsWhatFitsAtATime) {
     }
   }
   EXPECT_LT(std::sqrt(error / size), 0.1);
+}
+
+// Every Get of ReusableMemory overwrites what was there.
+struct ScopedPoison {
+  ScopedPoison() { ReusableMemory::PoisonForTests(true); }
+  ~ScopedPoison() { ReusableMemory::PoisonForTests(false); }
+};
+
+TEST(ReusableMemory, NoOperationReadsBackWhatAnEarlierUseLeft) {
+  const ToyModel small(SmallToyShape(), 9), wide(ManyHeads(), 9);
+  for (const PromptAttention form : {PromptAttention::kAbsorbed, PromptAttention::kExpanded}) {
+    for (const CpuFamily family : {CpuFamily::kFma, CpuFamily::kAmxBf16}) {
+      const auto run = [&](const ToyModel& model, const Schedule& schedule) {
+        const auto backend =
+            MakeCpuBackend(
+                {.family = family, .emulate_amx = true, .prompt_attention = form, .threads = 2})
+                .backend;
+        return RunAll(model, *backend, {530, 9, 50}, schedule);
+      };
+      const Schedule long_prompt = {{{0, 520}}, {{0, 10}}};  // of more keys than are expanded once
+      const bool with_long = family == CpuFamily::kFma;
+      const Logits plain = run(small, kSchedule);
+      const Logits plain_long = with_long ? run(wide, long_prompt) : Logits{};
+      const ScopedPoison poison;
+      EXPECT_EQ(run(small, kSchedule), plain);
+      if (with_long) {
+        EXPECT_EQ(run(wide, long_prompt), plain_long);
+      }
+    }
+  }
 }
 
 TEST(ExpandedAttention, ARowOfNaNsDoesNotReachEarlierRowsOrOtherSequencesOfItsChunk) {

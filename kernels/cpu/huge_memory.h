@@ -5,7 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
+#include <cstring>
+#include <memory>
 
 #include "kernels/backend.h"
 
@@ -28,7 +29,9 @@ class HugeMemory : public Memory {
   std::byte* data_ = nullptr;
 };
 
-// Grows to what is asked and keeps it; what it held is lost.
+// Memory for one purpose, reused from operation to operation: it grows to what is asked and keeps
+// it. Each Get begins a new use: what the memory held is lost, and pointers of earlier Gets are
+// dead. What is to outlive a Get is handed on as a pointer (AttentionStep), never asked for again.
 class ReusableMemory {
  public:
   template <typename T>
@@ -38,10 +41,17 @@ class ReusableMemory {
       memory_.reset();
       memory_ = std::make_unique<HugeMemory>(bytes);
     }
+    if (poisons_) std::memset(memory_->data(), 0xff, bytes);  // NaN as BF16 and as FP32
     return reinterpret_cast<T*>(memory_->data());
   }
 
+  // For tests: every Get overwrites what the memory held, so that whoever reads it back is found.
+  // Not while an operation runs.
+  static void PoisonForTests(bool poisons) { poisons_ = poisons; }
+
  private:
+  static inline bool poisons_ = false;
+
   std::unique_ptr<HugeMemory> memory_;
 };
 

@@ -182,7 +182,7 @@ void Fixed(benchmark::State& state) {
   const KvView kv{kLayout, slabs, static_cast<int>(batch.plan.pages.size())};
   const int64_t rows = batch.plan.rows();
   for (auto _ : state) {
-    runner.Attend(attention, batch.plan, kv, 0,
+    runner.Attend({}, attention, batch.plan, kv, 0,
                   {DType::kBF16, rows, kHeads * kWidth, batch.query.data()},
                   {DType::kBF16, rows, kHeads * int64_t{512}, batch.output.data()});
   }
