@@ -140,7 +140,7 @@ absl::StatusOr<nlohmann::json> Bench(const BenchOptions& options) {
                    model::Checkpoint::Open(options.model));
   auto [backend, error, note] = kernels::MakeCpuBackend(kernels::ParseCpuFlags(options.cpu));
   if (backend == nullptr) return absl::FailedPreconditionError("--numerics: " + error);
-  const int threads = kernels::ComputeThreads(*backend);
+  const int threads = backend->compute_threads();
   const double bandwidth = MemoryBandwidth(threads, kBandwidthBytes);
   const absl::Time start = RealClock().Now();
   ASSIGN_OR_RETURN(const std::unique_ptr<model::Model> model,

@@ -1,18 +1,35 @@
-// Backend: the operations that a device offers to model/. Each is one sub-layer on a whole batch;
-// they run in order on a stream (at once on a CPU), and the graph never asks which.
+// Backend: the operations that a device offers to model/. Each operation is one sub-layer on a
+// whole batch. model/ never asks which device it is.
+//
+//   backend.BeginStep(plan, rope);
+//   backend.Embed(plan, table, residual);
+//   // for each layer:
+//   backend.AttentionIn(attention, plan, kv, layer, residual, query);
+//   backend.Attend(attention, plan, kv, layer, query, output);
+//   backend.AttentionOut(attention, output, residual);
+//   backend.Norm(weight, eps, residual, rows);
+//   backend.ApplyMlp(dense, rows, out);   // or: ChooseExperts, Wait, Experts and ApplyMlp
+//   backend.Combine(out, answers, weights, residual);
+//   // at the end:
+//   backend.Head(norm, eps, head, plan, residual, logits);
+//   backend.Wait();
 //
 // Row purity (docs/architecture.md): what an operation writes for a row depends only on that row's
-// inputs, on the weights and on profile(), never on the other rows, their number, or the thread
-// count.
+// inputs, on the weights and on profile(). It never depends on the other rows, their number, or the
+// number of threads.
 //
 // Roundings: the residual is FP32. Normed rows, q, latent, rope part, attention output, SiLU
 // product and expert output are rounded once to BF16. Norms, softmax and gate are FP32.
 //
-// Operations may run later than their call, in order: Wait ends them. What host code reads of them
-// it reads after Wait; what it writes for them is there before the call.
+// Order: operations run in the order of their calls, each perhaps later than its call; Wait returns
+// when all have ended. Host code reads what an operation wrote only after Wait, and writes what an
+// operation reads before the call. What an operation refers to (weights, plans, tensors) lives
+// until it has ended.
 //
-// One Backend serves one thread at a time. Shapes are the caller's duty: a wrong one is a bug
-// (abort).
+// Threads: one Backend serves one thread at a time; the loading functions are thread-safe.
+//
+// Errors: an operation has none. Shapes, types and indices are the caller's duty, and a wrong one
+// is a bug: backends check them where an operation begins (KERNEL_CHECK, which aborts).
 #pragma once
 
 #include <cstdint>
@@ -30,14 +47,18 @@
 
 namespace epic::kernels {
 
-// Who touches a Memory beside the backend's operations. On a CPU all are the same.
+// Which host code touches a Memory, so that a device can choose where the memory lies. On a CPU all
+// are the same.
 enum class MemoryUse : uint8_t {
-  kOperations,  // nobody
-  kTraffic,     // host code where rows travel: it lies with the operations until then
-  kHost,        // host code, in every step: operations reach for it
+  // Device memory. Host code never touches it, except through Write and Zero.
+  kOperations,
+  // Rows that may travel to other ranks: device memory that host code may also access.
+  kTraffic,
+  // Host memory that device operations access over the bus (pinned). Host code reads it every step.
+  kHost,
 };
 
-// Memory that the backend's operations can address; 64-byte aligned, zeroed. Freed with the object.
+// Memory that the backend's operations can address: 64-byte aligned, zeroed, freed with the object.
 class Memory {
  public:
   virtual ~Memory() = default;
@@ -45,13 +66,14 @@ class Memory {
   virtual int64_t bytes() const = 0;
 };
 
-// A weight matrix [rows, cols] packed as the device likes. Immutable.
+// A weight matrix [rows, cols], packed as the device wants it. Immutable. Like the other handles
+// below it must be given back only to operations of the backend that loaded it.
 class Matrix {
  public:
   virtual ~Matrix() = default;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t packed_bytes = 0;
+  int64_t packed_bytes = 0;  // of device memory; likewise below
 };
 
 // A gated MLP: down(silu(gate(x)) ⊙ up(x)): an expert, the shared expert, or a dense layer.
@@ -77,14 +99,14 @@ struct AttentionShape {
   bool rope_interleaved = true;
 };
 
-// How the rows of prompts attend (docs/numerics.md); all others attend absorbed.
+// How the rows of prompts attend (docs/numerics.md); all other rows attend absorbed.
 enum class PromptAttention : uint8_t { kAbsorbed, kExpanded };
-// As in the numeric profile.
+// The word for it in the numeric profile.
 constexpr const char* PromptAttentionName(PromptAttention form) {
   return form == PromptAttention::kExpanded ? "expanded" : "absorbed";
 }
 
-// One layer's MLA. Norm weights are FP32 [n]. Built by Backend::LoadAttention.
+// One layer's multi-head latent attention (MLA). Built by Backend::LoadAttention.
 class Attention {
  public:
   virtual ~Attention() = default;
@@ -92,6 +114,7 @@ class Attention {
   int64_t packed_bytes = 0;
 };
 
+// One layer's weights as the checkpoint has them. Norm weights are FP32.
 struct AttentionSource {
   AttentionShape shape;
   std::span<const float> input_norm;  // [hidden]
@@ -104,12 +127,14 @@ struct AttentionSource {
   SourceMatrix o;                    // [hidden, heads·v]
 };
 
-// Rotary frequencies, shared by all layers. cos and sin are multiplied by `magnitude`.
+// Rotary frequencies, shared by all layers. Pair i of a row at position p is rotated by the angle
+// p · inverse_frequency[i]; cos and sin are multiplied by `magnitude` (YaRN's; else 1).
 struct Rope {
   std::vector<double> inverse_frequency;  // [rope_dim / 2]
   double magnitude = 1;
 };
 
+// The router's choice, as the DeepSeek-V2 and V3 papers define it (kernels/gate_choice.h).
 enum class GateScore : uint8_t { kSoftmax, kSigmoid };
 enum class GroupScore : uint8_t { kNone, kMax, kTopTwoSum };
 
@@ -133,55 +158,63 @@ class Gate {
   int64_t packed_bytes = 0;
 };
 
-// What the gate decides for each row. Ids ascend within a row, weights follow their ids.
+// What the gate decides for each of T rows.
 struct GateResult {
   Tensor rows;     // BF16 [T, hidden]: normed residual, input of experts and shared expert
-  Tensor experts;  // I32 [T, top_k]
-  Tensor weights;  // F32 [T, top_k]
-  Tensor faults;   // U8 [T, 1]: 1 where the logits held a NaN; such a row goes to experts 0..k-1
+  Tensor experts;  // I32 [T, top_k]: ids, ascending within a row
+  Tensor weights;  // F32 [T, top_k]: of the expert in the same place
+  // U8 [T, 1]: 1 where the logits held a NaN. Such a row goes to experts 0 .. top_k−1 with weights
+  // 0, and its request must end with an error.
+  Tensor faults;
 };
 
-// One (row, expert) product to compute.
+// One (row, expert) product to compute, for Backend::Experts.
 struct ExpertRow {
-  int32_t row = 0;     // of the rows given
-  int32_t expert = 0;  // index into the experts given
+  int32_t row = 0;     // index into `rows`
+  int32_t expert = 0;  // index into `experts`
 };
 
 class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Names all that fixes bits: numerics version, family, activation and KV types, attention form.
+  // Names all that fixes bits: numerics version, family, activation and KV types, attention form
+  // (kernels/numerics.h).
   virtual std::string profile() const = 0;
-  // How its KV records hold a latent: the type of every layout that it is given.
+  // How this backend's KV records hold a latent. Every KvLayout that it is given must have this
+  // type.
   virtual KvType kv_type() const { return KvType::kBF16; }
   // For people: CPU or GPU, family, threads.
   virtual std::string description() const = 0;
 
   // Whether a step's attention can be computed some rows at a time: see Attend.
   virtual bool attends_slices() const { return false; }
+  // Threads of the host that compute in ForEach, and on a CPU in operations too.
+  virtual int compute_threads() const { return 1; }
 
-  // Operations that take long call `interlude` now and then on the thread that called them, at
-  // least every 50 ms or so, so that a rank can say that it is at work. It calls nothing of the
-  // backend, and frees nothing that the operation reads. A device that computes on its own need
-  // not.
+  // Long operations call `interlude` on the thread that called them, about every 50 ms or more
+  // often, so that a rank can report progress. The interlude must not call the backend, nor free
+  // what the operation reads. A backend whose operations do not occupy the caller never calls it.
   virtual void SetInterlude(std::function<void()> interlude) {}
 
-  // Host code may read what earlier operations wrote, and write what they read.
+  // Returns when all earlier operations have ended. From then on host code may read what they wrote
+  // and overwrite what they read.
   virtual void Wait() {}
   // Runs task(0) .. task(count − 1) on the host's compute threads, in any order and several at a
-  // time, with denormals flushed, and returns when all have returned. They use no operation.
+  // time, with denormals flushed, and returns when all have returned. Tasks must not call the
+  // backend.
   virtual void ForEach(int count, const std::function<void(int)>& task) {
     const ScopedFlushDenormals flush;
     for (int i = 0; i < count; ++i) task(i);
   }
-  // As operations, on any Memory: `from` is of the host and is read within the call.
+  // Operations on any Memory of this backend. `from` is ordinary host memory, read within the call.
   virtual void Write(std::byte* to, const void* from, int64_t bytes) {
     std::memcpy(to, from, bytes);
   }
   virtual void Zero(std::byte* at, int64_t bytes) { std::memset(at, 0, bytes); }
 
-  // Loading. The source is read within the call and may be released after it. Thread-safe.
+  // Loading. The source is read within the call and may be released after it. Thread-safe. The
+  // objects must be destroyed before the backend, and not while an operation reads them.
   virtual std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) = 0;
   virtual std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) = 0;
   virtual std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
@@ -190,16 +223,16 @@ class Backend {
   virtual std::unique_ptr<Gate> LoadGate(const GateShape& shape, const SourceMatrix& weight,
                                          std::span<const float> correction_bias) = 0;
 
-  // How many rows the tensors of a step have whose plan has `rows`: as many, or more, which no
-  // operation reads for others and whose values mean nothing. Logits have those of the plan.
+  // How many rows the tensors of a step must have if its plan has `rows`: as many, or more. Rows
+  // past the plan's fill the tensors up; their values mean nothing and reach no other row. Logits
+  // have only the rows of the plan.
   virtual int StepRows(int rows) const { return rows; }
 
-  // A step: BeginStep, then per layer AttentionIn, Attend, AttentionOut and the layer's MLP, then
-  // Head. `plan` and what Rope holds stay unchanged until the step's last operation.
+  // Begins a step. `plan` and `rope` stay unchanged until the step's last operation has ended.
   virtual void BeginStep(const StepPlan& plan, const Rope& rope) = 0;
 
-  // residual F32 [T, hidden] ← the tokens' rows of `table` (a SourceMatrix kept by the caller in
-  // backend-readable memory, BF16 or F32 [vocab, hidden]).
+  // residual F32 [T, hidden] ← the tokens' rows of `table`: BF16 or F32 [vocab, hidden], kept by
+  // the caller in memory of this backend.
   virtual void Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) = 0;
 
   // Norm, projections, rope; writes the rows' KV records into `kv` at `layer`, and
@@ -210,8 +243,9 @@ class Backend {
   // position of the row's sequence, as stored. Splits of 512 keys, merged in order.
   // Where attends_slices() is true, `plan` may be a slice of the step's plan, with those rows of
   // the tensors.
-  // Rows that attend expanded leave their part of `output` as it is: from AttentionIn to
-  // AttentionOut of a layer the backend keeps what it needs of them.
+  // Attend does not write the part of `output` of rows that attend expanded: the backend itself
+  // keeps what they need from AttentionIn to AttentionOut of a layer. So the three operations of a
+  // layer must not be mixed with those of another layer or step.
   virtual void Attend(const Attention& attention, const StepPlan& plan, const KvView& kv, int layer,
                       Tensor query, Tensor output) = 0;
   // residual += o_proj(concat of W_UV·output per head).
@@ -221,9 +255,10 @@ class Backend {
   virtual void Norm(Tensor weight, float eps, Tensor residual, Tensor rows) = 0;
   // Reads result.rows (normed) and fills the rest of it. Logits in FP32, ties to the lowest id.
   virtual void ChooseExperts(const Gate& gate, const GateResult& result) = 0;
-  // out BF16 [pairs.size(), hidden]: expert pairs[i].expert applied to rows[pairs[i].row].
-  // experts[e] may be null where no pair names it. `pairs` may come in any order. `rows` and `out`
-  // may lie in any memory of the process; an `out` there, or in kHost, is written on return.
+  // out BF16 [pairs.size(), hidden]: row i ← expert pairs[i].expert applied to rows[pairs[i].row].
+  // experts[e] may be null if no pair names it. `pairs` may come in any order. `rows` and `out` may
+  // lie in any memory of the process, this backend's or not. If `out` is not this backend's, or is
+  // of kHost, it is written when the call returns.
   virtual void Experts(std::span<const Mlp* const> experts, Tensor rows,
                        std::span<const ExpertRow> pairs, Tensor out) = 0;
   // out BF16 [T, hidden] ← mlp(rows).

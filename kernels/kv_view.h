@@ -14,11 +14,14 @@
 namespace epic::kernels {
 
 inline constexpr int kPageTokens = 64;
-
+// Keys of which attention makes one partial result, at absolute positions (docs/numerics.md). It
+// fixes bits and stands in the numeric profile. A multiple of kPageTokens.
+inline constexpr int kSplitTokens = 512;
+// Values of an FP8 latent that share a scale.
 inline constexpr int kKvScaleBlock = 128;
 
 enum class KvType : uint8_t { kBF16, kFP8 };
-// As in the numeric profile.
+// The word for it in the numeric profile.
 constexpr const char* KvTypeName(KvType type) { return type == KvType::kFP8 ? "fp8" : "bf16"; }
 
 struct KvLayout {
@@ -36,6 +39,7 @@ struct KvLayout {
   constexpr int64_t rope_offset_bytes() const {
     return scales_offset_bytes() + Padded(int64_t{4} * scale_count());
   }
+  // All of them are multiples of 16.
   constexpr int64_t record_bytes() const { return rope_offset_bytes() + Padded(rope_dim * 2); }
   constexpr int64_t page_bytes() const { return kPageTokens * record_bytes(); }
 };

@@ -50,7 +50,6 @@ struct CpuFlags {
 };
 CpuOptions ParseCpuFlags(const CpuFlags& flags);
 
-int ComputeThreads(const Backend& cpu_backend);
 // Parallel regions that a backend made by MakeCpuBackend has begun, for tests and benchmarks.
 int64_t ParallelRegions(const Backend& cpu_backend);
 

@@ -1,5 +1,6 @@
 // The inner loops of the CPU backend, compiled once per instruction set from one source
-// (vector_ops_inl.h over lanes_avx2.h or lanes_avx512.h), with equal bits.
+// (vector_gemm_inl.h, vector_rows_inl.h, vector_attention_inl.h and product_attention_inl.h over
+// lanes_avx2.h or lanes_avx512.h), with equal bits.
 //
 // Pointers need no alignment unless said; lengths are any. Denormals are flushed by the caller.
 #pragma once
@@ -7,13 +8,12 @@
 #include <cstdint>
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/kv_view.h"
 #include "kernels/tensor.h"
 
 namespace epic::kernels {
 
 inline constexpr int kLanes = 16;
-// Keys of which attention makes one partial result (docs/numerics.md).
-inline constexpr int kSplitTokens = 512;
 
 // Some (row, head) pairs of one sequence, as vector lanes, against one split of its keys.
 struct AttentionTile {

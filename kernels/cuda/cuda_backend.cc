@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/check.h"
 #include "kernels/cuda/gate.h"
 #include "kernels/cuda/pairs.h"
+#include "kernels/handle.h"
+#include "kernels/numerics.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -34,6 +37,7 @@ CudaBackend::CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr
     : runtime_(std::move(runtime)),
       heap_(std::move(heap)),
       kv_type_(options.kv_type),
+      checks_(options.kv_type),
       graphs_(*heap_, options.graphs),
       products_(*heap_, graphs_, std::move(tiles)),
       loader_(*heap_),
@@ -48,9 +52,8 @@ CudaBackend::CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr
 CudaBackend::~CudaBackend() { runtime_->Wait(); }
 
 std::string CudaBackend::profile() const {
-  return std::string("epic-numerics-3/") + runtime_->family() +
-         "/w:checkpoint,a:checkpoint,kv:" + KvTypeName(kv_type_) + "/absorbed/split" +
-         std::to_string(kSplitTokens);
+  return NumericProfile(runtime_->family(), "w:checkpoint,a:checkpoint", KvTypeName(kv_type_),
+                        PromptAttention::kAbsorbed);
 }
 
 std::string CudaBackend::description() const {
@@ -58,6 +61,9 @@ std::string CudaBackend::description() const {
 }
 
 void CudaBackend::Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) {
+  checks_.Embed(plan, table, residual);
+  KERNEL_CHECK(table.dtype == DType::kBF16 || table.dtype == DType::kF32, "type %d",
+               static_cast<int>(table.dtype));
   BeginOperation(residual.rows);
   graphs_.RunOrRecord(EmbedRows, {.rows = static_cast<int>(residual.rows),
                                   .columns = static_cast<int>(residual.cols),
@@ -69,14 +75,16 @@ void CudaBackend::Embed(const StepPlan& plan, const SourceMatrix& table, Tensor 
 
 void CudaBackend::AttentionIn(const Attention& base, const StepPlan& plan, const KvView& kv,
                               int layer, Tensor residual, Tensor query) {
-  const auto& attention = static_cast<const CudaAttention&>(base);
+  const auto& attention = HandleAs<CudaAttention>(base);
+  checks_.AttentionIn(attention.shape, plan, kv, layer, residual, query);
   BeginOperation(residual.rows);
   attention_.In(attention, arrays_, kv, layer, residual, query);
 }
 
 void CudaBackend::Attend(const Attention& base, const StepPlan& plan, const KvView& kv, int layer,
                          Tensor query, Tensor output) {
-  const auto& attention = static_cast<const CudaAttention&>(base);
+  const auto& attention = HandleAs<CudaAttention>(base);
+  checks_.Attend(attention.shape, plan, kv, layer, query, output);
   const std::span<const StepArrays::Mla> launches = arrays_.MlaFor(plan, attention.shape.heads);
   graphs_.Begin(launches.size() == 1 && query.rows <= kBucketRowsMax);
   for (const StepArrays::Mla& mla : launches) {
@@ -91,12 +99,14 @@ void CudaBackend::Attend(const Attention& base, const StepPlan& plan, const KvVi
 }
 
 void CudaBackend::AttentionOut(const Attention& base, Tensor output, Tensor residual) {
-  const auto& attention = static_cast<const CudaAttention&>(base);
+  const auto& attention = HandleAs<CudaAttention>(base);
+  StepChecks::AttentionOut(attention.shape, output, residual);
   BeginOperation(output.rows);
   attention_.Out(attention, output, residual);
 }
 
 void CudaBackend::Norm(Tensor weight, float eps, Tensor residual, Tensor rows) {
+  StepChecks::Norm(weight, residual, rows);
   const auto hidden = static_cast<int>(residual.cols);
   BeginOperation(residual.rows);
   graphs_.RunOrRecord(RmsNorm, {.rows = static_cast<int>(residual.rows),
@@ -109,7 +119,8 @@ void CudaBackend::Norm(Tensor weight, float eps, Tensor residual, Tensor rows) {
 }
 
 void CudaBackend::ChooseExperts(const Gate& base, const GateResult& result) {
-  const auto& gate = static_cast<const CudaGate&>(base);
+  const auto& gate = HandleAs<CudaGate>(base);
+  StepChecks::ChooseExperts(gate.shape, result);
   const auto rows = static_cast<int>(result.rows.rows);
   BeginOperation(rows);
   const DeviceRows x = {.places = rows,
@@ -132,12 +143,14 @@ void CudaBackend::ChooseExperts(const Gate& base, const GateResult& result) {
 
 void CudaBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
                           std::span<const ExpertRow> pairs, Tensor out) {
+  StepChecks::Experts(experts, rows, pairs, out);
   graphs_.Begin(false);
   mlps_.Experts(experts, rows, pairs, out);
 }
 
 void CudaBackend::ApplyMlp(const Mlp& base, Tensor rows, Tensor out) {
-  const auto& mlp = static_cast<const CudaMlp&>(base);
+  const auto& mlp = HandleAs<CudaMlp>(base);
+  StepChecks::ApplyMlp(mlp, rows, out);
   BeginOperation(rows.rows);
   mlps_.Apply(mlp, rows, out);
   // The next operation may come only after rows of other ranks: the shared expert does not wait
@@ -146,6 +159,7 @@ void CudaBackend::ApplyMlp(const Mlp& base, Tensor rows, Tensor out) {
 }
 
 void CudaBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) {
+  StepChecks::Combine(shared, expert_rows, weights, residual);
   BeginOperation(residual.rows);
   graphs_.RunOrRecord(CombineRows, {.rows = static_cast<int>(residual.rows),
                                     .top_k = static_cast<int>(weights.cols),
@@ -158,10 +172,11 @@ void CudaBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Ten
 
 void CudaBackend::Head(Tensor norm, float eps, const Matrix& base, const StepPlan& plan,
                        Tensor residual, Tensor logits) {
+  StepChecks::Head(base, plan, norm, residual, logits);
   const auto count = static_cast<int>(plan.logit_rows.size());
   if (count == 0) return;
   graphs_.Begin(false);  // the logit rows are as many as the step wants
-  const DeviceMatrix& head = static_cast<const CudaMatrix&>(base).weight;
+  const DeviceMatrix& head = HandleAs<CudaMatrix>(base).weight;
   const auto hidden = static_cast<int>(residual.cols);
   const DeviceRows x = head_rows_.Get(RowForms::Of({&head}), 1, count, hidden);
   graphs_.RunOrRecord(RmsNorm, {.rows = count,

@@ -14,6 +14,7 @@
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/step_arrays.h"
 #include "kernels/cuda/weights.h"
+#include "kernels/step_checks.h"
 #include "kernels/threads/thread_pool.h"
 
 namespace epic::kernels::cuda {
@@ -32,6 +33,7 @@ class CudaBackend : public Backend {
   std::string profile() const override;
   KvType kv_type() const override { return kv_type_; }
   std::string description() const override;
+  int compute_threads() const override { return host_threads_.threads(); }
 
   void Wait() override {
     graphs_.Flush();
@@ -53,22 +55,27 @@ class CudaBackend : public Backend {
     return heap_->Allocate(bytes, use);
   }
   std::unique_ptr<Matrix> LoadMatrix(const SourceMatrix& source) override {
+    CheckSource(source);
     return loader_.LoadMatrix(source);
   }
   std::unique_ptr<Mlp> LoadMlp(const SourceMatrix& gate, const SourceMatrix& up,
                                const SourceMatrix& down) override {
+    CheckMlpSources(gate, up, down);
     return loader_.LoadMlp(gate, up, down);
   }
   std::unique_ptr<Attention> LoadAttention(const AttentionSource& source) override {
+    CheckAttentionSource(source);
     return loader_.LoadAttention(source);
   }
   std::unique_ptr<Gate> LoadGate(const GateShape& shape, const SourceMatrix& weight,
                                  std::span<const float> correction_bias) override {
+    CheckGateSource(shape, weight, correction_bias);
     return loader_.LoadGate(shape, weight, correction_bias);
   }
 
   int StepRows(int rows) const override { return BucketOf(rows); }
   void BeginStep(const StepPlan& plan, const Rope& rope) override {
+    checks_.Begin(plan, rope);
     graphs_.Flush();
     arrays_.Begin(plan, StepRows(plan.rows()), rope);
   }
@@ -96,6 +103,7 @@ class CudaBackend : public Backend {
   const std::unique_ptr<DeviceRuntime> runtime_;
   const std::unique_ptr<DeviceHeap> heap_;
   const KvType kv_type_;
+  StepChecks checks_;
   OperationGraphs graphs_;
   const Products products_;
   const WeightLoader loader_;

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/limits.h"
 #include "kernels/cuda/pairs.h"
+#include "kernels/handle.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -14,8 +15,8 @@ constexpr int kGroupCapacityMin = 8;
 
 int RoundUp(int64_t value, int unit) { return static_cast<int>((value + unit - 1) / unit * unit); }
 
-const CudaMlp& Of(std::span<const Mlp* const> experts, const ExpertOrder::Group& group) {
-  return *static_cast<const CudaMlp*>(experts[group.expert]);
+const CudaMlp& Of(std::span<const Mlp* const> experts, const PairsByExpert::Group& group) {
+  return HandleAs<CudaMlp>(*experts[group.expert]);
 }
 
 // Whether one launch can compute both.
@@ -75,9 +76,9 @@ void MlpRunner::Apply(const CudaMlp& mlp, Tensor rows, Tensor out) {
 }
 
 // Masked where groups are small or even, else contiguous: whichever pads less.
-MlpRunner::Batch MlpRunner::Place(std::span<const ExpertOrder::Group> groups) const {
+MlpRunner::Batch MlpRunner::Place(std::span<const PairsByExpert::Group> groups) const {
   int64_t pairs = 0, largest = 0, segments = 0;
-  for (const ExpertOrder::Group& group : groups) {
+  for (const PairsByExpert::Group& group : groups) {
     pairs += group.count;
     largest = std::max(largest, group.count);
     segments += RoundUp(group.count, kSegmentRows);
@@ -107,7 +108,7 @@ void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
                         std::span<const ExpertRow> pairs, Tensor out) {
   if (pairs.empty()) return;
   order_.Sort(pairs, static_cast<int>(experts.size()));
-  const std::span<const ExpertOrder::Group> groups = order_.groups();
+  const std::span<const PairsByExpert::Group> groups = order_.groups();
   const auto count = static_cast<int>(rows.rows);
   const BF16* x = rows.As<BF16>();
   if (!heap_.UseOf(x)) {
@@ -116,7 +117,7 @@ void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
     x = here;
   }
   RowForms forms;
-  for (const ExpertOrder::Group& group : groups) {
+  for (const PairsByExpert::Group& group : groups) {
     (Of(experts, group).gate_up.type == GemmType::kE4M3 ? forms.quantised : forms.rounded) = true;
   }
   const DeviceRows input = Input(forms, x, count, static_cast<int>(rows.cols));
@@ -146,7 +147,7 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
   const CudaMlp& first = Of(experts, batch.groups[0]);
   const int gate_up_tile = products_.ColumnTileFor(first.gate_up.type, batch.layout, batch.places);
   const int down_tile = products_.ColumnTileFor(first.down.type, batch.layout, batch.places);
-  for (const ExpertOrder::Group& group : batch.groups) {
+  for (const PairsByExpert::Group& group : batch.groups) {
     const auto index = static_cast<int32_t>(group_rows.size());
     const auto begin =
         masked ? index * batch.places : static_cast<int32_t>(segment_group.size()) * kSegmentRows;

@@ -8,7 +8,7 @@
 #include "kernels/cuda/operation_graphs.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/weights.h"
-#include "kernels/expert_order.h"
+#include "kernels/pairs_by_expert.h"
 
 namespace epic::kernels::cuda {
 
@@ -39,7 +39,7 @@ class MlpRunner {
  private:
   // Groups of one batch, and where their rows lie.
   struct Batch {
-    std::span<const ExpertOrder::Group> groups;
+    std::span<const PairsByExpert::Group> groups;
     GemmLayout layout = GemmLayout::kMasked;
     int places = 0;  // of each group; contiguous: of all
     // For so many its kernels are launched; those that it lacks are empty.
@@ -62,7 +62,7 @@ class MlpRunner {
 
   // `count` rows as they are, and quantised where `forms` says so.
   DeviceRows Input(RowForms forms, const BF16* x, int count, int columns);
-  Batch Place(std::span<const ExpertOrder::Group> groups) const;
+  Batch Place(std::span<const PairsByExpert::Group> groups) const;
   void RunBatch(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
                 const Batch& batch, const DeviceRows& x, BF16* out);
   // `mlp`: any of the batch's.
@@ -77,7 +77,7 @@ class MlpRunner {
   OperationGraphs& graphs_;
   RowScratch input_, packed_, product_;
   Scratch here_, gate_up_, answers_, out_, tables_;
-  ExpertOrder order_;
+  PairsByExpert order_;
 };
 
 }  // namespace epic::kernels::cuda

@@ -26,7 +26,6 @@
 namespace epic::kernels::cuda {
 
 inline constexpr int kMlaTileQueries = 64;
-inline constexpr int kSplitTokens = 512;  // of the backend: it fixes bits
 
 // A query is a pair (row, head), numbered row·heads + head.
 struct MlaTile {

@@ -1,4 +1,4 @@
-#include "kernels/expert_order.h"
+#include "kernels/pairs_by_expert.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,9 +11,9 @@
 namespace epic::kernels {
 namespace {
 
-TEST(ExpertOrder, IsAStableSortByExpert) {
+TEST(PairsByExpert, IsAStableSortByExpert) {
   Random random(1);
-  ExpertOrder order;
+  PairsByExpert order;
   for (int trial = 0; trial < 200; ++trial) {
     const int experts = random.Integer(1, 40);
     std::vector<ExpertRow> pairs(random.Integer(0, 90));
@@ -26,7 +26,7 @@ TEST(ExpertOrder, IsAStableSortByExpert) {
 
     int64_t covered = 0;
     int32_t previous = -1;
-    for (const ExpertOrder::Group& group : order.groups()) {
+    for (const PairsByExpert::Group& group : order.groups()) {
       EXPECT_GT(group.expert, previous);
       EXPECT_EQ(group.first, covered);
       EXPECT_GT(group.count, 0);

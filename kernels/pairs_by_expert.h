@@ -9,7 +9,7 @@
 
 namespace epic::kernels {
 
-class ExpertOrder {
+class PairsByExpert {
  public:
   struct Group {
     int32_t expert = 0;
