@@ -1,10 +1,13 @@
 #include "kernels/cuda/argmax.h"
 
+#include "kernels/check.h"
 #include "kernels/cuda/argmax_kernel.h"
 
 namespace epic::kernels::cuda {
 
 void Argmax(Stream stream, const ArgmaxArguments& arguments) {
+  KERNEL_CHECK(arguments.limit > 0 && arguments.limit <= arguments.columns, "%d of %d",
+               arguments.limit, arguments.columns);
   Launch<ArgmaxKernel>(stream, arguments.rows, arguments);
 }
 

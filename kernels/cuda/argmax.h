@@ -7,6 +7,7 @@
 
 namespace epic::kernels::cuda {
 
+// Pointers are to device memory.
 struct ArgmaxArguments {
   int rows = 0;
   int columns = 0;                // of the row in memory

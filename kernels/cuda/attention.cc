@@ -14,10 +14,12 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
                                 .weight = attention.input_norm.data,
                                 .eps = shape.norm_eps,
                                 .out = x.outputs()});
+  // q_a (or q) and kv_a are one product: one read of the normed rows, one launch.
   const int first_width = attention.first.n;
   auto* first = first_.Get<float>(int64_t{rows} * first_width);
   products_.Multiply(attention.first, x, GemmOutput::kF32, first);
 
+  // Records are written before any row attends: a row's own key is read as stored.
   const RopeTables rope = arrays.rope(shape.rope_interleaved);
   graphs_.RunOrRecord(WriteRecords, {.rows = rows,
                                      .layout = kv.layout,
@@ -41,6 +43,7 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
                                    .rope = rope,
                                    .nope = nope,
                                    .query = query.As<BF16>()});
+  // W_UKᵀ·q_nope goes beside the rotated part that SplitQuery left in `query`.
   products_.MultiplyHeads(attention.w_uk.data, shape.heads, shape.kv_rank, shape.nope_dim, rows,
                           nope, query.As<BF16>(), shape.kv_rank + shape.rope_dim);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/check.h"
 #include "kernels/cuda/block_gemm_kernel.h"
 
 namespace epic::kernels::cuda {
@@ -21,6 +22,7 @@ TileShape Matrix(const void* data, GemmType type, int64_t k, int64_t rows, int64
 
 int64_t CeilingOf(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
+// The smallest tile that holds the rows. Segments of contiguous groups are as large as the largest.
 int RowTile(const BlockGemmArguments& a) {
   if (a.row_tile != 0) return a.row_tile;
   if (a.rows > 64 || a.layout == GemmLayout::kContiguous) return 128;
@@ -45,6 +47,7 @@ BlockGemmTiles TilesFor(const BlockGemmArguments& a) {
                   .extent = {a.rows, k_blocks, x_groups},
                   .stride_bytes = {a.x_scale_stride * int64_t{4}, a.x_scale_stride * k_blocks * 4},
                   .box = {kRowTile, 1, 1}},
+      // Each block walks over tiles, so more than fit at once would only wait.
       .blocks = std::min(tiles, int64_t{a.sm_count} * Kernel::kBlocksPerSm)};
 }
 
@@ -69,6 +72,20 @@ auto WithVariant(const BlockGemmArguments& a, const Visit& visit) {
                                    : WithTile<GemmType::kBF16>(a, visit);
 }
 
+void CheckArguments(const BlockGemmArguments& a) {
+  KERNEL_CHECK(a.rows >= 0 && a.n > 0 && a.k > 0, "%d rows, n %d, k %d", a.rows, a.n, a.k);
+  const bool fp8 = a.type == GemmType::kE4M3;
+  KERNEL_CHECK_EQ(a.k * (fp8 ? 1 : 2) % 16, 0);  // rows of K go by bulk copies
+  KERNEL_CHECK(a.x != nullptr && a.out != nullptr);
+  KERNEL_CHECK(a.w != nullptr || a.w_maps != nullptr);
+  KERNEL_CHECK(!fp8 || (a.x_scale != nullptr && a.x_scale_stride >= a.rows), "stride %d of %d rows",
+               a.x_scale_stride, a.rows);
+  KERNEL_CHECK(!fp8 || a.w_scale != nullptr || a.w_scales != nullptr);
+  KERNEL_CHECK(a.layout != GemmLayout::kContiguous || a.segment_group != nullptr);
+  KERNEL_CHECK(a.row_tile == 0 || std::ranges::count(kRowTiles, a.row_tile) == 1, "row tile %d",
+               a.row_tile);
+}
+
 }  // namespace
 
 BlockGemmTiles TilesOf(const BlockGemmArguments& arguments) {
@@ -85,9 +102,11 @@ TensorMap WeightMap(GemmType type, const void* w, int n, int k, int column_tile)
 }
 
 void BlockGemm(Stream stream, const BlockGemmArguments& arguments) {
+  CheckArguments(arguments);
   if (arguments.rows == 0) return;
   const BlockGemmTiles tiles = TilesOf(arguments);
   BlockGemmParams params = {.x = MakeTensorMap(tiles.x), .arguments = arguments};
+  // Groups that lie apart have maps in device memory, which the kernel reads.
   if (arguments.w_maps == nullptr) params.w = MakeTensorMap(tiles.w);
   if (arguments.type == GemmType::kE4M3) params.x_scale = MakeTensorMap(tiles.x_scale);
   WithVariant(arguments, [&](auto kernel) {

@@ -45,11 +45,15 @@ class GemmTileWalk {
   }
 
  private:
-  // Rows of tiles that share their weights while those are in the L2 cache.
+  // Tiles go down a band of so many rows of tiles before they go to the next columns, so that
+  // blocks that run at once share weights in the L2 cache. Chosen, not measured: nothing here has
+  // run on a card.
   static constexpr int kBandTiles = 16;
 
   EPIC_DEVICE int Tiles(int rows) const { return (rows + kRowTile - 1) / kRowTile * column_tiles_; }
 
+  // Groups are passed over until the one that holds tile `index`: group_ and first_ never go back,
+  // as a block's indices only grow.
   EPIC_DEVICE bool NextMasked(int index, GemmTile& tile) {
     for (; group_ < a_.groups; ++group_) {
       const int rows = a_.group_rows == nullptr ? a_.rows : a_.group_rows[group_];
@@ -64,6 +68,7 @@ class GemmTileWalk {
     return false;
   }
 
+  // Tile `index` of `rows` rows: within a band rows run fastest.
   EPIC_DEVICE void Place(int index, int rows, GemmTile& tile) const {
     const int row_tiles = (rows + kRowTile - 1) / kRowTile;
     const int band = index / (kBandTiles * column_tiles_);
@@ -95,7 +100,7 @@ struct BlockGemmKernel {
   static constexpr bool kScaled = kType == GemmType::kE4M3;
   static constexpr int kBlockK = kTileRowBytes / (kScaled ? 1 : 2);  // of a stage
   static constexpr int kProductBytes = 32;                           // of K in one product
-  static constexpr int kThreads = kWarpgroups * 128 + 32;
+  static constexpr int kThreads = kWarpgroups * 128 + 32;            // and the producer's warp
   static constexpr int kBlocksPerSm = kBlocks;
 
   // Shared memory: per stage the tile of w, then that of x; per stage the scales; the barriers.
@@ -108,6 +113,8 @@ struct BlockGemmKernel {
   static constexpr int kSharedBytes = kBarrierOffset + 2 * kStageCount * 8;
   static_assert(kXBytes % kTileAlignmentBytes == 0);
 
+  // A place in the ring of stages, and the parity of its barriers' phase. Producer and consumers
+  // count alike: both visit the same tiles in the same order.
   struct Stage {
     int index = 0;
     uint32_t phase = 0;
@@ -154,6 +161,8 @@ struct BlockGemmKernel {
     return (a.k + kBlockK - 1) / kBlockK;
   }
 
+  // One thread: a bulk copy takes one. A barrier is in phase 0 at first, and waiting for the phase
+  // before it returns at once, so the first round finds the stages empty.
   EPIC_DEVICE static void Produce(const Params& params) {
     const int k_blocks = BlocksOfK(params.arguments);
     const bool masked = params.arguments.layout == GemmLayout::kMasked;
@@ -165,6 +174,7 @@ struct BlockGemmKernel {
       const TensorMap* maps = params.arguments.w_maps;
       const TensorMap& w = maps == nullptr ? params.w : maps[tile.group];
       const int w_group = maps == nullptr ? tile.group : 0;
+      // The host wrote the map to global memory, where the copy engine has a cache of its own.
       if (maps != nullptr) AcquireTensorMap(w);
       for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
         WaitForPhase(stage.empty(), stage.phase ^ 1);
@@ -207,6 +217,7 @@ struct BlockGemmKernel {
         } else {
           AddBlock(stage, b == 0, sums);
         }
+        // Products are awaited, so the stage may be filled again.
         SyncWarp();
         if (LaneIndex() == 0) Arrive(stage.empty());
       }
@@ -214,6 +225,7 @@ struct BlockGemmKernel {
     }
   }
 
+  // BF16: the tensor core keeps the sum over all of K.
   EPIC_DEVICE static void AddBlock(const Stage& stage, bool first, float (&sums)[kRowTile / 2]) {
     const uint32_t w = stage.w() + Uniform(WarpgroupIndex()) * kWarpgroupRows * kTileRowBytes;
     const uint32_t x = stage.x();
@@ -226,6 +238,9 @@ struct BlockGemmKernel {
     ProductsWait<0>(sums);
   }
 
+  // FP8: a block of 128 of K by the tensor core, then one multiply-add in FP32, so that the order
+  // of sums is ours and its precision too. An accumulator's columns are rows of x: four lanes share
+  // the scales of eight rows.
   EPIC_DEVICE static void AddScaledBlock(const Stage& stage, float w_scale,
                                          float (&sums)[kRowTile / 2]) {
     const uint32_t w = stage.w() + Uniform(WarpgroupIndex()) * kWarpgroupRows * kTileRowBytes;
@@ -237,6 +252,7 @@ struct BlockGemmKernel {
       MultiplyE4M3<kRowTile>(block, RowsDescriptor(w + k), RowsDescriptor(x + k), k > 0);
     }
     ProductsCommit();
+    // Nothing reads `block` before the wait: WGMMA owns its registers until then.
     const Shared<ScalePair> scales = stage.scales();
     ProductsWait<0>(block);
     EPIC_UNROLL
@@ -266,6 +282,7 @@ struct BlockGemmKernel {
     }
   }
 
+  // Weights are the left operand, so an accumulator's column is a row of the result.
   template <typename Store>
   EPIC_DEVICE static void WriteAs(const BlockGemmArguments& a, const GemmTile& tile,
                                   const float (&sums)[kRowTile / 2], const Store& store) {
@@ -283,7 +300,9 @@ struct BlockGemmKernel {
   }
 };
 
-// Variants by rows of a tile: small ones run two blocks a multiprocessor for their copies' sake.
+// Variants by rows of a tile: <type, rows, warpgroups, stages, blocks of a multiprocessor>. Small
+// tiles wait for copies more than for products, so two blocks run side by side. As many stages as
+// shared memory holds (test/budget_test.cc). Chosen, not measured: nothing here has run on a card.
 template <GemmType kType>
 using BlockGemm16 = BlockGemmKernel<kType, 16, 1, 8, 2>;
 template <GemmType kType>

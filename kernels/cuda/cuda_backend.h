@@ -1,4 +1,9 @@
-// CudaBackend over any DeviceRuntime, for backend.h and for tests.
+// CudaBackend over any DeviceRuntime, for backend.h and for tests: the CUDA runtime on a card, or
+// the emulated device on the host (device/runtime.h). docs/cuda.md describes it.
+//
+// Operations only launch; nothing waits for the device but Wait, and Experts whose answers go to
+// host memory. Launches of small steps are held back until something must follow them: each call
+// that gives the runtime anything else, or ends an operation's piece, first sends them off (Flush).
 #pragma once
 
 #include <functional>
@@ -25,7 +30,7 @@ CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, const Cu
 
 class CudaBackend : public Backend {
  public:
-  // Of each type `tiles` has admitted one at least. The heap is of the runtime.
+  // `tiles` must have admitted at least one tile of each type. `heap` must be of `runtime`.
   CudaBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<DeviceHeap> heap,
               TileChoice tiles, const CudaOptions& options);
   ~CudaBackend() override;
@@ -94,12 +99,14 @@ class CudaBackend : public Backend {
   void Head(Tensor norm, float eps, const Matrix& head, const StepPlan& plan, Tensor residual,
             Tensor logits) override;
 
+  // For tests.
   const OperationGraphs& graphs() const { return graphs_; }
 
  private:
   // Begins an operation on so many rows. Steps that fill no bucket differ in their arguments.
   void BeginOperation(int64_t rows) { graphs_.Begin(rows <= kBucketRowsMax); }
 
+  // The order matters: memory goes back to the heap, and the heap's to the runtime.
   const std::unique_ptr<DeviceRuntime> runtime_;
   const std::unique_ptr<DeviceHeap> heap_;
   const KvType kv_type_;
@@ -112,7 +119,7 @@ class CudaBackend : public Backend {
   MlpRunner mlps_;
   RowScratch head_rows_;
   Scratch gate_logits_, logits_;
-  ThreadPool host_threads_;
+  ThreadPool host_threads_;  // for ForEach: sampling while the device is idle
 };
 
 }  // namespace epic::kernels::cuda

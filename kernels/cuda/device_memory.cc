@@ -7,6 +7,7 @@ namespace epic::kernels::cuda {
 
 DeviceMemory::DeviceMemory(DeviceHeap& heap, int64_t bytes, MemoryUse use)
     : heap_(heap),
+      // Never nothing: an address must belong to one allocation.
       bytes_(std::max<int64_t>(bytes, 1)),
       use_(use),
       data_(heap.runtime_.Allocate(bytes_, use)) {

@@ -1,4 +1,5 @@
-// Memory of a device, with its owner and its use known by address.
+// Memory of a device, with its owner and its use known by address: an operation that is given rows
+// anywhere in the process (Backend::Experts) asks whether a kernel may touch them.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace epic::kernels::cuda {
 
 class DeviceHeap;
 
-// Outlived by its heap.
+// One allocation, freed with the object. Must be destroyed before its heap.
 class DeviceMemory : public Memory {
  public:
   DeviceMemory(DeviceHeap& heap, int64_t bytes, MemoryUse use);
@@ -33,7 +34,8 @@ class DeviceMemory : public Memory {
   std::byte* data_;
 };
 
-// Thread-safe.
+// All memory of one runtime. Thread-safe but for BeforeScratchMoves, which the launching thread
+// owns: weights are loaded by other threads meanwhile.
 class DeviceHeap {
  public:
   explicit DeviceHeap(DeviceRuntime& runtime) : runtime_(runtime) {}
@@ -62,7 +64,8 @@ class DeviceHeap {
   std::function<void()> before_scratch_moves_;
 };
 
-// Memory for one purpose of the operations, reused from call to call: what was in it is lost.
+// Memory for one purpose of the operations, reused from call to call: what was in it is lost. It
+// grows by powers of two (by an eighth above 64 MiB), so that it moves only a few times.
 class Scratch {
  public:
   explicit Scratch(DeviceHeap& heap) : heap_(heap) {}

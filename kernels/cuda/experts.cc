@@ -11,6 +11,8 @@
 namespace epic::kernels::cuda {
 namespace {
 
+// Batches of fewer groups share a recording with those of eight: empty groups cost nothing but
+// their entries in the tables.
 constexpr int kGroupCapacityMin = 8;
 
 int RoundUp(int64_t value, int unit) { return static_cast<int>((value + unit - 1) / unit * unit); }
@@ -75,7 +77,9 @@ void MlpRunner::Apply(const CudaMlp& mlp, Tensor rows, Tensor out) {
   products_.Multiply(mlp.down, product, GemmOutput::kBF16, out.data);
 }
 
-// Masked where groups are small or even, else contiguous: whichever pads less.
+// Masked where groups are small or even, else contiguous: whichever pads less. Masked layouts have
+// the same launches for any groups of a capacity, so small ones are rounded up to capacities and
+// replayed.
 MlpRunner::Batch MlpRunner::Place(std::span<const PairsByExpert::Group> groups) const {
   int64_t pairs = 0, largest = 0, segments = 0;
   for (const PairsByExpert::Group& group : groups) {
@@ -111,6 +115,7 @@ void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
   const std::span<const PairsByExpert::Group> groups = order_.groups();
   const auto count = static_cast<int>(rows.rows);
   const BF16* x = rows.As<BF16>();
+  // Rows of another rank's frame lie in the process's memory, which no kernel may touch.
   if (!heap_.UseOf(x)) {
     auto* here = here_.Get<BF16>(rows.rows * rows.cols);
     runtime_.Upload(here, x, rows.bytes());
@@ -122,8 +127,11 @@ void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
   }
   const DeviceRows input = Input(forms, x, count, static_cast<int>(rows.cols));
 
+  // Answers for a frame go there by a copy, and the caller reads them on return.
   const std::optional<MemoryUse> use = heap_.UseOf(out.data);
   BF16* to = use ? out.As<BF16>() : out_.Get<BF16>(out.rows * out.cols);
+  // A batch is a run of groups of one kind whose rows fit the scratch memory; one group always
+  // fits.
   for (size_t first = 0; first < groups.size();) {
     size_t end = first + 1;
     while (end < groups.size() && SameKind(Of(experts, groups[first]), Of(experts, groups[end])) &&
@@ -168,6 +176,8 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
     gate_up_scales.push_back(mlp.gate_up.scales);
     down_scales.push_back(mlp.down.scales);
   }
+  // What fills the tables up: pairs without a place, and groups without rows. Their maps must still
+  // be maps, since a kernel may prepare one before it sees that a group is empty.
   row.resize(batch.pair_capacity, 0);
   pair.resize(batch.pair_capacity, -1);
   place.resize(batch.pair_capacity, -1);
@@ -176,6 +186,8 @@ MlpRunner::Tables MlpRunner::Upload(std::span<const Mlp* const> experts,
   down_maps.resize(batch.group_capacity, down_maps[0]);
   gate_up_scales.resize(batch.group_capacity, nullptr);
   down_scales.resize(batch.group_capacity, nullptr);
+  // One copy for all tables: they lie at fixed offsets as long as the capacities are the same, so a
+  // replay finds them.
   TableBuilder builder;
   const auto add = [&]<typename T>(const std::vector<T>& values) {
     return builder.Add(std::span<const T>(values));
@@ -205,6 +217,7 @@ void MlpRunner::RunBatch(std::span<const Mlp* const> experts, std::span<const Ex
                          const Batch& batch, const DeviceRows& x, BF16* out) {
   const CudaMlp& mlp = Of(experts, batch.groups[0]);
   const Tables tables = Upload(experts, pairs, batch);
+  // The tables are on their way already: in the order of the stream they come before the launches.
   graphs_.Begin(batch.replayed);
   LaunchBatch(mlp, batch, tables, x, out);
   graphs_.Flush();

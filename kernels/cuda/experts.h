@@ -1,4 +1,9 @@
 // Gated MLPs on a device: one for all rows, or of each expert for the rows that chose it.
+//
+// Experts: rows are quantised once if any weights are FP8, copied to their places expert by expert
+// (PackRows), multiplied by gate and up in one product, then by down, and copied back to the pairs'
+// order. What differs from step to step (which rows, which weights) is in tables that go to the
+// device before the launches.
 #pragma once
 
 #include <cstdint>
@@ -60,8 +65,10 @@ class MlpRunner {
     const float* const* down_scales = nullptr;
   };
 
-  // `count` rows as they are, and quantised where `forms` says so.
+  // Launches only what a type of weights needs: `count` rows as they are, and quantised where
+  // `forms` says so.
   DeviceRows Input(RowForms forms, const BF16* x, int count, int columns);
+  // How a batch's rows are laid out for the products.
   Batch Place(std::span<const PairsByExpert::Group> groups) const;
   void RunBatch(std::span<const Mlp* const> experts, std::span<const ExpertRow> pairs,
                 const Batch& batch, const DeviceRows& x, BF16* out);

@@ -23,6 +23,7 @@ struct GateKernel {
     float value;
     int expert;
   };
+  // Ties go to the lowest id, which makes the choice unique: any order of comparisons finds it.
   EPIC_DEVICE static bool Better(const Candidate& a, const Candidate& b) {
     return a.value != b.value ? a.value > b.value : a.expert < b.expert;
   }
@@ -35,6 +36,7 @@ struct GateKernel {
     const auto choice = SharedAt<float>(offset, kGateExpertsMax);
     const auto scores = SharedAt<float>(offset + kGateExpertsMax * 4, kGateExpertsMax);
     Score(a, row, choice, scores);
+    // The bias decides who is chosen, not what a choice weighs.
     bool sound = true;
     for (int e = LaneIndex(); e < a.shape.experts; e += 32) {
       const float value = scores.Load(e) + (a.bias == nullptr ? 0.0f : a.bias[e]);
@@ -72,6 +74,7 @@ struct GateKernel {
     }
     for (int e = LaneIndex(); e < experts; e += 32) spare.Store(e, Exp(logits[e] - highest));
     SyncWarp();
+    // One lane, ascending: the order of GateChooser. A tree over lanes would have other bits.
     float sum = 0;
     if (LaneIndex() == 0) {
       for (int e = 0; e < experts; ++e) sum += spare.Load(e);
@@ -113,7 +116,8 @@ struct GateKernel {
     SyncWarp();
   }
 
-  // Bit j of lane i: expert i + 32·j is among the k best.
+  // Bit j of lane i: expert i + 32·j is among the k best. k rounds, each of which takes the best
+  // that is left: a lane looks through its own, then the warp compares.
   EPIC_DEVICE static uint32_t TakeBest(const GateShape& shape, Shared<float> choice) {
     float values[kPerLane];
     EPIC_UNROLL
@@ -157,6 +161,7 @@ struct GateKernel {
       }
     }
     if (lane < top_k && sound) weight = source.Load(expert);
+    // All lanes add the weights in order of expert, so all have the same sum.
     float sum = 0;
     for (int k = 0; k < top_k; ++k) sum += ShuffleFrom(weight, k);
     if (lane >= top_k) return;

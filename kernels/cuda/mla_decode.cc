@@ -1,9 +1,10 @@
 #include "kernels/cuda/mla_decode.h"
 
 #include <algorithm>
-#include <cstdlib>
 
+#include "kernels/check.h"
 #include "kernels/cuda/mla_decode_kernel.h"
+#include "kernels/cuda/mla_merge_kernel.h"
 
 namespace epic::kernels::cuda {
 namespace {
@@ -34,7 +35,9 @@ void LaunchBoth(Stream stream, const MlaArguments& a) {
                       .records = MakeTensorMap(MlaRecordTile(a)),
                       .arguments = a};
   if (kType == KvType::kFP8) params.record_ends = MakeTensorMap(MlaRecordEndTile(a));
+  // As many blocks as run at once: each walks over units, so that none waits for a place.
   Launch<MlaSplitKernel<kLatent, kType>>(stream, std::min(a.unit_count, a.sm_count), params);
+  // More units than tiles: some tile has several splits.
   if (a.unit_count > a.tile_count) {
     Launch<MlaMergeKernel<kLatent>>(stream, a.tile_count * kMlaTileQueries, a);
   }
@@ -67,6 +70,7 @@ TileShape MlaRecordEndTile(const MlaArguments& a) {
 }
 
 MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
+  KERNEL_CHECK(heads > 0 && split_tokens > 0, "%d heads, splits of %d", heads, split_tokens);
   MlaPlan out;
   for (const SequenceRows& sequence : plan.sequences) {
     const int queries = sequence.row_count * heads;
@@ -120,13 +124,17 @@ std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max) {
 }
 
 void MlaDecode(Stream stream, const MlaArguments& arguments) {
+  KERNEL_CHECK_EQ(arguments.split_tokens % kPageTokens, 0);
+  KERNEL_CHECK_LE(arguments.tile_count, arguments.unit_count);
+  KERNEL_CHECK_GT(arguments.sm_count, 0);
+  KERNEL_CHECK(arguments.query != nullptr && arguments.slab != nullptr && arguments.out != nullptr);
   switch (arguments.latent_dim) {
     case 128:
       return LaunchType<128>(stream, arguments);
     case 512:
       return LaunchType<512>(stream, arguments);
     default:
-      std::abort();
+      KERNEL_CHECK(false, "latent_dim %d, it must be 128 or 512", arguments.latent_dim);
   }
 }
 

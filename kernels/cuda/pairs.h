@@ -1,5 +1,8 @@
 // Rows to experts and back: the pairs (row, choice) that the gate made, their places in the masked
 // layout of block_gemm.h, and the sum of what the experts answer.
+//
+// The backend packs with tables that the host made (experts.h). PlacePairs makes such places on the
+// device, for an exchange that leaves the host out.
 #pragma once
 
 #include <cstdint>

@@ -3,7 +3,7 @@
 namespace epic::kernels::cuda {
 namespace {
 
-constexpr int kScaleStrideUnit = 4;  // floats: 16 bytes
+constexpr int kScaleStrideUnit = 4;  // floats: strides of bulk copies are multiples of 16 bytes
 
 // What `x` says of a product with a weight of such a type.
 BlockGemmArguments ArgumentsOf(GemmType type, const DeviceRows& x) {

@@ -26,7 +26,8 @@ struct DeviceRows {
   RowOutputs outputs() const { return {rounded, codes, scales, scale_stride}; }
 };
 
-// Which forms weights want.
+// The forms of rows that some weights want: FP8 weights meet quantised rows, BF16 ones rounded
+// rows.
 struct RowForms {
   bool rounded = false;
   bool quantised = false;
@@ -34,6 +35,7 @@ struct RowForms {
   static RowForms Of(std::initializer_list<const DeviceMatrix*> weights);
 };
 
+// Scratch for rows in one form or both.
 class RowScratch {
  public:
   explicit RowScratch(DeviceHeap& heap) : rounded_(heap), codes_(heap), scales_(heap) {}
@@ -53,6 +55,8 @@ struct RowGroups {
   const int32_t* group_rows = nullptr;     // masked
 };
 
+// Launches products, each with the smallest admitted tile that holds its rows. Any tile gives the
+// same bits (tile_choice.h).
 class Products {
  public:
   Products(DeviceHeap& heap, OperationGraphs& graphs, TileChoice tiles)
@@ -70,13 +74,13 @@ class Products {
   void MultiplyGroups(const DeviceMatrix& shape, const RowGroups& groups, const TensorMap* maps,
                       const float* const* scales, const DeviceRows& x, GemmOutput output,
                       void* out) const;
-  // Of the weights' maps that MultiplyGroups wants.
+  // The column tile for which the maps of MultiplyGroups must be made.
   int ColumnTileFor(GemmType type, GemmLayout layout, int places) const {
     return ColumnTile(tiles_.For(type, layout, places));
   }
 
  private:
-  // With the tile that the rows want.
+  // Adds the tile and the number of multiprocessors.
   void Launch(BlockGemmArguments a) const;
 
   DeviceRuntime& runtime_;

@@ -30,6 +30,7 @@ struct RowPlaces {
   const int32_t* group_rows = nullptr;
 };
 
+// One block of threads per row.
 struct NormArguments {
   int rows = 0;
   int columns = 0;
@@ -43,6 +44,7 @@ struct NormArguments {
 // x·weight/√(mean x² + eps).
 void RmsNorm(Stream stream, const NormArguments& arguments);
 
+// Rows that are BF16 already: only codes and scales are written.
 struct QuantiseArguments {
   RowPlaces rows;
   int columns = 0;

@@ -13,7 +13,8 @@ inline constexpr int kRowThreads = 256;
 inline constexpr int kRowWarps = kRowThreads / 32;
 inline constexpr int kLaneColumns = kScaleBlock / 32;
 
-// In all threads of the block; shared memory: kRowWarps floats at 0.
+// In all threads of the block; shared memory: kRowWarps floats at 0. The order of sums, which
+// rows.h states, is part of the numeric profile.
 EPIC_DEVICE float SumOfSquares(const float* x, int columns) {
   float sum = 0;
   for (int i = ThreadIndex(); i < columns; i += kRowThreads) sum = Fma(x[i], x[i], sum);
@@ -31,7 +32,9 @@ EPIC_DEVICE float NormFactor(const float* x, int columns, float eps) {
   return 1.0f / sqrtf(mean + eps);
 }
 
-// Four columns of a lane of one block of 128, by a whole warp. Row and group of `out`.
+// Four columns of a lane of one block of 128, by a whole warp, to row `row` of `out`; the block's
+// scale goes to scales[scale_at]. Codes are made from the rounded values, as if a BF16 row had been
+// quantised later: so both ways give the same bits.
 EPIC_DEVICE void WriteColumns(const RowOutputs& out, int64_t row, int columns, int block,
                               int64_t scale_at, const float (&values)[kLaneColumns]) {
   const int first = block * kScaleBlock + LaneIndex() * kLaneColumns;
@@ -51,6 +54,7 @@ EPIC_DEVICE void WriteColumns(const RowOutputs& out, int64_t row, int columns, i
     const float other = ShuffleXor(largest, mask);
     largest = other > largest ? other : largest;
   }
+  // The floor keeps the scale of a row of zeros from being 0 (docs/numerics.md).
   const float scale = (largest > 1e-4f ? largest : 1e-4f) / 448.0f;
   const float inverse = 1.0f / scale;
   EPIC_UNROLL
@@ -115,6 +119,7 @@ struct QuantiseKernel {
   }
 };
 
+// Up stands behind gate in the same product's row.
 struct SwiGluKernel {
   using Params = SwiGluArguments;
   static constexpr int kThreads = kRowThreads;
@@ -159,6 +164,7 @@ EPIC_DEVICE float Rotated(const RopeTables& rope, int row, int rope_dim, const f
   return second ? Fma(b, c, a * s) : Fma(a, c, -(b * s));
 }
 
+// A thread per value of q, whatever part of a head it is of.
 struct QueryKernel {
   using Params = QueryArguments;
   static constexpr int kThreads = kRowThreads;
@@ -184,6 +190,8 @@ struct QueryKernel {
   }
 };
 
+// A row that fills a bucket has no record; padding is written, so that pages have the same bytes on
+// every device.
 struct RecordKernel {
   using Params = RecordArguments;
   static constexpr int kThreads = kRowThreads;
@@ -214,7 +222,8 @@ struct RecordKernel {
     }
   }
 
-  // A warp per block of 128.
+  // A warp per block of 128, which shares a scale: kernels/kv_record.h, in parallel. Magnitudes are
+  // compared as bits: NaN is then larger than every number and makes the scale NaN.
   template <typename Value>
   EPIC_DEVICE static void WriteFp8(const KvLayout& layout, std::byte* record, const Value& value) {
     auto* codes = reinterpret_cast<uint8_t*>(record);

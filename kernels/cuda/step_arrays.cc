@@ -10,6 +10,7 @@ T* StepArrays::Upload(Scratch& to, const std::vector<T>& values) {
 }
 
 void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
+  // What every layer's records share: where in a slab each row's stands.
   std::vector<int32_t> records;
   for (int row = 0; row < plan.rows(); ++row) {
     const int32_t position = plan.positions[row];
@@ -26,6 +27,7 @@ void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
                           {&plan.positions, &positions, 0},
                           {&records, &record_index, -1},
                           {&plan.logit_rows, &logit_rows, 0}};
+  // One upload for all of them: a copy costs microseconds whatever its size.
   std::vector<int32_t> all;
   for (const Array& array : arrays) {
     all.insert(all.end(), array.values->begin(), array.values->end());

@@ -1,5 +1,5 @@
-// The StepPlan on the device: uploaded once a step, read by every layer. For small steps it lies
-// where it lay for others of the same bucket of rows, so that recorded launches find it.
+// The StepPlan on the device: uploaded once a step, read by every layer. Steps of one bucket of
+// rows reuse the same device addresses, so recorded graphs stay valid.
 #pragma once
 
 #include <cstdint>
@@ -29,15 +29,17 @@ class StepArrays {
   // Rows past the plan's, up to `rows`, are those of token 0 at position 0, without a record.
   void Begin(const StepPlan& plan, int rows, const Rope& rope);
 
+  // Of the last Begin: [rows] each, but for `pages`, which is the plan's.
   const int32_t* token_ids = nullptr;
   const int32_t* positions = nullptr;
   const int32_t* record_index = nullptr;  // page·64 + place of each row's record, or −1
   const int32_t* logit_rows = nullptr;
   const int32_t* pages = nullptr;
 
+  // Cosines and sines of the step's rows; an attention says how its pairs lie.
   RopeTables rope(bool interleaved) const { return {cos_, sin_, interleaved}; }
 
-  // Of the step's rows with so many heads: launches, one after another.
+  // One launch of attention: which tiles and units of work it has (mla_decode.h).
   struct Mla {
     const MlaTile* tiles = nullptr;
     const MlaUnit* units = nullptr;
@@ -49,6 +51,8 @@ class StepArrays {
     // The same arrays, with the counts that no plan of `rows` rows and `heads` heads exceeds.
     Mla ForAnyPlan(int rows, int heads) const;
   };
+  // The launches that the step needs with so many heads, one after another: more than one only
+  // where partial results would not fit. Made at the first call of a step, valid until Begin.
   std::span<const Mla> MlaFor(const StepPlan& plan, int heads);
 
  private:

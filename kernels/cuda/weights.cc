@@ -1,8 +1,8 @@
 #include "kernels/cuda/weights.h"
 
 #include <algorithm>
-#include <cstdlib>
 
+#include "kernels/check.h"
 #include "kernels/kv_b.h"
 #include "kernels/number.h"
 
@@ -10,6 +10,7 @@ namespace epic::kernels::cuda {
 namespace {
 
 constexpr int64_t kRowBytesUnit = 16;  // of a row of K, for bulk copies
+// What is converted on the host goes to the device in pieces of 2 MiB. Chosen.
 constexpr int64_t kChunkValues = int64_t{1} << 20;
 constexpr int kRouterPartsMax = 3;  // of 8 bits each: FP32
 
@@ -60,7 +61,8 @@ DeviceMatrix WeightLoader::Load(std::span<const SourceMatrix> parts) const {
       parts, [](const SourceMatrix& part) { return part.dtype == DType::kF8E4M3; });
   const int64_t cols = parts[0].cols;
   const int64_t row_bytes = cols * (fp8 ? 1 : 2);
-  if (row_bytes % kRowBytesUnit != 0) std::abort();
+  KERNEL_CHECK(row_bytes % kRowBytesUnit == 0, "rows of %ld bytes", row_bytes);
+  // A part begins at a block of scales of its own, so that the scales of both parts are one matrix.
   std::vector<int64_t> first_rows;
   int64_t rows = 0;
   for (const SourceMatrix& part : parts) {
@@ -167,6 +169,7 @@ std::unique_ptr<CudaGate> WeightLoader::LoadGate(const GateShape& shape, const S
   for (int64_t n = 0; n < weight.rows; ++n) {
     ReadSource(weight, n, 0, weight.cols, rest.data() + n * weight.cols);
   }
+  // Each part takes the 8 leading bits that are left: three make up FP32's 24.
   std::vector<BF16> part;
   while (static_cast<int>(gate->parts.size()) < kRouterPartsMax) {
     if (!TakePart(rest, part) && !gate->parts.empty()) break;

@@ -1,5 +1,6 @@
 // Weights on a device. What the checkpoint has in FP8 stays so, with its block scales; everything
-// else is BF16. They go there straight from the mapped checkpoint.
+// else is BF16. They go there straight from the mapped checkpoint. Immutable once loaded, and freed
+// with their handle.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 
 namespace epic::kernels::cuda {
 
-// [n, k]
+// A weight [n, k], row-major, with rows of a multiple of 16 bytes.
 struct DeviceMatrix {
   GemmType type = GemmType::kBF16;
   int n = 0;
@@ -30,7 +31,7 @@ struct DeviceArray {
   std::unique_ptr<DeviceMemory> memory;
 };
 
-// For products of groups: by column tile.
+// How bulk copies bring a weight to products of groups, for either column tile.
 struct GroupMaps {
   TensorMap of_64, of_128;
 

@@ -1,7 +1,6 @@
 #include <sys/mman.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <set>
@@ -9,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/cuda/device/runtime.h"
 #include "kernels/flush_denormals.h"
 #include "kernels/mutex.h"
@@ -29,7 +29,8 @@ struct Pages {
 
   bool operator<(const Pages& other) const { return begin < other.begin; }
   void Protect(bool accessible) const {
-    if (mprotect(begin, bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) std::abort();
+    const int access = accessible ? PROT_READ | PROT_WRITE : PROT_NONE;
+    KERNEL_CHECK(mprotect(begin, bytes, access) == 0, "%ld bytes", bytes);
   }
   static Pages Of(const std::byte* data, int64_t bytes) {
     const int64_t total = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
@@ -40,6 +41,7 @@ struct Pages {
 
 using Work = std::function<void(uint64_t seed)>;
 
+// What a CUDA graph is: the launches with the parameters they had when they were recorded.
 class RecordedWork : public DeviceRuntime::Recording, public LaunchQueue {
  public:
   explicit RecordedWork(LaunchQueue& to) : to_(to) {}
@@ -78,7 +80,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
     const int64_t total = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
     void* pages = mmap(nullptr, total + kPageBytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == MAP_FAILED) std::abort();
+    KERNEL_CHECK(pages != MAP_FAILED, "%ld bytes", bytes);
     auto* begin = static_cast<std::byte*>(pages);
     Pages{begin + total, kPageBytes}.Protect(false);
     if (use == MemoryUse::kOperations) {
@@ -117,6 +119,8 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
     queue_.push_back(std::move(work));
   }
 
+  // Memory of kOperations is open only while work runs: host code that touches it at any other time
+  // gets a SIGSEGV.
   void Wait() override {
     CheckNotRecording();
     const MutexLock lock(mutex_);
@@ -129,9 +133,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
   }
 
  private:
-  void CheckNotRecording() const {
-    if (recorder_.load() == std::this_thread::get_id()) std::abort();
-  }
+  void CheckNotRecording() const { KERNEL_CHECK(recorder_.load() != std::this_thread::get_id()); }
 
   Mutex mutex_;
   std::set<Pages> own_ KERNEL_GUARDED_BY(mutex_);  // of kOperations

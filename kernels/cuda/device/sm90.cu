@@ -1,17 +1,10 @@
 #include <cudaTypedefs.h>
 
-#include <cstdio>
-#include <cstdlib>
-
+#include "kernels/check.h"
 #include "kernels/cuda/device/launch.h"
 
 namespace epic::kernels::cuda {
 namespace {
-
-[[noreturn]] void Die(const char* what, const char* why) {
-  std::fprintf(stderr, "CUDA: %s: %s\n", what, why);
-  std::abort();
-}
 
 // By name from the driver that is there, so that nothing links against it.
 PFN_cuTensorMapEncodeTiled_v12000 Encoder() {
@@ -20,7 +13,7 @@ PFN_cuTensorMapEncodeTiled_v12000 Encoder() {
   CheckCuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
                                              cudaEnableDefault, &result),
             "cudaGetDriverEntryPointByVersion");
-  if (function == nullptr) Die("cuTensorMapEncodeTiled", "the driver lacks it");
+  KERNEL_CHECK(function != nullptr, "the driver lacks cuTensorMapEncodeTiled");
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
@@ -32,11 +25,12 @@ CUtensorMapDataType DataType(int element_bytes) {
 }  // namespace
 
 void CheckCuda(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) Die(what, cudaGetErrorString(status));
+  KERNEL_CHECK(status == cudaSuccess, "CUDA: %s: %s", what, cudaGetErrorString(status));
 }
 
 TensorMap MakeTensorMap(const TileShape& shape) {
-  if (const char* problem = TileProblem(shape)) Die("MakeTensorMap", problem);
+  const char* problem = TileProblem(shape);
+  KERNEL_CHECK(problem == nullptr, "%s", problem);
   static const auto encode = Encoder();
   cuuint64_t extents[kTileDims];
   cuuint64_t strides[kTileDims - 1];
@@ -53,7 +47,8 @@ TensorMap MakeTensorMap(const TileShape& shape) {
              strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
              shape.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) Die("cuTensorMapEncodeTiled", "the driver refuses the shape");
+  KERNEL_CHECK(result == CUDA_SUCCESS, "the driver refuses the shape: %d",
+               static_cast<int>(result));
   return map;
 }
 

@@ -151,6 +151,7 @@ class CardRuntime : public DeviceRuntime {
   }
 
  private:
+  // A step's arrays and the tables of its experts, several times over. Chosen, not measured.
   static constexpr int64_t kStagingBytes = int64_t{4} << 20;
 
   int64_t Staged() {

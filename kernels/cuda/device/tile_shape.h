@@ -1,5 +1,6 @@
 // A tensor in global memory and the box of it that one bulk copy brings: what a TensorMap is made
-// from, with the rules of the copy engine.
+// from, with the rules of the copy engine (CUDA driver API, cuTensorMapEncodeTiled). Both devices
+// check them by TileProblem, so that the host's tests find what a driver would refuse.
 #pragma once
 
 #include <cstdint>

@@ -12,6 +12,7 @@
 #include "kernels/cuda/block_gemm_kernel.h"
 #include "kernels/cuda/gate_kernel.h"
 #include "kernels/cuda/mla_decode_kernel.h"
+#include "kernels/cuda/mla_merge_kernel.h"
 #include "kernels/cuda/pairs_kernel.h"
 #include "kernels/cuda/rows_kernel.h"
 
