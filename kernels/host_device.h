@@ -1,4 +1,5 @@
-// EPIC_HOST_DEVICE: a function that CUDA code may call too.
+// EPIC_HOST_DEVICE: a function that CUDA code may call too, so that the host and a card compute
+// from one definition.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,4 +1,6 @@
-// kv_b taken apart: W_UKᵀ and W_UV of each head, rounded to BF16.
+// kv_b taken apart: W_UKᵀ and W_UV of each head, rounded to BF16. The checkpoint has one matrix
+// [heads·(nope + v), kv_rank]: for each head first the rows of W_UK, then those of W_UV. Absorbed
+// attention multiplies queries by W_UKᵀ once, so that keys are the latents themselves.
 #pragma once
 
 #include <cstdint>

@@ -18,7 +18,8 @@
 
 namespace epic::kernels {
 
-// `largest` is a magnitude.
+// The scale of a block whose largest magnitude is `largest`. The exponent's floor of −100 keeps
+// 1 / scale and code · scale normal numbers.
 EPIC_HOST_DEVICE inline float KvScale(float largest) {
   const uint32_t bits = std::bit_cast<uint32_t>(largest);
   if (bits >= 0x7f800000u) return std::numeric_limits<float>::quiet_NaN();
@@ -57,6 +58,7 @@ inline float ReadLatent(const KvLayout& layout, const std::byte* record, int i) 
   return E4M3ToFloat(LoadUnaligned<uint8_t>(record, i)) * scale;
 }
 
+// The whole latent, in BF16: exact, as ReadLatent is.
 inline void ReadLatents(const KvLayout& layout, const std::byte* record, BF16* latent) {
   if (layout.type == KvType::kBF16) {
     std::memcpy(latent, record, 2 * layout.latent_dim);

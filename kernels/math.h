@@ -15,6 +15,8 @@ namespace epic::kernels {
 
 EPIC_HOST_DEVICE inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
+// Cephes' expf: e^x = 2^n · e^r with n = round(x / ln 2), |r| ≤ ln 2 / 2, ln 2 in two parts so that
+// n · kLn2High is exact, and a polynomial in r. The vector code uses these constants.
 namespace exp_constants {
 inline constexpr float kLowest = -87.33654f;  // below: 0
 inline constexpr float kHighest = 88.37626f;  // above: as at this value, 2.4e38

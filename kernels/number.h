@@ -1,4 +1,6 @@
-// Conversions between number types, exact or rounded to nearest even. NaN stays NaN.
+// Conversions between number types, exact or rounded to nearest even. NaN stays NaN. They are the
+// definition: vector code and kernels of cards must give the same bits, and number_test.cc compares
+// with every value of the small types.
 #pragma once
 
 #include <bit>

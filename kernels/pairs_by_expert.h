@@ -1,4 +1,10 @@
-// Groups (row, expert) pairs by expert: a counting sort.
+// Groups (row, expert) pairs by expert: a stable counting sort, since products run over all rows of
+// an expert at once and answers go back in the order of the pairs.
+//
+//   by_expert.Sort(pairs, experts);
+//   for (const auto& group : by_expert.groups()) {
+//     // rows pairs[by_expert.pairs()[group.first + i]].row, i < group.count, meet group.expert
+//   }
 #pragma once
 
 #include <cstdint>

@@ -49,6 +49,7 @@ void StepChecks::Begin(const StepPlan& plan, const Rope& rope) {
     last = row;
   }
   KERNEL_CHECK_LT(last, plan.rows());
+  // Compared with page_count when an operation brings the cache: once a layer, not once a page.
   page_end_ = 0;
   for (const int32_t page : plan.pages) {
     KERNEL_CHECK_GE(page, 0);

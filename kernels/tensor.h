@@ -1,4 +1,6 @@
-// Number types and views of matrices. Views own nothing.
+// Number types and views of matrices. Views own nothing: who makes one keeps the memory alive while
+// it is used. An activation is a Tensor in backend memory; a weight of a checkpoint is a
+// SourceMatrix in mapped files, until a backend packs it.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +11,7 @@ namespace epic::kernels {
 // kI4: two values a byte; only in weights.
 enum class DType : uint8_t { kF32, kF16, kBF16, kF8E4M3, kI32, kU8, kI8, kI4 };
 
-// Of one value; 0 for kI4.
+// Bytes of one value; 0 for kI4, whose values have no bytes of their own.
 constexpr int64_t DTypeBytes(DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -40,6 +42,7 @@ struct Tensor {
   int64_t cols = 0;
   void* data = nullptr;
 
+  // T must be the type that dtype names; nothing checks it.
   template <typename T>
   T* As() const {
     return static_cast<T*>(data);
@@ -49,12 +52,15 @@ struct Tensor {
     return static_cast<T*>(data) + row * cols;
   }
   int64_t bytes() const { return rows * cols * DTypeBytes(dtype); }
-  // Rows [begin, end).
+  // Rows [begin, end) in the same memory. A slice's base may lose the 64-byte alignment.
   Tensor Slice(int64_t begin, int64_t end) const {
     return {dtype, end - begin, cols, As<std::byte>() + begin * cols * DTypeBytes(dtype)};
   }
 };
 
+// FP8 weights have one scale per block of so many outputs by so many inputs (DeepSeek-V3's format);
+// INT4 weights one per so many inputs of an output (compressed-tensors, as Kimi-K2-Thinking has
+// it).
 inline constexpr int kScaleBlock = 128;
 inline constexpr int kInt4Group = 32;
 

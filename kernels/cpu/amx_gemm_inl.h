@@ -16,14 +16,18 @@
 namespace epic::kernels {
 namespace {
 
-constexpr int kTileRows = 16;
-constexpr int kBounceTiles = 8;
-constexpr int kDecodedTiles = 32;
+constexpr int kTileRows = 16;      // of a tile register (hardware)
+constexpr int kBounceTiles = 8;    // as many as there are tile registers
+constexpr int kDecodedTiles = 32;  // two panels by a stretch of 16, or six by 4
 static_assert(kAmxScratchBytes == (kBounceTiles + kDecodedTiles) * kBf16TileBytes);
 constexpr int64_t kAllTiles = int64_t{1} << 40;
+// How far ahead weights are fetched. Chosen, not measured apart: tests/perf/RESULTS_AMX.md has the
+// speed of the whole.
 constexpr int64_t kAheadBytes = 4096;
 
-// kStretch*: tiles of K between two stores of C.
+// kStretch*: tiles of K between two stores of C. 16 tiles of two panels are 32 KiB of weights,
+// which stay in the first two levels of cache while rows pass over them; FP8 must stop where a
+// scale ends.
 struct BF16Weight {
   static constexpr bool kInt8 = false, kDecoded = false, kScaled = false;
   static constexpr int64_t kTileBytes = kBf16TileBytes;
@@ -69,6 +73,9 @@ class Sweep {
         decoded_(g.scratch + kBounceTiles * kBf16TileBytes) {}
 
   void Run() {
+    // Few rows: weights are read once and not again, so a panel's whole K is one outer stretch, and
+    // panels far apart are read side by side. Many rows: an outer stretch of K at a time through
+    // all panels, so that the rows' values of that stretch stay near too.
     constexpr bool kFewRows = kRowTiles == 1;
     constexpr int64_t kStretch = kFewRows ? Weight::kStretchOfFewRows : Weight::kStretch;
     constexpr int64_t kOuter = kFewRows ? kAllTiles : 16;
@@ -79,6 +86,7 @@ class Sweep {
       const int64_t apart = (end - begin) / kPanels;
       for (int64_t i = 0; i <= apart; ++i) {
         Group group;
+        // The last round has the panels that no full group took; they stand together.
         group.count = i < apart ? kPanels : static_cast<int>(end - begin - apart * kPanels);
         for (int p = 0; p < group.count; ++p) {
           group.panel[p] = i < apart ? begin + i + p * apart : begin + apart * kPanels + p;
@@ -155,6 +163,7 @@ class Sweep {
     return to;
   }
 
+  // Only when the rows change: it clears every tile register and waits for those in use.
   void Configure(const int (&rows)[kRowTiles]) {
     bool same = true;
     for (int r = 0; r < kRowTiles; ++r) same = same && rows[r] == configured_[r];
@@ -190,6 +199,8 @@ class Sweep {
   void Begin(const Group& group, int64_t row, const int (&rows)[kRowTiles], int64_t t_begin) {
     ForPlaces(group, row, rows, [&](auto tile, int, const Place& place) {
       constexpr int kTile = decltype(tile)::value;
+      // A scale's sum starts from 0 and is added to C by AddScaled. All other sums continue in C,
+      // so that the tree of a row is one, however K is cut.
       if (Weight::kScaled || t_begin == 0) {
         tiles_.template Zero<kTile>();
       } else if (place.columns == kTilePanel) {
@@ -206,6 +217,7 @@ class Sweep {
   [[gnu::always_inline]] void Multiply(const Group& group, const std::byte* const (&b)[kPanels],
                                        const std::byte* a, const int (&rows)[kRowTiles],
                                        int64_t count, bool first_rows) {
+    // Later rows find the weights in cache; what is decoded was fetched ahead there.
     const bool ahead = first_rows && !Weight::kDecoded;
     for (int64_t t = 0; t < count; ++t) {
       Repeat<kRowTiles>([&](auto r) {
@@ -216,6 +228,8 @@ class Sweep {
       });
       Repeat<kPanels>([&](auto p) {
         constexpr int kPanel = decltype(p)::value;
+        // B goes round the registers that are left, so that a load need not wait for the product
+        // before it.
         constexpr int kB = kFirstB + kPanel % kBTiles;
         if (kPanel >= group.count) return;
         const std::byte* from = b[kPanel] + t * kBf16TileBytes;
@@ -247,6 +261,7 @@ class Sweep {
         tiles_.template Store<kTile>(place.c, 4 * g_.c_stride);
         return;
       }
+      // A tile stores whole rows of 16: columns past the matrix must not reach C.
       tiles_.template Store<kTile>(place.bounce, 64);
       if constexpr (Weight::kScaled) {
         const float scale = Scales(group.panel[p])[t_begin / kTilesPerScale];
@@ -276,6 +291,8 @@ class Sweep {
   Tiles tiles_;
 };
 
+// Eight tile registers: one tile of rows leaves six for C beside A and B; two by two take 4 for C,
+// 2 for A and 2 for B, and each loaded tile serves two products.
 template <class Tiles, class Vectors, class Weight>
 void MultiplyBy(const GemmArguments& g) {
   if (g.m <= kTileRows) {

@@ -4,100 +4,23 @@
 // rows: kGroup panels by a stretch of K that stays in the second level of cache, decoded once; C
 // is stored between stretches and continued.
 #include "kernels/cpu/avx512_bf16_kernels.h"
+#include "kernels/cpu/avx512_bf16_weights_inl.h"
 #include "kernels/cpu/drive_inl.h"
-#include "kernels/cpu/e4m3_lookup.h"
 #include "kernels/cpu/tile_layout.h"
 
 namespace epic::kernels {
 namespace {
 
-constexpr int kFewRows = 4;  // twice as many of what is decoded
+// Up to so many rows weights go straight from memory into products; what is decoded up to twice as
+// many, since more rows first store it in scratch memory. Chosen, not measured apart:
+// gemm_benchmark has the speed of either way.
+constexpr int kFewRows = 4;
+// 6 rows by 4 panels are 24 sums in registers; 4 rows of weights and an input are the rest of 32.
 constexpr int kRowTile = 6;
 constexpr int kGroup = 4;
-constexpr int64_t kStretchMax = 16;
 static_assert(kAvx512Bf16ScratchBytes == kGroup * kStretchMax * kBf16TileBytes);
 
 __mmask16 First(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
-
-// Four rows of a tile of BF16: [16 outputs][2 inputs] each.
-struct Quarter {
-  __m512i rows[4];
-};
-
-template <int kLines>
-[[gnu::always_inline]] inline void PrefetchLines(const std::byte* from) {
-#pragma GCC unroll 4
-  for (int i = 0; i < kLines; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + 64 * i), _MM_HINT_T0);
-  }
-}
-
-// At(panel, t): tile t of a panel as packed. Of what is decoded, Load: its quarter i; Prefetch:
-// what stands so far ahead of it. kTilesPerScale: tiles whose sum is multiplied by Scale(header,
-// t); 0: none. kStretch: tiles of K that many rows pass over.
-struct BF16Weight {
-  static constexpr bool kDecoded = false;
-  static constexpr int64_t kTilesPerScale = 0, kStretch = kStretchMax;
-  static const std::byte* At(const std::byte* panel, int64_t t) {
-    return panel + t * kBf16TileBytes;
-  }
-};
-
-struct E4M3Weight {
-  static constexpr bool kDecoded = true;
-  static constexpr int64_t kTilesPerScale = kernels::kTilesPerScale, kStretch = kTilesPerScale;
-  static const std::byte* At(const std::byte* panel, int64_t t) {
-    return panel + t * kCodeTileBytes;
-  }
-  static void Prefetch(const std::byte* panel, int64_t t, int i, int64_t ahead) {
-    PrefetchLines<2>(At(panel, t) + 128 * i + ahead);
-  }
-  static Quarter Load(const std::byte* panel, int64_t t, int i) {
-    const std::byte* codes = At(panel, t) + 128 * i;
-    const Bf16Rows front = DecodeE4M3Rows(codes);
-    const Bf16Rows back = DecodeE4M3Rows(codes + 64);
-    return {{front.first, front.second, back.first, back.second}};
-  }
-  static __m512 Scale(const std::byte* header, int64_t t) {
-    return _mm512_set1_ps(reinterpret_cast<const float*>(header)[t / kTilesPerScale]);
-  }
-};
-
-// BF16 of nibbles − 8, twice: the lookup goes by five bits of a word.
-struct alignas(64) NibbleValues {
-  uint16_t words[32] = {};
-  constexpr NibbleValues() {
-    for (int i = 0; i < 32; ++i) {
-      const auto value = static_cast<float>(i % 16 - 8);
-      words[i] = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16);
-    }
-  }
-};
-constexpr NibbleValues kNibbleValues;
-
-struct NibbleWeight {
-  static constexpr bool kDecoded = true;
-  static constexpr int64_t kTilesPerScale = 1, kStretch = kStretchMax;
-  static const std::byte* At(const std::byte* panel, int64_t t) { return panel + Int4LinesAt(t); }
-  static void Prefetch(const std::byte* panel, int64_t t, int i, int64_t ahead) {
-    const int64_t then = t + (ahead + kInt4GroupBytes - 1) / kInt4GroupBytes;
-    if (i == 0) PrefetchLines<1>(panel + Int4ScalesAt(then));
-    PrefetchLines<1>(At(panel, then) + kInt4LineBytes * i);
-  }
-  static Quarter Load(const std::byte* panel, int64_t t, int i) {
-    const __m512i values = _mm512_load_si512(kNibbleValues.words);
-    const __m512i line = _mm512_load_si512(At(panel, t) + kInt4LineBytes * i);
-    return {{_mm512_permutexvar_epi16(line, values),
-             _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4), values),
-             _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 8), values),
-             _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 12), values)}};
-  }
-  static __m512 Scale(const std::byte* panel, int64_t t) {
-    const __m256i scales =
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + Int4ScalesAt(t)));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
-  }
-};
 
 struct Panels {
   const std::byte* base;
@@ -112,7 +35,9 @@ struct Panels {
   const std::byte* Tiles(int64_t panel) const { return Header(panel) + header_bytes; }
 };
 
-// acc continues over a pair of inputs: row r's at a + r·row_bytes.
+// acc continues over a pair of inputs: row r's at a + r·row_bytes. Each sum has one accumulator and
+// meets the pairs in order: VDPBF16PS adds the odd input's product first. That is the family's
+// tree.
 template <int kRows>
 [[gnu::always_inline]] inline void AddPair(__m512i w, const std::byte* a, int64_t row_bytes,
                                            __m512* acc, int acc_stride) {
@@ -188,6 +113,7 @@ template <class Weight, class Form, int kRows, int kPanels>
     Accumulate<Form>(panels, a, row_bytes, 0, count, acc);
   } else {
     for (int64_t t = 0; t < count; t += Weight::kTilesPerScale) {
+      // A scale's sum starts from 0, so a stretch never ends within one (kStretch).
       const int64_t t_end = t + Weight::kTilesPerScale < count ? t + Weight::kTilesPerScale : count;
       __m512 partial[kRows][kPanels];
       Clear(partial);
@@ -236,6 +162,7 @@ void SmallTile(const GemmArguments& g, const Panels& panels, int64_t panel, int6
 
 template <class Weight, int kRows>
 void SmallGemm(const GemmArguments& g, const Panels& panels) {
+  // As many streams of weights as there are registers for: with scales each sum is held twice.
   constexpr bool kScaled = Weight::kTilesPerScale > 0;
   constexpr int kPanels = kRows == 1               ? 8
                           : kRows <= 3 && !kScaled ? 6
@@ -264,6 +191,7 @@ void LargeTile(const GemmArguments& g, const Stretch<kPanels>& stretch, int64_t 
   const int64_t row_bytes = g.prepared_stride;
   __m512 acc[kRows][kPanels];
   Clear(acc);
+  // C holds the sums of the stretches before: continued, they are one chain.
   if (stretch.t_begin > 0) {
     for (int p = 0; p < kPanels; ++p) {
       const int64_t at = stretch.panel + p;
@@ -326,6 +254,7 @@ template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
   const int64_t end = (g.n_end + kTilePanel - 1) / kTilePanel;
   int64_t panel = g.n_begin / kTilePanel;
+  // Panels left over go two and one at a time: who computes a column changes no bit.
   for (; panel + kGroup <= end; panel += kGroup) LargeGroup<Weight, kGroup>(g, panels, panel);
   for (; panel + 2 <= end; panel += 2) LargeGroup<Weight, 2>(g, panels, panel);
   for (; panel < end; ++panel) LargeGroup<Weight, 1>(g, panels, panel);

@@ -14,6 +14,7 @@ struct Avx512Bf16Kernels {
 // Needs CpuFeatures::avx512_bf16.
 const Avx512Bf16Kernels& RealAvx512Bf16Kernels();
 
+// A group of panels by a stretch of K, decoded (avx512_bf16_gemm.cc).
 inline constexpr int64_t kAvx512Bf16ScratchBytes = int64_t{64} << 10;
 
 }  // namespace epic::kernels

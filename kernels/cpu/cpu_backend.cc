@@ -29,6 +29,7 @@ std::optional<TileGemmFamily> ChooseTiled(const CpuFeatures& features, const Cpu
                    ") lacks AVX-512 BF16 or VBMI";
     return std::nullopt;
   }
+  // Where BF16 does no more than FP32 (Intel's CPUs without AMX), `auto` stays with family fma.
   const bool fast = automatic && features.fast_bf16 && options.vectors != CpuVectors::kAvx2;
   if (automatic) {
     result.note = std::string("family ") + (fast ? "avx512-bf16: " : "fma: ") + AmxFailure();

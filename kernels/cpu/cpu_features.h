@@ -18,6 +18,7 @@ struct CpuFeatures {
   bool amx = false;
 };
 
+// Reads CPUID and XGETBV alone, so it runs on any x86-64. Thread-safe.
 CpuFeatures DetectCpuFeatures();
 
 }  // namespace epic::kernels

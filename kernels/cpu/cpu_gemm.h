@@ -1,5 +1,6 @@
 // The families of one backend as one: weights of kI8 go to family `int8`, all others to the family
-// that multiplies BF16 rows.
+// that multiplies BF16 rows. So an operation need not know what type a layer's weights have, and a
+// checkpoint may mix types. The name, which stands in the profile, is the latter's.
 #pragma once
 
 #include <algorithm>
@@ -27,6 +28,7 @@ class CpuGemm : public GemmFamily {
   void PrepareRow(const BF16* row, int64_t k, DType dtype, std::byte* to) const override {
     Of(dtype).PrepareRow(row, k, dtype, to);
   }
+  // Enough for either.
   int64_t scratch_bytes(int64_t k) const override {
     return std::max(bf16_.scratch_bytes(k), int8_.scratch_bytes(k));
   }

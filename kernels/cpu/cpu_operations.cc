@@ -101,6 +101,7 @@ void CpuBackend::ChooseExperts(const Gate& base, const GateResult& result) {
   const int64_t rows = result.rows.rows;
   const int64_t experts = gate.shape.experts;
   auto* logits = logits_.Get<float>(rows * experts);
+  // Family fma whatever the backend's: logits of the router are FP32 sums in every profile.
   gemms_.Products(fma_, {{result.rows.As<BF16>(), result.rows.cols, rows, gate.weight, {}}},
                   [&](const GemmBlock& block) { block.CopyTo(logits, experts); });
   gemms_.Rows(rows, 64 * experts, [&](int64_t t, int) {
@@ -118,6 +119,7 @@ void CpuBackend::AddMlps(std::span<const MlpRows> work, const Destination& desti
     up.push_back({w.x, w.mlp->hidden, w.rows, w.mlp->gate, w.mlp->up});
     down.push_back({w.product, w.mlp->intermediate, w.rows, w.mlp->down, {}});
   }
+  // Gate and up are one pass, so that the blocks of both are there for SiLU and never go to memory.
   gemms_.Products(family_, std::move(up), [this, work](const GemmBlock& block) {
     const MlpRows& w = work[block.job];
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
@@ -146,7 +148,8 @@ void CpuBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
   std::vector<MlpRows> work;
   for (const PairsByExpert::Group& group : groups) {
     const CpuMlp* mlp = &HandleAs<CpuMlp>(*experts[group.expert]);
-    // A single row stays where it is.
+    // A row that is alone with its expert stays where it is: a copy would cost as much as its
+    // share.
     const BF16* x = group.count == 1 ? rows.Row<BF16>(pairs[order[group.first]].row)
                                      : gathered + group.first * hidden;
     work.push_back({mlp, x, group.count, nullptr});
@@ -182,6 +185,7 @@ void CpuBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tens
   StepChecks::Combine(shared, expert_rows, weights, residual);
   const ScopedFlushDenormals flush;
   const int64_t hidden = residual.cols;
+  // Experts are summed before the residual joins: the order that docs/numerics.md fixes.
   auto* sums = sums_.Get<float>(pool_.threads() * hidden);
   gemms_.Rows(residual.rows, 2 * hidden * (weights.cols + 4), [&](int64_t t, int thread) {
     float* sum = sums + thread * hidden;

@@ -28,7 +28,7 @@ namespace epic::kernels {
 
 class CpuBackend : public Backend {
  public:
-  // `tiled` null: family fma.
+  // `tiled` empty: family fma. The CPU must have what the families need: cpu_backend.cc chooses.
   CpuBackend(const CpuFeatures& features, const VectorOps& ops,
              const std::optional<TileGemmFamily>& tiled, const Int8GemmFamily& int8,
              const CpuOptions& options);
@@ -36,7 +36,7 @@ class CpuBackend : public Backend {
   std::string profile() const override;
   KvType kv_type() const override { return kv_type_; }
 
-  // Expanded, each slice would expand the keys of all before it.
+  // Where prompts attend expanded, each slice would expand the keys of all rows before it again.
   bool attends_slices() const override { return prompt_attention_ == PromptAttention::kAbsorbed; }
   std::string description() const override;
 
@@ -103,6 +103,7 @@ class CpuBackend : public Backend {
   template <typename Destination>
   void AddMlps(std::span<const MlpRows> work, const Destination& destination);
 
+  // The order matters: later members refer to earlier ones.
   const std::string cpu_name_;
   const VectorOps& ops_;
   const FmaGemmFamily fma_;
@@ -121,6 +122,7 @@ class CpuBackend : public Backend {
   AttentionStep attention_step_;  // from AttentionIn to AttentionOut of a layer
   PairsByExpert by_expert_;
   RopeTable rope_;
+  // Scratch of operations; nothing in it outlives one.
   ReusableMemory logits_, gathered_, product_, head_rows_, sums_;
 };
 

@@ -1,4 +1,9 @@
 // Weights of the CPU backend: packed by a GemmFamily into huge pages by all threads.
+//
+// All threads pack, each its own panels: loading is bound by memory, and a page belongs to the node
+// of the thread that touches it first.
+//
+// A handle's matrices lie in one piece of memory that it owns.
 #pragma once
 
 #include <memory>
@@ -15,13 +20,14 @@
 
 namespace epic::kernels {
 
+// The head.
 struct CpuMatrix : Matrix {
   PackedWeight weight;
   std::unique_ptr<HugeMemory> memory;
 };
 
 struct CpuMlp : Mlp {
-  PackedWeight gate, up, down;
+  PackedWeight gate, up, down;  // gate and up have one shape and type: one pass computes both
   std::unique_ptr<HugeMemory> memory;
 };
 
@@ -69,6 +75,7 @@ class WeightLoader {
     bool quantized = true;  // where the options say so
   };
 
+  // Packs all of them into one piece of memory, and says in each request's `to` where it lies.
   std::unique_ptr<HugeMemory> Pack(std::span<const Request> requests) const;
 
   const GemmFamily& family_;

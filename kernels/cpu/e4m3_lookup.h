@@ -46,7 +46,8 @@ struct Bf16Rows {
   __m512i second;
 };
 
-// 64 codes in the order of CodeOffset (tile_layout.h).
+// 64 codes in the order of CodeOffset (tile_layout.h), by which interleaving low and high bytes
+// gives whole rows. A lookup goes by the lowest 7 bits of a code, so the sign needs no masking.
 inline Bf16Rows DecodeE4M3Rows(const std::byte* codes) {
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
   const __m512i code = _mm512_loadu_si512(codes);

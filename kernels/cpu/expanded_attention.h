@@ -1,6 +1,10 @@
 // Attention of the rows of prompts with keys and values expanded: each head's own from the latents,
 // K = W_UK·latent and V = W_UV·latent, rounded once to BF16. More work for each key, less for each
 // pair of row and key than absorbed attention: it pays for long chunks.
+//
+// A sequence's keys are expanded in ranges of whole splits that fit kRecordsBytesMax, and each
+// range's splits are added to what the ranges before it gave, in order. Other rows' keys are
+// expanded again in the next chunk: nothing but the KV records is kept.
 #pragma once
 
 #include <atomic>

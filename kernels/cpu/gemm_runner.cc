@@ -2,19 +2,33 @@
 
 #include <algorithm>
 
+#include "kernels/check.h"
+
 namespace epic::kernels {
 namespace {
 
+// None of these constants changes a bit. They follow from the sizes of caches and were not measured
+// one by one; tests/perf/RESULTS.md has the speed of the whole.
+//
+// A thread computes a block of C at a time: at most kBlockRows rows and kBlockFloats values, 384
+// KiB, which stay in a second-level cache (1 MiB and more on the CPUs with AVX-512) until `finish`
+// has read them.
 constexpr int64_t kBlockRows = 256;
 constexpr int64_t kBlockFloats = int64_t{96} << 10;
+// Blocks and threads' shares begin at multiples of so many columns: families go over several panels
+// of 16 outputs side by side, and fewer would leave their widest loops unused.
 constexpr int64_t kGroupColumns = 64;
-// Of weights, read by each thread before it begins with the next rows.
+// With more rows than a block has, a thread passes over its weights once for each block of rows. So
+// many bytes of them stay in the second-level cache from one pass to the next, beside C.
 constexpr int64_t kBlockWeightBytes = int64_t{384} << 10;
-// Less than this, a region costs more than it gains.
+// Work on fewer bytes stays on the calling thread: at the bandwidth of one core (some 20 GB/s) they
+// take 3 µs, about as long as to start and end a parallel region.
 constexpr int64_t kRegionBytes = int64_t{64} << 10;
-// So many rows cost as much as reading the weight.
+// The model of cost by which threads share work: up to so many rows a product takes as long as
+// reading its weight from memory, and then as long again for each so many more.
 constexpr int64_t kRowsPerRead = 6;
 
+// In bytes that could be read meanwhile.
 int64_t PanelCost(const GemmFamily& family, const GemmJob& job) {
   const int64_t bytes =
       family.panel_bytes(job.weight.k, job.weight.dtype) * (job.second.data != nullptr ? 2 : 1);
@@ -32,10 +46,21 @@ int64_t FirstPanel(const GemmFamily& family, const GemmJob& job, int64_t before,
   const int64_t panels = PanelCount(family, job.weight.n);
   if (thread == threads) return panels;
   int64_t unit = std::max<int64_t>(1, kGroupColumns / family.panel_columns());
+  // Few columns: even shares matter more than whole groups.
   if (panels < 4 * unit * threads) unit = 1;
   const int64_t goal = total * thread / threads - before;
   if (goal <= 0) return 0;
   return std::min(panels, (goal / PanelCost(family, job) + unit / 2) / unit * unit);
+}
+
+void CheckJob(const GemmJob& job) {
+  KERNEL_CHECK_GT(job.rows, 0);
+  KERNEL_CHECK(job.a != nullptr && job.weight.data != nullptr);
+  KERNEL_CHECK_GE(job.a_stride, job.weight.k);
+  if (job.second.data == nullptr) return;
+  KERNEL_CHECK_EQ(job.second.n, job.weight.n);
+  KERNEL_CHECK_EQ(job.second.k, job.weight.k);
+  KERNEL_CHECK_EQ(job.second.dtype, job.weight.dtype);
 }
 
 }  // namespace
@@ -66,6 +91,7 @@ std::vector<const std::byte*> GemmRunner::PrepareRows(const GemmFamily& family,
     cost = std::max(cost, 2 * weight.k);
   }
   if (total == 0) return prepared;
+  // Parts run later, so each Products of an operation needs memory of its own.
   if (products_ == prepared_.size()) prepared_.emplace_back();
   std::byte* memory = prepared_[products_++].Get<std::byte>(total);
   for (size_t i = 0; i < jobs.size(); ++i) {
@@ -110,6 +136,7 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const st
                           .prepared_stride = row_bytes,
                           .c_stride = stride,
                           .scratch = second + block_bytes};
+  // Columns outside, rows inside: a block's weights are read from memory once, whatever the rows.
   for (int64_t n = range.panel_begin * width; n < n_end; n += block_columns) {
     arguments.n_begin = n;
     arguments.n_end = std::min(n_end, n + block_columns);
@@ -139,6 +166,7 @@ void GemmRunner::RunRange(const GemmFamily& family, const GemmJob& job, const st
 }
 
 void GemmRunner::Part(int64_t cost_bytes, std::function<void(int, int)> body) {
+  KERNEL_CHECK_GE(cost_bytes, 0);
   phases_.push_back({cost_bytes, std::move(body)});
 }
 
@@ -152,7 +180,10 @@ void GemmRunner::Rows(int64_t count, int64_t cost_bytes, std::function<void(int6
 void GemmRunner::Products(const GemmFamily& family, std::vector<GemmJob> jobs,
                           std::function<void(const GemmBlock&)> finish) {
   int64_t total = 0;
-  for (const GemmJob& job : jobs) total += JobCost(family, job);
+  for (const GemmJob& job : jobs) {
+    CheckJob(job);
+    total += JobCost(family, job);
+  }
   auto prepared = PrepareRows(family, jobs);
   Part(total, [this, &family, jobs = std::move(jobs), prepared = std::move(prepared),
                finish = std::move(finish), total](int thread, int threads) {
@@ -168,6 +199,8 @@ void GemmRunner::Products(const GemmFamily& family, std::vector<GemmJob> jobs,
   });
 }
 
+// A region costs some microseconds, so small parts at both ends stay outside it, on this thread; a
+// small part in the middle is cheaper as a phase of the region than as the border of two.
 void GemmRunner::Run() {
   const auto small = [](const Phase& phase) { return phase.cost_bytes < kRegionBytes; };
   auto begin = phases_.begin();

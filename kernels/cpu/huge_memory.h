@@ -14,7 +14,8 @@ namespace epic::kernels {
 
 class HugeMemory : public Memory {
  public:
-  explicit HugeMemory(int64_t bytes);  // aborts if there is none
+  // Ends the process if there is not so much: the memory plan of a worker is made before.
+  explicit HugeMemory(int64_t bytes);
   ~HugeMemory() override;
   HugeMemory(const HugeMemory&) = delete;
   HugeMemory& operator=(const HugeMemory&) = delete;
@@ -24,7 +25,7 @@ class HugeMemory : public Memory {
 
  private:
   int64_t bytes_;
-  int64_t mapped_bytes_ = 0;  // 0: from the heap
+  int64_t mapped_bytes_ = 0;  // of the mapping; 0: the memory is of the heap
   void* mapping_ = nullptr;
   std::byte* data_ = nullptr;
 };

@@ -1,6 +1,8 @@
 // Family `int8`: weights in INT8 with a scale per output, rows quantised to INT8 as they come
 // (quantize.h), the sum of products exact in INT32. C = (sum · weight scale) · row scale in FP32.
-// The same bits on AVX2, AVX-512 VNNI and AMX.
+// The same bits on AVX2, AVX-512 VNNI and AMX, since sums of integers have no order: so it stands
+// beside any family of BF16 and is not in the profile's family. kInt8InputsMax (quantize.h) keeps
+// the sums from overflowing.
 #pragma once
 
 #include "kernels/cpu/amx_kernels.h"

@@ -13,6 +13,7 @@ struct F16 {
 };
 using M16 = __mmask16;
 
+// Of 32 registers: attention keeps 8 keys by 2 vectors of lanes, large products 6 rows by 4 panels.
 constexpr int kVectorsPerAttentionTile = 2;
 constexpr int kLargeTilePanels = 4;
 // Panels read at once by the kernel for this many rows.

@@ -6,11 +6,14 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/kv_view.h"
 
 namespace epic::kernels {
 namespace {
 
+// Rows of weights are as long for a short split as for a whole one: one layout of the scratch
+// serves all.
 constexpr int64_t kWeightRowBytes = TileRowBytes(kSplitTokens);
 
 constexpr int64_t Padded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
@@ -18,6 +21,7 @@ constexpr int64_t Padded(int64_t size, int64_t unit) { return (size + unit - 1) 
 // Of keys and of packed queries.
 int64_t RowBytes(int64_t width) { return Padded(width, kBf16TileInputs) * 2; }
 
+// Into the second level: the first is full of what is packed now.
 void Prefetch(const std::byte* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
@@ -83,6 +87,7 @@ void ProductAttention::Load(const AttentionTile& tile, std::byte* scratch) const
   const Buffers buffers(tile, scratch);
   const int width = tile.latent_dim + tile.rope_dim;
   const int64_t panel_bytes = TilePanelBytes(width, DType::kBF16);
+  // Lanes past the tile's and inputs past the width are zeros: they are multiplied like the rest.
   std::memset(buffers.queries, 0, tile.stride / kTilePanel * panel_bytes);
   for (int lane = 0; lane < tile.lanes; ++lane) {
     std::byte* panel = buffers.queries + lane / kTilePanel * panel_bytes + lane % kTilePanel * 4;
@@ -108,6 +113,7 @@ void ProductAttention::Multiply(const std::byte* rows, int64_t row_stride, int64
 ProductAttention::Rows ProductAttention::Records(const AttentionTile& tile, const std::byte* page,
                                                  int count, const Buffers& buffers) const {
   const int width = tile.latent_dim + tile.rope_dim;
+  // A BF16 record whose latent needs no padding is already a row as products want it.
   const bool as_stored =
       !tile.fp8 && tile.rope_offset_bytes == 2 * tile.latent_dim && width % kBf16TileInputs == 0;
   Rows rows = {page, tile.record_bytes, page + tile.values_offset_bytes, tile.record_bytes, count};
@@ -134,6 +140,7 @@ void ProductAttention::PackValues(const AttentionTile& tile, const Rows& rows, i
   static_assert(kPageTokens % (2 * kTilePairs) == 0);
   const int64_t next_bytes = next == nullptr ? 0 : kPageTokens * tile.record_bytes / pairs;
   for (int i = 0; i < pairs; ++i) {
+    // The next page comes while this one is packed, a share with each pair of keys.
     Prefetch(next + i * next_bytes, next_bytes);
     const auto row = [&](int key) {
       const std::byte* at = key < rows.count ? rows.values + key * rows.value_stride : nullptr;
@@ -159,14 +166,18 @@ void ProductAttention::SplitWhole(const AttentionTile& tile, const std::byte* co
   }
   ops_.key_weights(tile, key_begin, keys, buffers.scores, buffers.weights, kWeightRowBytes,
                    partial);
+  // Weights are the rows, and values the packed weight, of one product over the split's keys.
   const int64_t sum_stride = Padded(tile.value_dim, kTilePanel);
   Multiply(buffers.weights, kWeightRowBytes, tile.lanes, {buffers.values, tile.value_dim, keys},
            buffers.sums, sum_stride, buffers);
+  // The product writes the tile's lanes only, and the transposition reads whole vectors of them.
   std::memset(buffers.sums + tile.lanes * sum_stride, 0,
               4 * (tile.stride - tile.lanes) * sum_stride);
   ops_.transpose(buffers.sums, sum_stride, tile.stride, tile.value_dim, partial + 2 * tile.stride);
 }
 
+// Whether every key that some lane must not see has finite values. A weight of 0 hides finite
+// values from a sum, but 0 · NaN and 0 · ∞ are NaN.
 bool ProductAttention::AllSeenOrFinite(const AttentionTile& tile, const std::byte* const* pages,
                                        int key_begin, int key_end, const Buffers& buffers) const {
   const int lowest = *std::min_element(tile.positions, tile.positions + tile.lanes);
@@ -183,10 +194,12 @@ bool ProductAttention::AllSeenOrFinite(const AttentionTile& tile, const std::byt
 void ProductAttention::SplitByRow(const AttentionTile& tile, const std::byte* const* pages,
                                   int key_begin, int key_end, std::byte* scratch,
                                   float* partial) const {
+  // Rare: a NaN in a prompt. So it may allocate.
   std::vector<float> memory(AttentionPartialFloats(tile.value_dim, tile.stride) + 16);
   for (int lane = 0; lane < tile.lanes;) {
     AttentionTile row = tile;
     row.lanes = 0;
+    // Lanes of one row stand together and have one position.
     while (lane + row.lanes < tile.lanes &&
            tile.positions[lane + row.lanes] == tile.positions[lane]) {
       row.queries[row.lanes] = tile.queries[lane + row.lanes];
@@ -202,11 +215,15 @@ void ProductAttention::SplitByRow(const AttentionTile& tile, const std::byte* co
     }
     lane += row.lanes;
   }
+  // The next split finds the whole tile's queries again.
   Load(tile, scratch);
 }
 
 void ProductAttention::Split(const AttentionTile& tile, const std::byte* const* pages,
                              int key_begin, int key_end, std::byte* scratch, float* partial) const {
+  KERNEL_CHECK(tile.lanes > 0 && tile.lanes <= AttentionTile::kLanesMax, "%d lanes", tile.lanes);
+  KERNEL_CHECK(key_begin < key_end && key_end - key_begin <= kSplitTokens, "keys %d to %d",
+               key_begin, key_end);
   const Buffers buffers(tile, scratch);
   if (!AllSeenOrFinite(tile, pages, key_begin, key_end, buffers)) {
     return SplitByRow(tile, pages, key_begin, key_end, scratch, partial);

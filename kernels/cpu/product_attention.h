@@ -14,6 +14,7 @@ namespace epic::kernels {
 
 class ProductAttention : public SplitAttention {
  public:
+  // Both outlive this.
   ProductAttention(const TileGemmFamily& family, const VectorOps& ops)
       : family_(family), ops_(ops) {}
 

@@ -1,4 +1,5 @@
-// The steps of attention by products over the lanes of the including file.
+// The steps of attention by products over the lanes of the including file: everything of a split
+// that is no product (product_attention.h).
 #pragma once
 
 #include "kernels/cpu/vector_attention_inl.h"
@@ -24,6 +25,7 @@ void KeyRow(const AttentionTile& tile, const std::byte* record, BF16* to) {
   __builtin_memset(to + width, 0, 2 * ((width + 31) / 32 * 32 - width));
 }
 
+// Never reads past `count`: a record's end may be the end of its memory.
 inline __m256i LoadValues(const BF16* from, int64_t count) {
   if (from == nullptr) return _mm256_setzero_si256();
   if (count >= 16) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -32,6 +34,7 @@ inline __m256i LoadValues(const BF16* from, int64_t count) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(some));
 }
 
+// Pairs of keys, as packed weights of BF16 have pairs of inputs (tile_layout.h).
 void Interleave(const BF16* even, const BF16* odd, int64_t count, std::byte* to,
                 int64_t panel_bytes) {
   for (int64_t i = 0; i < count; i += 16, to += panel_bytes) {

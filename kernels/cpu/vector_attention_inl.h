@@ -1,5 +1,8 @@
 // Attention over the lanes of the including file: a lane is one (row, head), so a key is loaded
 // once for all lanes and each sum runs in one accumulator.
+//
+// The order of every sum is the oracle's (kernels/reference/attend_fma.cc): loops may be cut into
+// passes, as kDepth and kGroup do, only where a sum is stored and continued unchanged.
 #pragma once
 
 #include "kernels/cpu/vector_rows_inl.h"
@@ -11,7 +14,9 @@ constexpr int kBlockKeys = 64;
 constexpr float kMinusInfinity = -__builtin_inff();
 // Keys (or latent values) that one pass keeps in registers; AttentionPartialFloats rounds up to it.
 constexpr int kGroup = 4 * kVectorsPerAttentionTile;
-// Values of queries and keys that one pass over a block's keys goes through: they stay in L1.
+// Values of queries and keys that one pass over a block's keys goes through. 96 floats of 64 keys
+// and of 16 or 32 lanes of queries are 30 or 36 KiB: they stay in a first-level cache of 32 or 48
+// KiB. Chosen by this sum; attention_benchmark has the speed of the whole.
 constexpr int kDepth = 96;
 
 // The parts of the scratch, each row `lanes` (or key_stride) floats long.
@@ -92,6 +97,7 @@ template <int kVectors>
   for (int i = 0; i < kGroup; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
+      // Later passes continue the sums that earlier ones stored, so the tree stays one chain.
       acc[i][v] = begin == 0 ? Zero() : Load(sums + i * lanes + v * kLanes);
     }
   }
@@ -121,6 +127,8 @@ template <int kVectors>
 void Scores(const AttentionTile& tile, const AttentionBuffers& buffers, int lane,
             const Block& block) {
   const int width = tile.latent_dim + tile.rope_dim;
+  // The first lanes bring the next page near, a share with each group of keys: all lanes would
+  // fetch it again and again.
   const char* next = lane == 0 ? block.next : nullptr;
   for (int begin = 0; begin < width; begin += kDepth) {
     const int end = begin + kDepth < width ? begin + kDepth : width;
@@ -137,6 +145,7 @@ void Scores(const AttentionTile& tile, const AttentionBuffers& buffers, int lane
   }
 }
 
+// Equal maxima may both be −∞, whose difference is NaN.
 inline F16 Rescale(F16 from, F16 to) {
   return Select(Equal(from, to), Set1(1.0f), ExpLanes(from - to));
 }
@@ -151,6 +160,7 @@ F16 Weights(const AttentionTile& tile, const AttentionBuffers& buffers, int lane
   const F16 before = Load(partial + lane);
   F16 maximum = before;
   for (int j = 0; j < block.keys; ++j) {
+    // A NaN is never the larger one: it does not become the maximum, and its weight is NaN.
     const F16 larger = Larger(Load(scores + j * lanes), maximum);
     maximum =
         block.masked ? Select(AtLeast(positions, block.first_key + j), larger, maximum) : larger;
@@ -270,6 +280,7 @@ void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, in
   }
 }
 
+// Lanes whose row ends before this split stay as they are: their partial result is of no keys.
 void AttentionMerge(const AttentionTile& tile, int key_begin, const float* partial, float* total) {
   const int lanes = tile.stride;
   for (int lane = 0; lane < lanes; lane += kLanes) {
@@ -296,6 +307,7 @@ void AttentionFinish(const AttentionTile& tile, const float* total, BF16* const*
     const F16 factor = Set1(1.0f) / Load(total + lanes + lane);
     for (int d = 0; d < tile.value_dim; ++d) {
       BF16 rounded[kLanes];
+      // The addition of 0 makes −0 a 0, as in the oracle.
       StoreBF16(rounded, Fma(Load(total + int64_t{2 + d} * lanes + lane), factor, Zero()));
       for (int i = 0; i < count; ++i) out[lane + i][d] = rounded[i];
     }

@@ -1,4 +1,8 @@
 // Products of family `fma` over the lanes of the including file. See fma_layout.h.
+//
+// Each output has one accumulator that meets K in ascending order, in every path: few rows and
+// many, any panels side by side, any cut of K between which C is stored. So all paths have the same
+// bits.
 #pragma once
 
 #include "kernels/cpu/drive_inl.h"
@@ -106,6 +110,7 @@ void WidenRow(const BF16* x, int64_t count, float* out) {
 }
 
 // acc[r][p] continues over k in [k_begin, k_end); k_begin is a multiple of kUnit.
+// The tail of K is taken input by input: zeros that pad a panel must not be added, as −0 + 0 is 0.
 template <class Weight, int kRows, int kPanels>
 [[gnu::always_inline]] inline void Accumulate(const char* const (&weights)[kPanels], const float* a,
                                               int64_t a_stride, int64_t k_begin, int64_t k_end,
@@ -187,6 +192,7 @@ void SmallTile(const GemmArguments& g, const Panels& panels, const float* a, int
 
 template <class Weight, int kRows>
 void SmallGemm(const GemmArguments& g, const Panels& panels) {
+  // Rows are widened once for all panels.
   auto* a = reinterpret_cast<float*>(g.scratch);
   const int64_t a_stride = RoundUp(g.weight.k, kFmaPanel);
   for (int r = 0; r < kRows; ++r) WidenRow(g.a + r * g.a_stride, g.weight.k, a + r * a_stride);
@@ -240,7 +246,8 @@ template <int kRows>
   }
 }
 
-// Continues C[row .. row + kRows) of some panels over one decoded block of K.
+// Continues C[row .. row + kRows) of some panels over one decoded block of K. A block is 128
+// inputs, so it holds whole spans of every type.
 template <class Weight, int kRows>
 void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
                 int64_t row, int64_t k_begin, int64_t k_end, const float* wide, float* a) {
@@ -281,6 +288,8 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
   }
 }
 
+// Panels are decoded once for all rows: 128 inputs of four panels are 32 KiB of floats, which stay
+// in the first or second level of cache while rows pass over them.
 template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
   auto* wide = reinterpret_cast<float*>(g.scratch);

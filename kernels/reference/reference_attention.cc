@@ -74,6 +74,7 @@ void ReferenceAttentionRunner::WriteRecord(const ReferenceAttention& attention,
                                            const RopeTable& rope, const Row& latent_and_rope,
                                            int row, const StepPlan& plan, const KvView& kv,
                                            int layer) {
+  // The latent is normed, the rope part is not: it is rotated instead.
   const AttentionShape& shape = attention.shape;
   Row record = RmsNorm(latent_and_rope.data(), attention.kv_a_norm, shape.inner_norm_eps);
   record.insert(record.end(), latent_and_rope.begin() + shape.kv_rank, latent_and_rope.end());
@@ -110,7 +111,8 @@ void ReferenceAttentionRunner::Attend(ReferenceAttentionStep& step,
                                       const ReferenceAttention& attention, const StepPlan& plan,
                                       const KvView& kv, int layer, Tensor query,
                                       Tensor output) const {
-  ExpandedKeys keys;  // rows of one sequence share them
+  // Rows of one sequence share them: a key depends on its record and the weights alone.
+  ExpandedKeys keys;
   for (int t = 0; t < plan.rows(); ++t) {
     const Row q = shadows_.Load(query.Row<BF16>(t), query.cols);
     if (IsExpanded(plan, t)) {

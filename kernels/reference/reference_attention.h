@@ -1,4 +1,5 @@
 // MLA of the oracle: Backend::AttentionIn, Attend and AttentionOut, a row and a head at a time.
+// Nothing is shared between rows but the expanded keys of a sequence, which are the same for all.
 #pragma once
 
 #include <cstddef>

@@ -204,6 +204,7 @@ class ReferenceBackend : public Backend {
     const ScopedFlushDenormals flush;
     StepChecks::Combine(shared, expert_rows, weights, residual);
     for (int64_t t = 0; t < residual.rows; ++t) {
+      // Shared expert first, then by ascending expert id, then one addition to the residual.
       Row sum(residual.cols);
       if (shared.data != nullptr) sum = shadows_.Load(shared.Row<BF16>(t), shared.cols);
       for (int64_t j = 0; j < weights.cols; ++j) {

@@ -1,4 +1,6 @@
-// FP32 twins of BF16 rows, for the reference backend that does not round.
+// FP32 twins of BF16 rows, for the reference backend that does not round. Tensors are BF16 in every
+// backend, so the exact values travel beside them, found by what the tensors hold. Two rows that
+// round to the same BF16 values share the later one's twin: such rows are nearly equal anyway.
 #pragma once
 
 #include <cstdint>
