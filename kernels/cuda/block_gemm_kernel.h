@@ -301,8 +301,8 @@ struct BlockGemmKernel {
 };
 
 // Variants by rows of a tile: <type, rows, warpgroups, stages, blocks of a multiprocessor>. Small
-// tiles wait for copies more than for products, so two blocks run side by side. As many stages as
-// shared memory holds (test/budget_test.cc). Chosen, not measured: nothing here has run on a card.
+// tiles wait for copies more than for products, so two blocks run side by side. Their stages fit
+// the shared memory (test/budget_test.cc). Chosen, not measured: nothing here has run on a card.
 template <GemmType kType>
 using BlockGemm16 = BlockGemmKernel<kType, 16, 1, 8, 2>;
 template <GemmType kType>

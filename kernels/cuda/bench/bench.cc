@@ -347,5 +347,4 @@ int main(int argc, char** argv) {
     }
     return argc == 1;
   });
-  return 0;
 }
