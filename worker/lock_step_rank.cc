@@ -52,6 +52,7 @@ v1::WorkerIdentity LockStepRank::Identity() const {
   v1::WorkerIdentity identity = plan_.identity();
   identity.set_attention(true);
   identity.set_experts(true);
+  identity.set_holds_all_experts(true);
   epochs_.Introduce(identity);
   return identity;
 }

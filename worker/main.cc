@@ -149,7 +149,8 @@ class Rank {
     identity.set_attention(options_.attention());
     identity.set_experts(options_.experts());
     identity.set_host(HostName());
-    identity.set_run_dir(options_.run_dir);
+    // Only where peers may come through shared memory.
+    if (options_.transport != "tcp") identity.set_run_dir(options_.run_dir);
     identity.set_address(transport_.address());
     identity.set_expert_slots(plan_.expert_slots);
     identity.set_expert_bytes(plan_.expert.packed_bytes);

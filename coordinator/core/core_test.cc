@@ -323,6 +323,7 @@ class EpochTest : public CoreTest {
     identity.set_experts(true);
     identity.set_profile("fma");
     identity.set_checkpoint("c");
+    identity.set_holds_all_experts(true);
     identity.set_epoch(++epoch_);
     for (int i = 0; i < kRanks; ++i) {
       ranks_.push_back(std::make_unique<FakeWorker>(loop_, core_, ++generation_, &identity));

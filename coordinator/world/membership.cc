@@ -21,6 +21,11 @@ ModelShape ShapeOf(const v1::WorkerIdentity& identity) {
           .expert_count = identity.expert_count()};
 }
 
+std::string WiresOf(const v1::WorkerIdentity& identity) {
+  if (identity.address().empty()) return "shared memory alone";
+  return identity.run_dir().empty() ? "tcp alone" : "tcp and shared memory";
+}
+
 absl::Status CheckShape(const ModelShape& shape) {
   if (shape.layer_count < 1 || shape.layer_count > kLayersMax) {
     return absl::InvalidArgumentError(
@@ -44,20 +49,20 @@ absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time n
   if (!hello.has_worker()) {
     member.identity.set_attention(true);
     member.identity.set_experts(true);
+    member.identity.set_holds_all_experts(true);
   }
   const v1::WorkerIdentity& identity = member.identity;
-  member.whole = identity.attention() && identity.experts() && identity.address().empty();
   RETURN_IF_ERROR(CheckIdentity(member));
   RETURN_IF_ERROR(CheckClass(identity.profile(), identity.checkpoint()));
   // The first rank that exchanges rows decides which model this world serves.
-  if (!member.whole && !shape_) shape_ = ShapeOf(identity);
+  if (!member.holds_all_experts() && !shape_) shape_ = ShapeOf(identity);
   const int rank = next_rank_++;
   CHECK(members_.emplace(rank, std::move(member)).second) << "rank " << rank;
   last_join_at_ = now;
   return rank;
 }
 
-absl::Status Membership::CheckIdentity(const Member& member) {
+absl::Status Membership::CheckIdentity(const Member& member) const {
   const v1::WorkerIdentity& identity = member.identity;
   if (!identity.attention() && !identity.experts()) {
     return absl::InvalidArgumentError("roles: a worker has neither attention nor experts");
@@ -66,11 +71,12 @@ absl::Status Membership::CheckIdentity(const Member& member) {
     return absl::InvalidArgumentError(absl::StrCat("epoch_ranks: ", identity.epoch_ranks(),
                                                    ", 0 to ", kEpochRanksMax, " are possible"));
   }
-  if (member.whole) return absl::OkStatus();
-  if (identity.address().empty()) {
+  if (member.holds_all_experts()) {
+    if (identity.attention() && identity.experts()) return absl::OkStatus();
     return absl::InvalidArgumentError(
-        "address: a worker that has one role alone must listen for the others");
+        "holds_all_experts: a worker that holds all experts has both roles");
   }
+  RETURN_IF_ERROR(CheckReach(identity));
   const ModelShape shape = ShapeOf(identity);
   RETURN_IF_ERROR(CheckShape(shape));
   if (identity.expert_slots() < 0) {
@@ -81,6 +87,30 @@ absl::Status Membership::CheckIdentity(const Member& member) {
         "the worker's model has layers %d to %d with %d experts, this world's %d to %d with %d",
         shape.first_expert_layer, shape.layer_count, shape.expert_count, shape_->first_expert_layer,
         shape_->layer_count, shape_->expert_count));
+  }
+  return absl::OkStatus();
+}
+
+// A rank without a way to its peers would take sequences, and each would wait for its deadline.
+absl::Status Membership::CheckReach(const v1::WorkerIdentity& identity) const {
+  if (identity.address().empty() && identity.run_dir().empty()) {
+    return absl::InvalidArgumentError(
+        "address: other ranks can reach this worker neither over tcp nor through shared memory; "
+        "--transport shm needs --run-dir");
+  }
+  for (const auto& [rank, member] : members_) {
+    const v1::WorkerIdentity& peer = member.identity;
+    const bool exchange = (identity.attention() && peer.experts()) ||
+                          (identity.experts() && peer.attention());
+    if (!member.mapped() || !exchange) continue;
+    const bool tcp = !identity.address().empty() && !peer.address().empty();
+    const bool memory = !identity.run_dir().empty() && !peer.run_dir().empty() &&
+                        identity.host() == peer.host();
+    if (tcp || memory) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "--transport: no wire connects this worker with rank ", rank, "; this one offers ",
+        WiresOf(identity), ", rank ", rank, " offers ", WiresOf(peer),
+        identity.host() == peer.host() ? "" : ", and they are on two machines"));
   }
   return absl::OkStatus();
 }

@@ -18,22 +18,22 @@ namespace epic::coordinator {
 struct Member {
   uint64_t generation = 0;
   v1::WorkerIdentity identity;
-  // It holds all experts, or an epoch of which it is a part does: no map names it.
-  bool whole = false;
   absl::Time joined_at;
   std::optional<v1::WorkerReady> ready;  // once it takes sequences
   v1::LoadProgress load;
   v1::RankReport report;  // the newest
   std::string refusal;    // why the world has no use for it, though its link stays; else empty
 
+  bool holds_all_experts() const { return identity.holds_all_experts(); }
   // Whether it exchanges rows by messages, under the map that World publishes.
-  bool mapped() const { return !whole && refusal.empty(); }
+  bool mapped() const { return !holds_all_experts() && refusal.empty(); }
 };
 
 class Membership {
  public:
   // Gives the worker the next rank number; numbers ascend and are never used again.
-  // FailedPrecondition, naming both values, for a worker of another model, profile or checkpoint;
+  // FailedPrecondition, naming both values, for a worker of another model, profile or checkpoint,
+  // and for one that no transport connects with a rank that it must exchange rows with;
   // InvalidArgument, naming the field, for one that says what cannot be.
   absl::StatusOr<int> Join(const v1::ControlHello& hello, absl::Time now);
   // FailedPrecondition if a rank of this profile and checkpoint would give other bits than the
@@ -58,7 +58,8 @@ class Membership {
   absl::Time last_join_at() const { return last_join_at_; }
 
  private:
-  absl::Status CheckIdentity(const Member& member);
+  absl::Status CheckIdentity(const Member& member) const;
+  absl::Status CheckReach(const v1::WorkerIdentity& identity) const;
 
   std::map<int, Member> members_;
   int next_rank_ = 0;

@@ -63,10 +63,48 @@ TEST(Membership, TheFirstRankDecidesTheModelAndTheClass) {
   EXPECT_EQ(members.count(), 1);
 }
 
+TEST(Membership, AWorkerSaysThatItHoldsAllExperts) {
+  Membership members;
+  v1::ControlHello hello = Hello(true, true);
+  hello.mutable_worker()->set_holds_all_experts(true);
+  hello.mutable_worker()->clear_address();
+  EXPECT_FALSE(members.at(*members.Join(hello, kNow)).mapped());
+  // It is not inferred from a missing address: `--transport shm` has none either.
+  hello.mutable_worker()->set_holds_all_experts(false);
+  EXPECT_THAT(std::string(members.Join(hello, kNow).status().message()),
+              HasSubstr("--transport shm needs --run-dir"));
+  hello.mutable_worker()->set_run_dir("/run");
+  EXPECT_TRUE(members.at(*members.Join(hello, kNow)).mapped());
+  hello = Hello(false, true);
+  hello.mutable_worker()->set_holds_all_experts(true);
+  EXPECT_THAT(std::string(members.Join(hello, kNow).status().message()), HasSubstr("both roles"));
+}
+
+TEST(Membership, RanksThatExchangeRowsNeedAWireInCommon) {
+  const auto with = [](v1::ControlHello hello, const std::string& host, bool tcp, bool memory) {
+    v1::WorkerIdentity& worker = *hello.mutable_worker();
+    worker.set_host(host);
+    if (!tcp) worker.clear_address();
+    if (memory) worker.set_run_dir("/run");
+    return hello;
+  };
+  Membership members;
+  ASSERT_TRUE(members.Join(with(Hello(true, false), "a", false, true), kNow).ok());
+  EXPECT_TRUE(members.Join(with(Hello(false, true), "a", true, true), kNow).ok());
+  EXPECT_EQ(members.Join(with(Hello(false, true), "b", true, true), kNow).status().message(),
+            "--transport: no wire connects this worker with rank 0; this one offers tcp and shared "
+            "memory, rank 0 offers shared memory alone, and they are on two machines");
+  EXPECT_THAT(std::string(
+                  members.Join(with(Hello(false, true), "a", true, false), kNow).status().message()),
+              HasSubstr("this one offers tcp alone, rank 0 offers shared memory alone"));
+  // Two attention ranks exchange nothing.
+  EXPECT_TRUE(members.Join(with(Hello(true, false), "a", true, true), kNow).ok());
+}
+
 TEST(Membership, RanksOfAnEpochAreLostTogether) {
   Membership members;
   v1::ControlHello hello = Hello(true, true);
-  hello.mutable_worker()->clear_address();
+  hello.mutable_worker()->set_holds_all_experts(true);
   hello.mutable_worker()->set_epoch(77);
   for (int i = 0; i < 2; ++i) ASSERT_TRUE(members.Join(hello, kNow).ok());
   ASSERT_TRUE(members.Join(Hello(true, true), kNow).ok());

@@ -40,11 +40,11 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
   LogEvent("join", rank,
            absl::StrCat(RolesOf(identity),
                         identity.host().empty() ? "" : " on ", identity.host(),
-                        member.whole ? ", whole" : ""));
+                        member.holds_all_experts() ? ", with all experts" : ""));
   // A worker that says nothing of itself expects no welcome.
   if (hello.has_worker()) Welcome(rank, member, now);
   if (identity.epoch_ranks() > 0) JoinEpoch(rank);
-  if (member.whole) return rank;
+  if (member.holds_all_experts()) return rank;
   if (!group_) {
     group_.emplace(*members_.shape(), options_.replicas_max,
                    MapPublisher(options_.term, options_.pair_secret));
@@ -62,8 +62,8 @@ void World::Welcome(int rank, const Member& member, absl::Time now) {
   v1::ControlMessage welcome;
   welcome.mutable_welcome()->set_rank(rank);
   SendTo(rank, std::move(welcome));
-  // A whole rank waits for nobody that the coordinator knows, and need not report.
-  if (!member.whole) verdicts_.liveness().Expect(rank, now);
+  // A rank that holds all experts waits for no other rank, and need not report.
+  if (!member.holds_all_experts()) verdicts_.liveness().Expect(rank, now);
 }
 
 void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time now) {

@@ -12,10 +12,10 @@
 // (who holds which experts, and the map), Epochs, Verdicts (who has stopped), Drains, Readiness.
 // World hands events to them and turns what they decide into messages, losses and log events.
 //
-// A worker that has both roles and no address for the exchange is *whole*: it holds all experts
-// itself and needs no map. Any number of such ranks, and ranks of the exchange, can be in a world.
-// Whole ranks may share an *epoch*, one life of a communicator, theirs (MPI) or one that is formed
-// here (coordinator/world/epochs.h): it is lost as one.
+// A worker may say that it holds all experts itself (WorkerIdentity.holds_all_experts): it needs no
+// map. Any number of such ranks, and ranks of the exchange, can be in a world. Such ranks may share
+// an *epoch*, one life of a communicator, theirs (MPI) or one that is formed here
+// (coordinator/world/epochs.h): it is lost as one.
 #pragma once
 
 #include <cstdint>

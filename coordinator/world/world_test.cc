@@ -184,7 +184,7 @@ TEST_F(WorldTest, WithoutANumberItStartsWhenAllFitsAndNobodyComes) {
   EXPECT_TRUE(world_->Ready().ok());
 }
 
-TEST_F(WorldTest, AWholeRankNeedsNothing) {
+TEST_F(WorldTest, ARankThatHoldsAllExpertsNeedsNothing) {
   NewWorld({.term = 5});
   v1::ControlHello hello;
   hello.set_generation(1);
@@ -199,9 +199,9 @@ TEST_F(WorldTest, AWholeRankNeedsNothing) {
   ASSERT_EQ(world_->Take().lost.size(), 1u);
 }
 
-TEST_F(WorldTest, AWholeRankIsNotLostForItsSilence) {
+TEST_F(WorldTest, ARankThatHoldsAllExpertsIsNotLostForItsSilence) {
   v1::ControlHello hello = Hello(true, true);
-  hello.mutable_worker()->clear_address();
+  hello.mutable_worker()->set_holds_all_experts(true);
   Join(hello);
   for (int turn = 0; turn < 1000; ++turn) {
     clock_.Advance(absl::Milliseconds(50));
@@ -212,7 +212,7 @@ TEST_F(WorldTest, AWholeRankIsNotLostForItsSilence) {
 
 TEST_F(WorldTest, AnEpochIsLostAsOneButItsRanksLeaveOneByOne) {
   v1::ControlHello hello = Hello(true, true);
-  hello.mutable_worker()->clear_address();
+  hello.mutable_worker()->set_holds_all_experts(true);
   hello.mutable_worker()->set_epoch(77);
   for (int i = 0; i < 4; ++i) Join(hello);
   hello.mutable_worker()->clear_epoch();
@@ -246,7 +246,7 @@ TEST_F(WorldTest, AnEpochIsLostAsOneButItsRanksLeaveOneByOne) {
 TEST_F(WorldTest, AnEpochIsFormedAndEndsWithOneOfItsRanks) {
   NewWorld({.term = 5});
   v1::ControlHello hello = Hello(true, true);
-  hello.mutable_worker()->clear_address();
+  hello.mutable_worker()->set_holds_all_experts(true);
   hello.mutable_worker()->set_epoch_ranks(2);
   const auto join = [&] {
     const int rank = *world_->Join(hello, clock_.Now());

@@ -68,7 +68,8 @@ def workers(server, role):
     return found
 
 
-@pytest.mark.parametrize("attention, experts, flags", [(2, 0, ()), (1, 2, ()), (2, 4, ()), (3, 5, ()), (1, 2, ("--transport", "tcp"))])
+@pytest.mark.parametrize("attention, experts, flags", [(2, 0, ()), (1, 2, ()), (2, 4, ()), (3, 5, ()), (1, 2, ("--transport", "tcp")),
+                                                       (1, 2, ("--transport", "shm")), (1, 0, ("--transport", "shm"))])
 def test_every_shape_gives_the_same_tokens(tmp_path, expected, attention, experts, flags):
     with world(tmp_path, attention, experts, *flags) as server:
         assert ask_all(server) == expected
