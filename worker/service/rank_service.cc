@@ -6,6 +6,7 @@
 #include "base/failpoint.h"
 #include "base/log.h"
 #include "cluster/placement/expert_map.h"
+#include "worker/service/placement_messages.h"
 
 namespace epic::worker {
 
@@ -50,20 +51,11 @@ bool RankService::OnMessage(const v1::ControlMessage& message) {
 }
 
 void RankService::PlaceExperts(const v1::PlaceExperts& message) {
-  ExpertOrder order{.order = message.order()};
-  for (const v1::LayerExperts& layer : message.layers()) {
-    const bool proved = layer.hashes_size() == layer.experts_size();
-    const absl::StatusOr<cluster::WeightsId> weights = cluster::WeightsIdFrom(layer.weights_id());
-    if (!weights.ok()) return Tell({.order = order.order, .status = weights.status()});
-    for (int i = 0; i < layer.experts_size(); ++i) {
-      order.wanted[{layer.layer(), layer.experts(i), *weights}] = proved ? layer.hashes(i) : 0;
-    }
-  }
-  if (slots_ == nullptr) {
-    return Tell({.order = order.order,
-                 .status = absl::FailedPreconditionError("this rank holds no experts")});
-  }
-  slots_->Order(std::move(order));
+  absl::StatusOr<ExpertOrder> order = OrderFrom(message);
+  absl::Status status = order.status();
+  if (slots_ == nullptr) status = absl::FailedPreconditionError("this rank holds no experts");
+  if (!status.ok()) return Tell({.order = message.order(), .status = std::move(status)});
+  slots_->Order(*std::move(order));
 }
 
 void RankService::Advance() {
@@ -82,28 +74,10 @@ void RankService::TellProgress() {
 }
 
 void RankService::Tell(const ExpertOutcome& outcome) {
-  v1::ControlMessage message;
   if (!outcome.status.ok()) {
     LOG_ERROR("experts of order {}: {}", outcome.order, std::string(outcome.status.message()));
-    message.mutable_experts_failed()->set_order(outcome.order);
-    message.mutable_experts_failed()->set_message(std::string(outcome.status.message()));
-    return Send(std::move(message));
   }
-  v1::ExpertsReady& ready = *message.mutable_experts_ready();
-  ready.set_order(outcome.order);
-  ready.set_loaded_bytes(outcome.loaded_bytes);
-  ready.set_load_seconds(absl::ToDoubleSeconds(outcome.duration));
-  v1::LayerExperts* layer = nullptr;
-  for (const auto& [name, proof] : outcome.proofs) {
-    if (layer == nullptr || layer->layer() != name.layer) {
-      layer = ready.add_layers();
-      layer->set_layer(name.layer);
-      layer->set_weights_id(NumberOf(name.weights));
-    }
-    layer->add_experts(name.expert);
-    layer->add_hashes(proof);
-  }
-  Send(std::move(message));
+  Send(MessageFrom(outcome));
 }
 
 void RankService::TakeMap(const v1::PublishMap& message) {
