@@ -29,7 +29,10 @@ void LoadedExperts::Order(ExpertOrder order) {
   missing_.clear();
   if (!CheckOrder().ok()) return;
   for (auto held = held_.begin(); held != held_.end();) {
-    if (order_->wanted.contains(held->first)) {
+    const auto wanted = order_->wanted.find(held->first);
+    // Bytes that differ from another holder's are read again: the disk may have been wrong once.
+    if (wanted != order_->wanted.end() &&
+        (wanted->second == 0 || wanted->second == held->second.proof)) {
       ++held;
       continue;
     }
@@ -98,6 +101,12 @@ ExpertOutcome LoadedExperts::Finish(absl::Status status) {
   order_.reset();
   missing_.clear();
   return outcome;
+}
+
+std::map<ExpertName, uint64_t> LoadedExperts::held() const {
+  std::map<ExpertName, uint64_t> held;
+  for (const auto& [name, expert] : held_) held[name] = expert.proof;
+  return held;
 }
 
 bool LoadedExperts::Holds(int layer, int expert) const {

@@ -34,6 +34,8 @@ class LoadedExperts : public ExpertSlots {
   int64_t order_bytes() const override { return order_bytes_; }
   int64_t order_total_bytes() const override { return order_total_bytes_; }
   int held_count() const { return static_cast<int>(held_.size()); }
+  // All that is held, with its proofs.
+  std::map<ExpertName, uint64_t> held() const;
 
   bool Holds(int layer, int expert) const override;
   void Compute(int layer, kernels::Tensor rows, std::span<const kernels::ExpertRow> pairs,
