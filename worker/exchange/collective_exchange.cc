@@ -56,7 +56,8 @@ CollectiveExchange::CollectiveExchange(const ExchangeShape& shape, int rows_max,
 }
 
 void CollectiveExchange::SetMap(std::shared_ptr<const cluster::ExpertMap> map) {
-  CHECK(maps_.empty() || maps_.back()->version < map->version);
+  // Ranks vote by the number alone. A later term goes on with the numbers of the one before.
+  CHECK(maps_.empty() || maps_.back()->version.number < map->version.number);
   CHECK_EQ(static_cast<int>(map->replicas.size()), shape_.layer_count);
   maps_.push_back(std::move(map));
 }

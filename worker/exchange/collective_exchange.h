@@ -71,9 +71,11 @@ class CollectiveExchange : public model::ExpertExchange {
                      ExpertSet& experts, cluster::Collective& collective,
                      int tile_rows = kTileRows);
 
-  // A newer map than any before. It is used once all ranks hold it: the coordinator gives every
-  // rank the same maps in the same order. The first comes before the first vote.
+  // A newer map than any before, by its number. It is used once all ranks hold it: the coordinator
+  // gives every rank the same maps in the same order. The first comes before the first vote.
   void SetMap(std::shared_ptr<const cluster::ExpertMap> map);
+  // The number of the map in use, which all ranks agreed on in the last vote.
+  uint64_t map_number() const { return maps_.empty() ? 0 : maps_.front()->version.number; }
 
   // Between steps. No other vote may be open.
   void StartVote(const WaveVote& vote);
