@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "worker/exchange/rank_class.h"
-#include "worker/exchange/static_map.h"
+#include "worker/service/placement_messages.h"
 
 namespace epic::worker {
 namespace {
@@ -21,7 +21,6 @@ WorkerOptions LockStepOptions(WorkerOptions options, int rank_count) {
   options.roles = {"attention", "experts"};
   options.expert_ranks = rank_count;
   options.tolerate_losses = 0;
-  options.expert_slots = 0;
   return options;
 }
 
@@ -32,9 +31,9 @@ LockStepRank::LockStepRank(const WorkerOptions& options, const RankPlan& plan,
       epochs_(epochs),
       loop_(loop),
       env_(env),
-      map_(std::make_shared<const cluster::ExpertMap>(StaticMap(plan.config, epochs.size()))),
       experts_(env.clock, plan.config, *plan.checkpoint, *plan.backend, plan.expert_slots,
                plan.expert.source_bytes),
+      placement_(experts_),
       sequences_(env.clock),
       connection_(
           std::in_place, env, options.coordinator, Identity(), std::move(token),
@@ -52,8 +51,9 @@ v1::WorkerIdentity LockStepRank::Identity() const {
   v1::WorkerIdentity identity = plan_.identity();
   identity.set_attention(true);
   identity.set_experts(true);
-  identity.set_holds_all_experts(true);
   epochs_.Introduce(identity);
+  *identity.mutable_held_experts() = LayersFrom(experts_.held());
+  identity.set_epoch_map(placement_.newest_map());
   return identity;
 }
 
@@ -76,10 +76,12 @@ absl::Status LockStepRank::RunEpoch() {
   RETURN_IF_ERROR(AwaitOthers());
   sequences_.Serve(*engine_, plan_.ready());
   while (connection_->refusal().ok() && !wave_->stopped()) {
-    loop_.RunOnce(wave_->wait());
+    loop_.RunOnce(experts_.loading() ? absl::ZeroDuration() : wave_->wait());
     sequences_.Advance();
     if (ends_ && sequences_.drained()) wave_->End();
     RETURN_IF_ERROR(wave_->Join());
+    RETURN_IF_ERROR(placement_.Advance(*exchange_));
+    RETURN_IF_ERROR(LoadOneExpert());
     if (epoch_over_) return absl::AbortedError("the coordinator's link has ended");
     RETURN_IF_ERROR(CheckMoving());
   }
@@ -89,14 +91,13 @@ absl::Status LockStepRank::RunEpoch() {
 absl::Status LockStepRank::AwaitEpoch() {
   while (connection_->refusal().ok() && !ends_) {
     ASSIGN_OR_RETURN(collective_, epochs_.collective());
-    if (collective_ != nullptr) {
+    if (collective_ != nullptr && placement_.invited()) {
       epoch_over_ = false;
-      // The place in the epoch is a part of it.
-      connection_->SetIdentity(Identity());
       return absl::OkStatus();
     }
     loop_.RunOnce(absl::Milliseconds(50));
   }
+  collective_ = nullptr;
   return connection_->refusal();
 }
 
@@ -116,6 +117,7 @@ void LockStepRank::LeaveEpoch() {
   while (!epochs_.Left()) loop_.RunOnce(absl::Milliseconds(1));
   collective_ = nullptr;
   sequences_.StopServing();
+  placement_.Leave();
   engine_.reset();
   wave_.reset();
   transformer_.reset();
@@ -131,6 +133,9 @@ void LockStepRank::Drain() {
 void LockStepRank::OnLink(cluster::ControlLink* link) {
   link_ = link;
   epochs_.OnLink(link);
+  placement_.OnLink();
+  // What it holds by now is said with the next hello.
+  if (link == nullptr) connection_->SetIdentity(Identity());
   if (link == nullptr && !epochs_.outlives_links()) {
     // On the next link this rank is not ready before the next epoch is.
     epoch_over_ = true;
@@ -141,15 +146,18 @@ void LockStepRank::OnLink(cluster::ControlLink* link) {
 }
 
 void LockStepRank::TellDrain() {
-  if (link_ == nullptr) return;
   v1::ControlMessage message;
   message.mutable_drain();
-  link_->Send(std::move(message));
+  Send(std::move(message));
+}
+
+void LockStepRank::Send(v1::ControlMessage message) {
+  if (link_ != nullptr) link_->Send(std::move(message));
 }
 
 absl::Status LockStepRank::Load() {
   const absl::Time began = env_.clock.Now();
-  experts_.Order(OrderOf(*map_, collective_->rank()));
+  placement_.Begin();
   const SchedulerLimits& limits = plan_.limits.scheduler;
   if (!model_) {
     const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
@@ -166,7 +174,7 @@ absl::Status LockStepRank::Load() {
            absl::ToDoubleSeconds(env_.clock.Now() - began));
   exchange_.emplace(plan_.exchange_shape(), limits.max_num_batched_tokens, *plan_.backend, experts_,
                     *collective_);
-  exchange_->SetMap(map_);
+  RETURN_IF_ERROR(placement_.Start(*exchange_));
   transformer_.emplace(*model_, *plan_.backend, *exchange_, *pool_, limits.max_num_batched_tokens,
                        limits.max_logit_rows);
   wave_.emplace(plan_.config, *transformer_, *exchange_, env_.clock);
@@ -175,12 +183,23 @@ absl::Status LockStepRank::Load() {
 }
 
 absl::Status LockStepRank::LoadExperts() {
-  while (experts_.loading()) {
-    const std::optional<ExpertOutcome> outcome = experts_.Advance();
+  while (experts_.loading() || !placement_.may_start()) {
+    RETURN_IF_ERROR(LoadOneExpert());
     ReportLoading(plan_.weights.source_bytes + experts_.order_bytes());
-    if (outcome) RETURN_IF_ERROR(outcome->status);
+    RETURN_IF_ERROR(connection_->refusal());
+    if (epoch_over_) return absl::AbortedError("the coordinator's link has ended");
+    if (!experts_.loading()) loop_.RunOnce(absl::Milliseconds(2));
   }
   return absl::OkStatus();
+}
+
+absl::Status LockStepRank::LoadOneExpert() {
+  if (!experts_.loading()) return absl::OkStatus();
+  const std::optional<ExpertOutcome> outcome = experts_.Advance();
+  if (!outcome) return absl::OkStatus();
+  Send(MessageFrom(*outcome));
+  // An epoch cannot begin without what it was promised; later it goes on with what it has.
+  return wave_ ? absl::OkStatus() : outcome->status;
 }
 
 absl::Status LockStepRank::AwaitOthers() {
@@ -225,13 +244,14 @@ void LockStepRank::ReportLoading(int64_t bytes) {
 
 void LockStepRank::OnMessage(const v1::ControlMessage& message) {
   epochs_.OnMessage(message);
+  if (placement_.OnMessage(message)) return;
   if (message.has_welcome()) {
     LOG_INFO("the coordinator calls this process rank {}", message.welcome().rank());
   } else if (message.has_revoked()) {
     LOG_WARNING("the coordinator has revoked this rank: {}", message.revoked().reason());
     revoked_at_ = env_.clock.Now();
     connection_->Renew();
-  } else if (!message.has_join_epoch()) {
+  } else {
     sequences_.OnMessage(message);
   }
 }

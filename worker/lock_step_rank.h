@@ -1,8 +1,7 @@
 // LockStepRank: a worker as one of the ranks of an epoch (--exchange mpi or nccl). It has both
-// roles and holds its share of the experts of a static map (worker/exchange/static_map.h). To the
-// coordinator it is a *whole* rank: where its experts are is the epoch's own affair, and an epoch
-// is lost as one. Where a process outlives its epoch (NCCL) the rank keeps what it has loaded and
-// goes on in the next, with nothing of its sequences but cached pages.
+// roles. The coordinator says which experts it holds (worker/service/epoch_placement.h), and loses
+// an epoch as one. Where a process outlives its epoch (NCCL) the rank keeps the experts that it has
+// loaded, and tells the coordinator of them when it joins again.
 #pragma once
 
 #include <memory>
@@ -20,6 +19,7 @@
 #include "worker/experts/loaded_experts.h"
 #include "worker/options.h"
 #include "worker/rank_plan.h"
+#include "worker/service/epoch_placement.h"
 #include "worker/service/worker_service.h"
 
 namespace epic::worker {
@@ -51,6 +51,8 @@ class LockStepRank {
   absl::Status AwaitEpoch();
   absl::Status Load();
   absl::Status LoadExperts();
+  // Loads one expert, if one is to be loaded, and tells the outcome of an order at its end.
+  absl::Status LoadOneExpert();
   absl::Status AwaitOthers();
   void LeaveEpoch();
   // Aborted: this rank was revoked and the world stands still. A world that outlives the revocation
@@ -63,13 +65,14 @@ class LockStepRank {
   void OnLink(cluster::ControlLink* link);
   void OnMessage(const v1::ControlMessage& message);
   void TellDrain();
+  void Send(v1::ControlMessage message);
 
   const RankPlan& plan_;
   EpochSource& epochs_;
   EpollLoop& loop_;
   const Env env_;
-  const std::shared_ptr<const cluster::ExpertMap> map_;
   LoadedExperts experts_;
+  EpochPlacement placement_;
   WorkerService sequences_;
   // Before the connection, whose handlers use them.
   cluster::ControlLink* link_ = nullptr;

@@ -152,12 +152,6 @@ class Rank {
     // Only where peers may come through shared memory.
     if (options_.transport != "tcp") identity.set_run_dir(options_.run_dir);
     identity.set_address(transport_.address());
-    identity.set_expert_slots(plan_.expert_slots);
-    identity.set_expert_bytes(plan_.expert.packed_bytes);
-    identity.set_layer_count(plan_.config.layer_count);
-    // The plan has checked that dense layers come first.
-    identity.set_first_expert_layer(plan_.config.layer_count - plan_.config.sparse_layer_count());
-    identity.set_expert_count(plan_.config.expert_count);
     return identity;
   }
 

@@ -93,6 +93,12 @@ v1::WorkerIdentity RankPlan::identity() const {
   identity.set_profile(backend->profile());
   identity.set_checkpoint(checkpoint->fingerprint());
   identity.set_description(backend->description());
+  identity.set_expert_slots(expert_slots);
+  identity.set_expert_bytes(expert.packed_bytes);
+  identity.set_layer_count(config.layer_count);
+  // The plan has checked that dense layers come first.
+  identity.set_first_expert_layer(config.layer_count - config.sparse_layer_count());
+  identity.set_expert_count(config.expert_count);
   return identity;
 }
 

@@ -29,7 +29,8 @@ struct RankPlan {
   MemoryPlan memory;
 
   ExchangeShape exchange_shape() const;
-  // What the coordinator is told of this process first; roles and places are its owner's to add.
+  // What the coordinator is told of this process first. The caller adds its roles, and where other
+  // ranks reach it.
   v1::WorkerIdentity identity() const;
   // What the coordinator is told once attention is loaded.
   v1::WorkerReady ready() const;

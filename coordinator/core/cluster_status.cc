@@ -47,9 +47,7 @@ RankStatus RankStatusFrom(const World& world, int rank, const StepCounts& step, 
   status.last_step_age = step_age;
   status.last_report_age = world.liveness().ReportAge(rank, now);
   status.sequences = sequence_count;
-  if (!member.holds_all_experts() && world.hosts() != nullptr) {
-    status.experts_held = static_cast<int>(world.hosts()->held_count(rank));
-  }
+  status.experts_held = static_cast<int>(world.CountExpertsHeld(rank));
   status.expert_slots = member.identity.expert_slots();
   status.map_number = report.map_number();
   status.outstanding_dispatches = report.outstanding_dispatches();

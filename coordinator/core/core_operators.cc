@@ -81,10 +81,10 @@ ClusterStatus Core::status() const {
   }
   status.frozen = world_.frozen();
   status.map_number = world_.map().version.number;
-  if (const ExpertHosts* hosts = world_.hosts(); hosts != nullptr) {
-    status.experts = hosts->shape().expert_total();
-    status.experts_unhosted = hosts->unhosted_count();
-    status.experts_unreplicated = hosts->unreplicated_count();
+  if (const auto totals = world_.CountExperts()) {
+    status.experts = totals->experts;
+    status.experts_unhosted = totals->unhosted;
+    status.experts_unreplicated = totals->unreplicated;
   }
   return status;
 }

@@ -2,60 +2,124 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "base/status.h"
 
 namespace epic::coordinator {
 
-std::optional<Epochs::Formed> Epochs::Join(int rank, int size, int place) {
-  CHECK_GT(size, 0);
-  seats_[rank] = {.size = size, .place = place < size ? place : -1};
-  std::vector<int> came;
-  for (const auto& [other, seat] : seats_) {
-    if (seat.epoch == 0 && seat.size == size) came.push_back(other);
-  }
-  if (static_cast<int>(came.size()) < size) return std::nullopt;
-  Formed formed{.epoch = ++last_epoch_, .ranks = std::vector(size, -1)};
-  for (const int other : came) {
-    const int wanted = seats_.at(other).place;
-    if (wanted >= 0 && formed.ranks[wanted] < 0) formed.ranks[wanted] = other;
-  }
-  for (const int other : came) {
-    if (std::ranges::count(formed.ranks, other) == 0) {
-      *std::ranges::find(formed.ranks, -1) = other;
-    }
-  }
-  for (int i = 0; i < size; ++i) {
-    Seat& seat = seats_.at(formed.ranks[i]);
-    seat.place = i;
-    seat.epoch = formed.epoch;
-  }
-  return formed;
+absl::StatusOr<Epoch*> Epochs::Join(int rank, const Member& member) {
+  const v1::WorkerIdentity& wish = member.identity;
+  CHECK_GT(wish.epoch_ranks(), 0);
+  CHECK(seats_.emplace(rank, Seat{.member = member}).second) << "rank " << rank;
+  std::vector<int> ranks = Complete(wish);
+  if (ranks.empty()) return nullptr;
+  return Form(std::move(ranks), wish);
 }
 
-void Epochs::Leave(int rank) { seats_.erase(rank); }
-
-std::vector<int> Epochs::TakeId(int rank, const v1::EpochId& id) {
-  const auto at = seats_.find(rank);
-  if (at == seats_.end() || at->second.epoch == 0 || at->second.epoch != id.epoch() ||
-      at->second.place != 0 || at->second.id_told || id.unique_id().empty()) {
-    return {};
+std::vector<int> Epochs::Complete(const v1::WorkerIdentity& wish) const {
+  const int size = wish.epoch_ranks();
+  std::vector<int> ranks(size, -1);
+  int next = 0;
+  for (const auto& [rank, seat] : seats_) {
+    const v1::WorkerIdentity& other = seat.member.identity;
+    if (seat.epoch != 0 || other.epoch_ranks() != size || other.epoch() != wish.epoch()) continue;
+    // Two ranks claim one position of a launched epoch when a worker has joined again before its
+    // former life is known to be over: the later one lives.
+    const int position = wish.epoch() != 0 ? other.epoch_position() - 1 : next++;
+    CHECK(position >= 0 && position < size) << "position " << position << " of " << size;
+    ranks[position] = rank;
+    if (next == size) break;
   }
-  at->second.id_told = true;
-  std::vector<int> ranks;
-  for (const auto& [other, seat] : seats_) {
-    if (seat.epoch == id.epoch()) ranks.push_back(other);
-  }
-  return ranks;
+  return std::ranges::count(ranks, -1) > 0 ? std::vector<int>() : ranks;
 }
 
-v1::JoinEpoch Epochs::Invitation(int rank, const std::string& unique_id) const {
-  const Seat& seat = seats_.at(rank);
+absl::StatusOr<Epoch*> Epochs::Form(std::vector<int> ranks, const v1::WorkerIdentity& wish) {
+  // A launched epoch may outlive a coordinator, or a wrong revocation: its ranks hold maps already,
+  // and take only newer ones.
+  uint64_t last_map = 0;
+  for (const int rank : ranks) {
+    last_map = std::max(last_map, seats_.at(rank).member.identity.epoch_map());
+  }
+  const MapPublisherOptions maps{.term = term_, .last_number = last_map, .complete_only = true};
+  Epoch epoch{.ranks = std::move(ranks),
+              .launched = wish.epoch() != 0,
+              .group = ExpertGroup(ShapeOf(wish), replicas_max_, proofs_, maps)};
+  for (const int rank : epoch.ranks) epoch.group.Join(rank, seats_.at(rank).member);
+  if (const int64_t missing = epoch.group.hosts().Shortfall(); missing > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("its epoch lacks %d slots for the %d experts of this model", missing,
+                        ShapeOf(wish).expert_total()));
+  }
+  epoch.first = epoch.group.PlanPromised();
+  epoch.number = epoch.launched ? wish.epoch() : ++last_epoch_;
+  for (const int rank : epoch.ranks) seats_.at(rank).epoch = epoch.number;
+  const uint64_t number = epoch.number;
+  // A former life of a launched epoch is replaced.
+  return &epochs_.insert_or_assign(number, std::move(epoch)).first->second;
+}
+
+void Epochs::Leave(int rank) {
+  if (const Epoch* const epoch = Find(rank)) epochs_.erase(epoch->number);
+  seats_.erase(rank);
+}
+
+Epochs::Invitations Epochs::FirstInvitations(const Epoch& epoch) const {
+  Invitations invitations;
+  if (!epoch.launched) {
+    v1::JoinEpoch question;
+    question.set_epoch(epoch.number);
+    question.set_size(static_cast<int>(epoch.ranks.size()));
+    invitations.emplace_back(epoch.ranks[0], std::move(question));
+    return invitations;
+  }
+  for (int i = 0; i < static_cast<int>(epoch.ranks.size()); ++i) {
+    invitations.emplace_back(epoch.ranks[i], Invitation(epoch, i, ""));
+  }
+  return invitations;
+}
+
+Epochs::Invitations Epochs::TakeId(int rank, const v1::EpochId& id) {
+  Epoch* const epoch = Find(rank);
+  Invitations invitations;
+  if (epoch == nullptr || epoch->launched || epoch->number != id.epoch() ||
+      epoch->ranks[0] != rank || epoch->id_told || id.unique_id().empty()) {
+    return invitations;
+  }
+  epoch->id_told = true;
+  for (int i = 0; i < static_cast<int>(epoch->ranks.size()); ++i) {
+    invitations.emplace_back(epoch->ranks[i], Invitation(*epoch, i, id.unique_id()));
+  }
+  return invitations;
+}
+
+v1::JoinEpoch Epochs::Invitation(const Epoch& epoch, int position, const std::string& id) const {
+  const int rank = epoch.ranks[position];
   v1::JoinEpoch invitation;
-  invitation.set_epoch(seat.epoch);
-  invitation.set_rank(seat.place);
-  invitation.set_size(seat.size);
-  invitation.set_unique_id(unique_id);
+  invitation.set_epoch(epoch.number);
+  invitation.set_rank(position);
+  invitation.set_size(static_cast<int>(epoch.ranks.size()));
+  invitation.set_unique_id(id);
+  invitation.mutable_ranks()->Add(epoch.ranks.begin(), epoch.ranks.end());
+  for (const auto& [to, order] : epoch.first.orders) {
+    if (to == rank) *invitation.mutable_experts() = order;
+  }
+  CHECK(epoch.first.maps.has_value()) << "epoch " << epoch.number << " has no map";
+  for (const auto& [to, map] : *epoch.first.maps) {
+    if (to == rank) *invitation.mutable_map() = map;
+  }
   return invitation;
+}
+
+Epoch* Epochs::Find(int rank) { return const_cast<Epoch*>(std::as_const(*this).Find(rank)); }
+
+const Epoch* Epochs::Find(int rank) const {
+  const auto seat = seats_.find(rank);
+  if (seat == seats_.end() || seat->second.epoch == 0) return nullptr;
+  const auto epoch = epochs_.find(seat->second.epoch);
+  // It may have ended with another rank, or have been formed anew by others.
+  if (epoch == epochs_.end() || std::ranges::count(epoch->second.ranks, rank) == 0) return nullptr;
+  return &epoch->second;
 }
 
 }  // namespace epic::coordinator

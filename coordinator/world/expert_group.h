@@ -7,6 +7,7 @@
 // planned for at once, unless that was done since OnTime already.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 
 #include "coordinator/world/expert_hosts.h"
 #include "coordinator/world/map_publisher.h"
+#include "coordinator/world/membership.h"
 
 namespace epic::coordinator {
 
@@ -26,8 +28,14 @@ struct Placement {
 
 class ExpertGroup {
  public:
-  ExpertGroup(ModelShape shape, int replicas_max, MapPublisher publisher)
-      : hosts_(shape, replicas_max), publisher_(std::move(publisher)) {}
+  // `proofs` outlives this.
+  ExpertGroup(ModelShape shape, int replicas_max, ExpertProofs& proofs, MapPublisherOptions maps)
+      : hosts_(shape, replicas_max, proofs), publisher_(std::move(maps)) {}
+
+  void Join(int rank, const Member& member);
+  // The rank is lost, or of no use.
+  void Remove(int rank);
+  bool has_attention() const;
 
   // Nothing is planned before the start, which happens once.
   void Start();
@@ -38,13 +46,14 @@ class ExpertGroup {
   void PublishSoon();
   bool plan_due() const { return due_ == Due::kPlan; }
 
-  // `ranks` are those of the group now, ascending. Frozen groups load only what nobody holds.
-  Placement Plan(std::vector<cluster::RankEntry> ranks, bool frozen);
+  // Frozen groups load only what nobody holds.
+  Placement Plan(bool frozen);
   // After a loss: plans at once the first time since OnTime, and soon else.
-  Placement PlanUrgently(std::vector<cluster::RankEntry> ranks, bool frozen);
-  Placement OnTime(std::vector<cluster::RankEntry> ranks, bool frozen);
-  // The rank is out of the group.
-  void Remove(int rank);
+  Placement PlanUrgently(bool frozen);
+  Placement OnTime(bool frozen);
+  // Starts a group all of whose ranks wait for each other until each has loaded what it is ordered
+  // to: its first map says what will be held then. There are slots for all experts.
+  Placement PlanPromised();
 
   ExpertHosts& hosts() { return hosts_; }
   const ExpertHosts& hosts() const { return hosts_; }
@@ -53,8 +62,11 @@ class ExpertGroup {
  private:
   enum class Due : uint8_t { kNothing, kMap, kPlan };
 
+  std::vector<cluster::RankEntry> Entries() const;
+
   ExpertHosts hosts_;
   MapPublisher publisher_;
+  std::map<int, cluster::RankEntry> ranks_;
   bool started_ = false;
   Due due_ = Due::kNothing;
   bool planned_urgently_ = false;  // since OnTime

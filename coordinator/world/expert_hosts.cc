@@ -4,11 +4,21 @@
 
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "base/status.h"
 
 namespace epic::coordinator {
 
-void ExpertHosts::Join(int rank, int64_t slots, std::string machine) {
-  hosts_[rank].host = {.rank = rank, .slots = slots, .machine = std::move(machine)};
+void ExpertHosts::Join(int rank, int64_t slots, std::string machine, const LayerExperts& held) {
+  CHECK_GE(slots, 0);
+  Host& host = hosts_[rank];
+  host.host = {.rank = rank, .slots = slots, .machine = std::move(machine)};
+  if (!CheckHashes(rank, held).ok()) return;
+  for (const v1::LayerExperts& layer : held) {
+    for (const int expert : layer.experts()) host.held.insert(Id(layer.layer(), expert));
+  }
+  // More than its slots take was never ordered, so nothing that it says is known to be true.
+  if (static_cast<int64_t>(host.held.size()) > slots) host.held.clear();
+  Count();
 }
 
 void ExpertHosts::SetLeaving(int rank, bool leaving) {
@@ -96,8 +106,7 @@ v1::PlaceExperts ExpertHosts::Order(Host& host, Experts wanted) {
       layer->set_layer(of_layer);
     }
     layer->add_experts(id % shape_.expert_count);
-    const auto hash = hashes_.find(id);
-    layer->add_hashes(hash != hashes_.end() ? hash->second.value : 0);
+    layer->add_hashes(proofs_->Find(of_layer, id % shape_.expert_count));
   }
   // Loads given up are planned again.
   may_move_ = may_move_ || std::ranges::any_of(host.ordered, [&](int id) {
@@ -125,8 +134,8 @@ std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan(bool frozen) {
   return orders;
 }
 
-absl::Status ExpertHosts::CheckHashes(int rank, const v1::ExpertsReady& ready) {
-  for (const v1::LayerExperts& layer : ready.layers()) {
+absl::Status ExpertHosts::CheckHashes(int rank, const LayerExperts& layers) {
+  for (const v1::LayerExperts& layer : layers) {
     if (layer.layer() < shape_.first_expert_layer || layer.layer() >= shape_.layer_count) {
       return absl::InvalidArgumentError(
           absl::StrFormat("experts_ready: layer %d has no experts", layer.layer()));
@@ -136,21 +145,15 @@ absl::Status ExpertHosts::CheckHashes(int rank, const v1::ExpertsReady& ready) {
           absl::StrFormat("experts_ready: layer %d has %d experts and %d hashes", layer.layer(),
                           layer.experts_size(), layer.hashes_size()));
     }
-    for (int i = 0; i < layer.hashes_size(); ++i) {
+    for (int i = 0; i < layer.experts_size(); ++i) {
       const int expert = layer.experts(i);
       if (expert < 0 || expert >= shape_.expert_count) {
         return absl::InvalidArgumentError(
             absl::StrFormat("experts_ready: expert %d of layer %d, there are %d", expert,
                             layer.layer(), shape_.expert_count));
       }
-      const uint64_t hash = layer.hashes(i);
-      if (hash == 0) continue;
-      const Hash& first =
-          hashes_.try_emplace(Id(layer.layer(), expert), Hash{hash, rank}).first->second;
-      if (first.value == hash) continue;
-      return absl::DataLossError(absl::StrFormat(
-          "expert %d of layer %d has content hash %016x here, %016x at rank %d, its first loader",
-          expert, layer.layer(), hash, first.value, first.rank));
+      if (layer.hashes_size() == 0) continue;
+      RETURN_IF_ERROR(proofs_->Check(rank, layer.layer(), expert, layer.hashes(i)));
     }
   }
   return absl::OkStatus();
@@ -160,7 +163,7 @@ absl::Status ExpertHosts::OnReady(int rank, const v1::ExpertsReady& ready) {
   const auto at = hosts_.find(rank);
   if (at == hosts_.end() || ready.order() != at->second.order) return absl::OkStatus();
   Host& host = at->second;
-  absl::Status status = CheckHashes(rank, ready);
+  absl::Status status = CheckHashes(rank, ready.layers());
   if (!status.ok()) {
     host.held.clear();
     Count();
@@ -181,13 +184,17 @@ void ExpertHosts::OnFailed(int rank, uint64_t order) {
   host.host.slots = static_cast<int64_t>(host.held.size());
 }
 
-cluster::Replicas ExpertHosts::replicas() const {
+cluster::Replicas ExpertHosts::replicas() const { return ReplicasOf(&Host::held); }
+
+cluster::Replicas ExpertHosts::ordered_replicas() const { return ReplicasOf(&Host::ordered); }
+
+cluster::Replicas ExpertHosts::ReplicasOf(Experts Host::* experts) const {
   cluster::Replicas replicas(shape_.layer_count);
   for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
     replicas[layer].resize(shape_.expert_count);
   }
   for (const auto& [rank, host] : hosts_) {
-    for (const int id : host.held) {
+    for (const int id : host.*experts) {
       replicas[id / shape_.expert_count][id % shape_.expert_count].push_back(rank);
     }
   }

@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "cluster/placement/balance.h"
+#include "coordinator/world/expert_proofs.h"
 #include "coordinator/world/model_shape.h"
 #include "proto/epic/v1/worker.pb.h"
 
@@ -23,12 +24,18 @@ namespace epic::coordinator {
 
 class ExpertHosts {
  public:
-  // `replicas_max`: replicas of an expert that slots are used for, once all have a home.
-  ExpertHosts(ModelShape shape, int replicas_max) : shape_(shape), replicas_max_(replicas_max) {
+  // `replicas_max`: replicas of an expert that slots are used for, once all have a home. `proofs`
+  // outlives this.
+  ExpertHosts(ModelShape shape, int replicas_max, ExpertProofs& proofs)
+      : shape_(shape), replicas_max_(replicas_max), proofs_(&proofs) {
     Count();
   }
 
-  void Join(int rank, int64_t slots, std::string machine);
+  using LayerExperts = google::protobuf::RepeatedPtrField<v1::LayerExperts>;
+
+  // `held`: what the rank says that it holds already. What cannot be, or has other bytes than its
+  // first loader had, is not believed: it will be ordered, and loaded again.
+  void Join(int rank, int64_t slots, std::string machine, const LayerExperts& held = {});
   // Lost, or gone: what it held is held no more.
   void Leave(int rank);
   // A leaving rank keeps what nobody else holds until somebody does.
@@ -51,6 +58,8 @@ class ExpertHosts {
 
   // What is held, as a map says it.
   cluster::Replicas replicas() const;
+  // What will be held once all orders are done.
+  cluster::Replicas ordered_replicas() const;
   // Slots that are missing for all experts if `without` were not there; at most 0: none.
   int64_t Shortfall(int without = -1) const;
   int64_t unhosted_count() const { return unhosted_count_; }          // held by no rank
@@ -71,11 +80,6 @@ class ExpertHosts {
     uint64_t order = 0;
     bool loading = false;
   };
-  struct Hash {
-    uint64_t value = 0;
-    int rank = 0;  // its first loader
-  };
-
   int Id(int layer, int expert) const { return layer * shape_.expert_count + expert; }
   // After each change of what is held.
   void Count();
@@ -83,15 +87,16 @@ class ExpertHosts {
   // By rank.
   std::map<int, Experts> Wanted(const cluster::Replicas& desired) const;
   v1::PlaceExperts Order(Host& host, Experts wanted);
-  absl::Status CheckHashes(int rank, const v1::ExpertsReady& ready);
+  absl::Status CheckHashes(int rank, const LayerExperts& layers);
+  cluster::Replicas ReplicasOf(Experts Host::* experts) const;
 
-  const ModelShape shape_;
-  const int replicas_max_;
+  ModelShape shape_;
+  int replicas_max_;
+  ExpertProofs* proofs_;
   std::map<int, Host> hosts_;
   std::vector<int> holder_counts_;  // by id
   int64_t unhosted_count_ = 0;
   int64_t unreplicated_count_ = 0;
-  std::map<int, Hash> hashes_;
   uint64_t last_order_ = 0;
   bool may_move_ = false;
 };

@@ -48,7 +48,8 @@ class ExpertHostsTest : public testing::Test {
     return loaded;
   }
 
-  ExpertHosts hosts_{{.layer_count = 4, .first_expert_layer = 1, .expert_count = 16}, 1};
+  ExpertProofs proofs_;
+  ExpertHosts hosts_{{.layer_count = 4, .first_expert_layer = 1, .expert_count = 16}, 1, proofs_};
 };
 
 TEST_F(ExpertHostsTest, HeldIsWhatWasAnswered) {
@@ -194,7 +195,8 @@ TEST_F(ExpertHostsTest, WhatARankCannotLoadOthersDo) {
 }
 
 TEST(ExpertHostsReplicasTest, ReplicasComeWhenAllHaveAHome) {
-  ExpertHosts hosts({.layer_count = 2, .first_expert_layer = 0, .expert_count = 6}, 2);
+  ExpertProofs proofs;
+  ExpertHosts hosts({.layer_count = 2, .first_expert_layer = 0, .expert_count = 6}, 2, proofs);
   hosts.Join(1, 12, "");
   hosts.Join(2, 12, "");
   for (const int64_t unreplicated : {12, 0}) {
@@ -212,8 +214,9 @@ TEST(ExpertHostsHistoryTest, OrdersNeverPassSlotsAndAllIsHeldWhenItFits) {
   for (uint64_t seed = 0; seed < 100; ++seed) {
     SeededRandom random(seed);
     const auto below = [&](uint64_t n) { return static_cast<int>(random.Next() % n); };
+    ExpertProofs proofs;
     ExpertHosts hosts({.layer_count = 3, .first_expert_layer = 1, .expert_count = 12},
-                      1 + below(3));
+                      1 + below(3), proofs);
     std::map<int, int64_t> slots;
     std::map<int, v1::PlaceExperts> orders;
     const auto plan = [&] {

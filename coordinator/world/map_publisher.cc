@@ -18,12 +18,12 @@ std::optional<MapPublisher::Messages> MapPublisher::Publish(std::vector<cluster:
                                                             cluster::Replicas replicas) {
   cluster::ExpertMap next{.ranks = std::move(ranks), .replicas = std::move(replicas)};
   const bool first = map_.version.number == 0;
-  if (first && next.unhosted_count() > 0) return std::nullopt;
+  if ((first || options_.complete_only) && next.unhosted_count() > 0) return std::nullopt;
   const bool same =
       next.replicas == map_.replicas && std::ranges::equal(next.ranks, map_.ranks, SameLife);
   if (!first && same) return std::nullopt;
   // Ranks keep the newest map that they were told, so numbers may only rise.
-  next.version = {term_, map_.version.number + 1};
+  next.version = {options_.term, std::max(map_.version.number, options_.last_number) + 1};
   CHECK(map_.version < next.version);
   map_ = std::move(next);
   Messages messages;
@@ -41,7 +41,9 @@ std::optional<MapPublisher::Messages> MapPublisher::Publish(std::vector<cluster:
 const std::string& MapPublisher::PairKey(int a, int b) {
   std::string& key = pair_keys_[std::minmax(a, b)];
   // Every map names every pair, and a key costs an HMAC, so keys are kept.
-  if (key.empty() && !pair_secret_.empty()) key = cluster::PairKey(pair_secret_, term_, a, b);
+  if (key.empty() && !options_.pair_secret.empty()) {
+    key = cluster::PairKey(options_.pair_secret, options_.term, a, b);
+  }
   return key;
 }
 

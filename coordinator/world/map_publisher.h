@@ -17,17 +17,25 @@
 
 namespace epic::coordinator {
 
+struct MapPublisherOptions {
+  uint64_t term = 0;
+  // From which the keys of pairs are made; empty: pairs have none.
+  std::string pair_secret;
+  // Ranks hold maps up to this number from before.
+  uint64_t last_number = 0;
+  // Whether a map in which an expert has no holder is of no use to the ranks, as where all of them
+  // step together. Else only the first map must be complete.
+  bool complete_only = false;
+};
+
 class MapPublisher {
  public:
-  // `pair_secret`: from which the keys of pairs are made; empty: pairs have none.
-  MapPublisher(uint64_t term, std::string pair_secret)
-      : term_(term), pair_secret_(std::move(pair_secret)) {}
+  explicit MapPublisher(MapPublisherOptions options) : options_(std::move(options)) {}
 
   using Messages = std::vector<std::pair<int, v1::PublishMap>>;  // (rank, its part)
 
-  // The messages of a new map; nothing if ranks (by number and generation) and replicas are those
-  // of the last map, or if the map would be the first and an expert has no holder: ranks begin
-  // with a complete map.
+  // The messages of a new map. Nothing if ranks (by number and generation) and replicas are those
+  // of the last map, or if an expert has no holder and the map must be complete.
   std::optional<Messages> Publish(std::vector<cluster::RankEntry> ranks,
                                   cluster::Replicas replicas);
   // The rank is out of the world; its keys are not needed any more.
@@ -39,8 +47,7 @@ class MapPublisher {
  private:
   const std::string& PairKey(int a, int b);
 
-  const uint64_t term_;
-  const std::string pair_secret_;
+  MapPublisherOptions options_;
   cluster::ExpertMap map_;
   std::map<std::pair<int, int>, std::string> pair_keys_;  // (lower rank, higher rank)
 };

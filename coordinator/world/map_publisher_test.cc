@@ -14,7 +14,7 @@ std::vector<cluster::RankEntry> Ranks(uint64_t last_generation = 12) {
 }
 
 TEST(MapPublisher, BeginsWithACompleteMap) {
-  MapPublisher publisher(7, "");
+  MapPublisher publisher({.term = 7});
   EXPECT_FALSE(publisher.Publish(Ranks(), {{{1}, {}}}));
   EXPECT_EQ(publisher.map().version, (cluster::MapVersion{0, 0}));
   const auto messages = publisher.Publish(Ranks(), {{{1}, {2}}});
@@ -31,7 +31,7 @@ TEST(MapPublisher, BeginsWithACompleteMap) {
 }
 
 TEST(MapPublisher, TellsChangesAlone) {
-  MapPublisher publisher(7, "");
+  MapPublisher publisher({.term = 7});
   ASSERT_TRUE(publisher.Publish(Ranks(), {{{1}, {2}}}));
   EXPECT_FALSE(publisher.Publish(Ranks(), {{{1}, {2}}}));
   // Another life of a rank is another rank to its peers.
@@ -42,8 +42,18 @@ TEST(MapPublisher, TellsChangesAlone) {
   EXPECT_EQ(publisher.map().unhosted_count(), 1);
 }
 
+TEST(MapPublisher, WhereAllStepTogetherEveryMapIsComplete) {
+  MapPublisher publisher({.term = 7, .last_number = 4, .complete_only = true});
+  ASSERT_TRUE(publisher.Publish(Ranks(), {{{1}, {2}}}));
+  // What ranks hold from before has lower numbers.
+  EXPECT_EQ(publisher.map().version, (cluster::MapVersion{7, 5}));
+  EXPECT_FALSE(publisher.Publish(Ranks(), {{{1}, {}}}));
+  ASSERT_TRUE(publisher.Publish(Ranks(), {{{1}, {1}}}));
+  EXPECT_EQ(publisher.map().version.number, 6u);
+}
+
 TEST(MapPublisher, GivesTheKeyOfAPairToItsTwoRanks) {
-  MapPublisher publisher(7, std::string(32, 's'));
+  MapPublisher publisher({.term = 7, .pair_secret = std::string(32, 's')});
   const auto messages = publisher.Publish(Ranks(), {{{1}, {2}}});
   const auto key = [&](int told, int other) {
     for (const v1::MapRank& entry : messages->at(told).second.ranks()) {

@@ -15,12 +15,6 @@ constexpr int kLayersMax = 10'000;
 constexpr int kExpertsMax = 100'000;
 constexpr int kEpochRanksMax = 4096;
 
-ModelShape ShapeOf(const v1::WorkerIdentity& identity) {
-  return {.layer_count = identity.layer_count(),
-          .first_expert_layer = identity.first_expert_layer(),
-          .expert_count = identity.expert_count()};
-}
-
 std::string WiresOf(const v1::WorkerIdentity& identity) {
   if (identity.address().empty()) return "shared memory alone";
   return identity.run_dir().empty() ? "tcp alone" : "tcp and shared memory";
@@ -42,7 +36,36 @@ absl::Status CheckShape(const ModelShape& shape) {
   return absl::OkStatus();
 }
 
+absl::Status CheckEpoch(const v1::WorkerIdentity& identity) {
+  const int ranks = identity.epoch_ranks();
+  if (ranks < 0 || ranks > kEpochRanksMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("epoch_ranks: ", ranks, ", 0 to ", kEpochRanksMax, " are possible"));
+  }
+  if (ranks == 0) return absl::OkStatus();
+  if (!identity.attention() || !identity.experts()) {
+    return absl::InvalidArgumentError(
+        "epoch_ranks: a worker that steps with others has both roles");
+  }
+  if (identity.holds_all_experts()) {
+    return absl::InvalidArgumentError(
+        "holds_all_experts: a worker that steps with others holds its share of them");
+  }
+  const int position = identity.epoch_position() - 1;
+  if (identity.epoch() != 0 && (position < 0 || position >= ranks)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "epoch_position: ", identity.epoch_position(), ", 1 to ", ranks, " are possible"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+ModelShape ShapeOf(const v1::WorkerIdentity& identity) {
+  return {.layer_count = identity.layer_count(),
+          .first_expert_layer = identity.first_expert_layer(),
+          .expert_count = identity.expert_count()};
+}
 
 absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time now) {
   Member member{.generation = hello.generation(), .identity = hello.worker(), .joined_at = now};
@@ -54,7 +77,7 @@ absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time n
   const v1::WorkerIdentity& identity = member.identity;
   RETURN_IF_ERROR(CheckIdentity(member));
   RETURN_IF_ERROR(CheckClass(identity.profile(), identity.checkpoint()));
-  // The first rank that exchanges rows decides which model this world serves.
+  // The first rank whose experts are placed decides which model this world serves.
   if (!member.holds_all_experts() && !shape_) shape_ = ShapeOf(identity);
   const int rank = next_rank_++;
   CHECK(members_.emplace(rank, std::move(member)).second) << "rank " << rank;
@@ -67,16 +90,17 @@ absl::Status Membership::CheckIdentity(const Member& member) const {
   if (!identity.attention() && !identity.experts()) {
     return absl::InvalidArgumentError("roles: a worker has neither attention nor experts");
   }
-  if (identity.epoch_ranks() < 0 || identity.epoch_ranks() > kEpochRanksMax) {
-    return absl::InvalidArgumentError(absl::StrCat("epoch_ranks: ", identity.epoch_ranks(),
-                                                   ", 0 to ", kEpochRanksMax, " are possible"));
-  }
+  RETURN_IF_ERROR(CheckEpoch(identity));
   if (member.holds_all_experts()) {
     if (identity.attention() && identity.experts()) return absl::OkStatus();
     return absl::InvalidArgumentError(
         "holds_all_experts: a worker that holds all experts has both roles");
   }
-  RETURN_IF_ERROR(CheckReach(identity));
+  if (member.exchanges_messages()) RETURN_IF_ERROR(CheckReach(identity));
+  return CheckModel(identity);
+}
+
+absl::Status Membership::CheckModel(const v1::WorkerIdentity& identity) const {
   const ModelShape shape = ShapeOf(identity);
   RETURN_IF_ERROR(CheckShape(shape));
   if (identity.expert_slots() < 0) {
@@ -102,7 +126,7 @@ absl::Status Membership::CheckReach(const v1::WorkerIdentity& identity) const {
     const v1::WorkerIdentity& peer = member.identity;
     const bool exchange = (identity.attention() && peer.experts()) ||
                           (identity.experts() && peer.attention());
-    if (!member.mapped() || !exchange) continue;
+    if (!member.exchanges_messages() || !member.refusal.empty() || !exchange) continue;
     const bool tcp = !identity.address().empty() && !peer.address().empty();
     const bool memory = !identity.run_dir().empty() && !peer.run_dir().empty() &&
                         identity.host() == peer.host();

@@ -25,9 +25,13 @@ struct Member {
   std::string refusal;    // why the world has no use for it, though its link stays; else empty
 
   bool holds_all_experts() const { return identity.holds_all_experts(); }
-  // Whether it exchanges rows by messages, under the map that World publishes.
-  bool mapped() const { return !holds_all_experts() && refusal.empty(); }
+  // Whether it steps together with the ranks of an epoch, and exchanges rows with them alone.
+  bool steps_in_epoch() const { return identity.epoch_ranks() > 0; }
+  // Whether it exchanges rows by messages.
+  bool exchanges_messages() const { return !holds_all_experts() && !steps_in_epoch(); }
 };
+
+ModelShape ShapeOf(const v1::WorkerIdentity& identity);
 
 class Membership {
  public:
@@ -53,12 +57,13 @@ class Membership {
   // rank that is not in the world.
   std::vector<int> RanksLostTogether(int rank) const;
 
-  // The model of the first rank that exchanges messages; empty: none has joined so far.
+  // The model of the first rank whose experts are placed; empty: none has joined so far.
   const std::optional<ModelShape>& shape() const { return shape_; }
   absl::Time last_join_at() const { return last_join_at_; }
 
  private:
   absl::Status CheckIdentity(const Member& member) const;
+  absl::Status CheckModel(const v1::WorkerIdentity& identity) const;
   absl::Status CheckReach(const v1::WorkerIdentity& identity) const;
 
   std::map<int, Member> members_;

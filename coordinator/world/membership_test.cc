@@ -36,9 +36,7 @@ TEST(Membership, NumbersAscendAndAreNeverUsedAgain) {
   EXPECT_EQ(members.Find(1), nullptr);
   EXPECT_EQ(*members.Join(Hello(false, true), kNow), 2);
   EXPECT_EQ(members.count(), 2);
-  EXPECT_TRUE(members.at(2).mapped());
-  members.at(2).refusal = "it lies";
-  EXPECT_FALSE(members.at(2).mapped());
+  EXPECT_TRUE(members.at(2).exchanges_messages());
 }
 
 TEST(Membership, TheFirstRankDecidesTheModelAndTheClass) {
@@ -68,13 +66,13 @@ TEST(Membership, AWorkerSaysThatItHoldsAllExperts) {
   v1::ControlHello hello = Hello(true, true);
   hello.mutable_worker()->set_holds_all_experts(true);
   hello.mutable_worker()->clear_address();
-  EXPECT_FALSE(members.at(*members.Join(hello, kNow)).mapped());
+  EXPECT_FALSE(members.at(*members.Join(hello, kNow)).exchanges_messages());
   // It is not inferred from a missing address: `--transport shm` has none either.
   hello.mutable_worker()->set_holds_all_experts(false);
   EXPECT_THAT(std::string(members.Join(hello, kNow).status().message()),
               HasSubstr("--transport shm needs --run-dir"));
   hello.mutable_worker()->set_run_dir("/run");
-  EXPECT_TRUE(members.at(*members.Join(hello, kNow)).mapped());
+  EXPECT_TRUE(members.at(*members.Join(hello, kNow)).exchanges_messages());
   hello = Hello(false, true);
   hello.mutable_worker()->set_holds_all_experts(true);
   EXPECT_THAT(std::string(members.Join(hello, kNow).status().message()), HasSubstr("both roles"));
@@ -94,8 +92,8 @@ TEST(Membership, RanksThatExchangeRowsNeedAWireInCommon) {
   EXPECT_EQ(members.Join(with(Hello(false, true), "b", true, true), kNow).status().message(),
             "--transport: no wire connects this worker with rank 0; this one offers tcp and shared "
             "memory, rank 0 offers shared memory alone, and they are on two machines");
-  EXPECT_THAT(std::string(
-                  members.Join(with(Hello(false, true), "a", true, false), kNow).status().message()),
+  const v1::ControlHello tcp = with(Hello(false, true), "a", true, false);
+  EXPECT_THAT(std::string(members.Join(tcp, kNow).status().message()),
               HasSubstr("this one offers tcp alone, rank 0 offers shared memory alone"));
   // Two attention ranks exchange nothing.
   EXPECT_TRUE(members.Join(with(Hello(true, false), "a", true, true), kNow).ok());

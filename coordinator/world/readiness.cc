@@ -17,7 +17,8 @@ bool Readiness::Routable(int rank) const {
   if (!member->ready || !member->refusal.empty() || drains_.draining(rank)) return false;
   if (!verdicts_.Avoided(rank).empty()) return false;
   // A rank that no map names yet does not know where its rows would go.
-  return member->holds_all_experts() || (group_ && group_->map().Find(rank) != nullptr);
+  // The ranks of an epoch have waited for each other before any of them said that it is ready.
+  return !member->exchanges_messages() || (group_ && group_->map().Find(rank) != nullptr);
 }
 
 int Readiness::CountRoutable(int without) const {
@@ -33,15 +34,15 @@ std::string Readiness::State(int rank) const {
   if (!member.refusal.empty()) return "refused";
   if (drains_.draining(rank)) return "draining";
   if (member.identity.attention() && !member.ready) return "loading";
-  if (member.holds_all_experts()) return "ready";
+  if (!member.exchanges_messages()) return "ready";
   CHECK(group_.has_value()) << "rank " << rank << " exchanges messages, and has no group";
   return group_->map().Find(rank) != nullptr && !group_->hosts().loading(rank) ? "ready"
                                                                                : "loading";
 }
 
-bool Readiness::LoneRankServes() const {
+bool Readiness::OtherRankServes() const {
   return std::ranges::any_of(members_.all(), [this](const auto& entry) {
-    return entry.second.holds_all_experts() && Routable(entry.first);
+    return !entry.second.exchanges_messages() && Routable(entry.first);
   });
 }
 
@@ -53,14 +54,14 @@ std::string Readiness::UnhostedText() const {
 
 absl::Status Readiness::Ready() const {
   RETURN_IF_ERROR(ReadySoon());
-  if (LoneRankServes() || !group_ || group_->hosts().unhosted_count() == 0) {
+  if (OtherRankServes() || !group_ || group_->hosts().unhosted_count() == 0) {
     return absl::OkStatus();
   }
   return absl::UnavailableError(UnhostedText());
 }
 
 absl::Status Readiness::ReadySoon() const {
-  if (LoneRankServes()) return absl::OkStatus();
+  if (OtherRankServes()) return absl::OkStatus();
   if (!started() || CountRoutable(-1) == 0) return absl::UnavailableError(WaitingFor());
   const ExpertHosts& hosts = group_->hosts();
   const bool planned = group_->plan_due() && hosts.Shortfall() <= 0;
@@ -77,10 +78,10 @@ std::string Readiness::WaitingFor() const {
     return absl::StrCat("waiting for ranks: ", members_.count(), " of ", expect_ranks_);
   }
   if (members_.count() == 0) return "no worker";
-  // Ranks that hold all experts say best what is missing: each of them could serve alone.
-  const bool mapped_only = std::ranges::none_of(
-      members_.all(), [](const auto& entry) { return entry.second.holds_all_experts(); });
-  if (mapped_only && group_) {
+  // Ranks that do not need the group say best what is missing: they could serve without it.
+  const bool group_only = std::ranges::all_of(
+      members_.all(), [](const auto& entry) { return entry.second.exchanges_messages(); });
+  if (group_only && group_) {
     if (std::string missing = MissingFromGroup(); !missing.empty()) return missing;
   }
   std::vector<std::string> reasons;
@@ -125,7 +126,7 @@ std::string Readiness::WaitOf(int rank, const Member& member) const {
 
 absl::Status Readiness::CheckDispensable(int rank) const {
   const Member& member = members_.at(rank);
-  if (started() && !member.holds_all_experts() && member.identity.experts() &&
+  if (started() && member.exchanges_messages() && member.identity.experts() &&
       group_->hosts().Shortfall(rank) > 0) {
     return absl::FailedPreconditionError(absl::StrFormat(
         "the other ranks lack %d slots for the %d experts of this model",

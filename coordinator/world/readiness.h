@@ -41,8 +41,8 @@ class Readiness {
 
  private:
   bool started() const { return group_ && group_->started(); }
-  // Whether a rank serves that needs no other.
-  bool LoneRankServes() const;
+  // Whether a rank serves that does not need the group.
+  bool OtherRankServes() const;
   // Why no rank serves.
   std::string WaitingFor() const;
   // What the ranks that exchange messages lack; empty: nothing that placement could tell.

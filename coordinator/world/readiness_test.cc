@@ -21,14 +21,16 @@ class ReadinessTest : public testing::Test {
     worker.set_layer_count(2);
     worker.set_first_expert_layer(1);
     worker.set_expert_count(10);
+    worker.set_expert_slots(slots);
     const int rank = *members_.Join(hello, absl::UnixEpoch());
-    if (!group_) group_.emplace(*members_.shape(), 1, MapPublisher(7, ""));
-    if (experts) group_->hosts().Join(rank, slots, "");
+    if (!group_) {
+      group_.emplace(*members_.shape(), 1, proofs_, MapPublisherOptions{.term = 7});
+    }
+    group_->Join(rank, members_.at(rank));
     if (attention) members_.at(rank).ready.emplace();
-    ranks_.push_back({{.rank = rank, .generation = 1}, attention, experts});
     return rank;
   }
-  Placement Plan() { return group_->Plan(ranks_, false); }
+  Placement Plan() { return group_->Plan(false); }
   void Answer(int rank, const Placement& placement) {
     for (const auto& [to, order] : placement.orders) {
       if (to != rank) continue;
@@ -40,10 +42,10 @@ class ReadinessTest : public testing::Test {
   std::string Why() { return std::string(readiness_.Ready().message()); }
 
   Membership members_;
+  ExpertProofs proofs_;
   Drains drains_{absl::Seconds(10)};
   Verdicts verdicts_{{}, absl::Milliseconds(500)};
   std::optional<ExpertGroup> group_;
-  std::vector<cluster::RankEntry> ranks_;
   const Readiness readiness_{members_, drains_, verdicts_, group_, /*expect_ranks=*/2};
 };
 
@@ -98,7 +100,6 @@ TEST_F(ReadinessTest, ExpertsThatAreBeingLoadedWillBeThereSoon) {
   Plan();
   group_->Remove(1);
   members_.Remove(1);
-  ranks_.pop_back();
   Plan();
   EXPECT_TRUE(readiness_.ReadySoon().ok());
   EXPECT_THAT(Why(), HasSubstr("experts unhosted; ranks 0 load them"));

@@ -24,6 +24,7 @@ World::World(WorldOptions options, EventLog& events)
     : options_(std::move(options)),
       events_(events),
       start_rule_{.expect_ranks = options_.expect_ranks, .quiet = options_.quiet},
+      epochs_(options_.term, options_.replicas_max, proofs_),
       verdicts_(options_.liveness, options_.link_settle),
       drains_(options_.drain_move_after),
       readiness_(members_, drains_, verdicts_, group_, options_.expect_ranks) {}
@@ -43,19 +44,25 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
                         member.holds_all_experts() ? ", with all experts" : ""));
   // A worker that says nothing of itself expects no welcome.
   if (hello.has_worker()) Welcome(rank, member, now);
-  if (identity.epoch_ranks() > 0) JoinEpoch(rank);
-  if (member.holds_all_experts()) return rank;
+  if (member.steps_in_epoch()) JoinEpoch(rank, member);
+  if (member.exchanges_messages()) JoinGroup(rank, member, now);
+  return rank;
+}
+
+void World::JoinGroup(int rank, const Member& member, absl::Time now) {
   if (!group_) {
-    group_.emplace(*members_.shape(), options_.replicas_max,
-                   MapPublisher(options_.term, options_.pair_secret));
+    group_.emplace(*members_.shape(), options_.replicas_max, proofs_,
+                   MapPublisherOptions{.term = options_.term, .pair_secret = options_.pair_secret});
   }
-  if (identity.experts()) {
-    group_->hosts().Join(rank, identity.expert_slots(), identity.host());
-    group_->hosts().AllowMoves();
-  }
+  group_->Join(rank, member);
   StartIfComplete(now);
   PlanSoon();
-  return rank;
+}
+
+ExpertGroup* World::GroupOf(int rank) {
+  if (members_.at(rank).exchanges_messages()) return group_ ? &*group_ : nullptr;
+  Epoch* const epoch = epochs_.Find(rank);
+  return epoch != nullptr ? &epoch->group : nullptr;
 }
 
 void World::Welcome(int rank, const Member& member, absl::Time now) {
@@ -89,7 +96,7 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
     case v1::ControlMessage::kDrain:
       return OnDrainRequest(rank, now);
     case v1::ControlMessage::kEpochId:
-      return OnEpochId(rank, message.epoch_id());
+      return Invite(epochs_.TakeId(rank, message.epoch_id()));
     case v1::ControlMessage::kEndEpoch:
       if (member->identity.epoch() == 0) return;
       return Lose(rank, "revoke", message.end_epoch().reason(), !drains_.draining(rank));
@@ -116,10 +123,15 @@ void World::OnReady(int rank, const v1::WorkerReady& ready) {
 }
 
 void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
-  if (!group_) return;
-  ExpertHosts& hosts = group_->hosts();
+  ExpertGroup* const group = GroupOf(rank);
+  if (group == nullptr) return;
+  ExpertHosts& hosts = group->hosts();
   const int64_t unhosted_before = hosts.unhosted_count();
   if (absl::Status status = hosts.OnReady(rank, ready); !status.ok()) {
+    // The ranks of an epoch compute with what each of them has loaded, so it cannot go on.
+    if (members_.at(rank).steps_in_epoch()) {
+      return Lose(rank, "revoke", std::string(status.message()), /*unexplained=*/false);
+    }
     return Refuse(rank, std::string(status.message()));
   }
   LogEvent("experts ready", rank,
@@ -127,35 +139,35 @@ void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
                            ready.loaded_bytes() >> 20, ready.load_seconds()));
   const int64_t unhosted = hosts.unhosted_count();
   // Requests wait for the last expert that nobody held.
-  if (unhosted == 0 && unhosted_before > 0) return Tell(group_->Plan(GroupRanks(), frozen()));
+  if (unhosted == 0 && unhosted_before > 0) return Tell(*group, group->Plan(frozen()));
   // While others load what is urgent, nothing else is planned.
-  unhosted > 0 && !hosts.loading_ranks().empty() ? group_->PublishSoon() : group_->PlanSoon();
+  unhosted > 0 && !hosts.loading_ranks().empty() ? group->PublishSoon() : group->PlanSoon();
 }
 
 void World::OnExpertsFailed(int rank, const v1::ExpertsFailed& failed) {
   LogEvent("experts failed", rank, failed.message());
-  if (group_) group_->hosts().OnFailed(rank, failed.order());
-  PlanSoon();
+  ExpertGroup* const group = GroupOf(rank);
+  if (group == nullptr) return;
+  group->hosts().OnFailed(rank, failed.order());
+  group->PlanSoon();
 }
 
-void World::JoinEpoch(int rank) {
-  const v1::WorkerIdentity& identity = members_.at(rank).identity;
-  const std::optional<Epochs::Formed> formed =
-      epochs_.Join(rank, identity.epoch_ranks(), identity.epoch_place() - 1);
-  if (!formed) return;
-  for (const int each : formed->ranks) members_.at(each).identity.set_epoch(formed->epoch);
+void World::JoinEpoch(int rank, const Member& member) {
+  const absl::StatusOr<Epoch*> joined = epochs_.Join(rank, member);
+  if (!joined.ok()) return Refuse(rank, std::string(joined.status().message()));
+  const Epoch* const epoch = *joined;
+  if (epoch == nullptr) return;
+  for (const int each : epoch->ranks) members_.at(each).identity.set_epoch(epoch->number);
   LogEvent("epoch", rank,
-           absl::StrCat("number ", formed->epoch, ": ranks ", absl::StrJoin(formed->ranks, ", ")));
-  v1::ControlMessage message;
-  *message.mutable_join_epoch() = epochs_.Invitation(formed->ranks[0], "");
-  SendTo(formed->ranks[0], std::move(message));
+           absl::StrCat("number ", epoch->number, ": ranks ", absl::StrJoin(epoch->ranks, ", ")));
+  Invite(epochs_.FirstInvitations(*epoch));
 }
 
-void World::OnEpochId(int rank, const v1::EpochId& id) {
-  for (const int each : epochs_.TakeId(rank, id)) {
+void World::Invite(const Epochs::Invitations& invitations) {
+  for (const auto& [rank, invitation] : invitations) {
     v1::ControlMessage message;
-    *message.mutable_join_epoch() = epochs_.Invitation(each, id.unique_id());
-    SendTo(each, std::move(message));
+    *message.mutable_join_epoch() = invitation;
+    SendTo(rank, std::move(message));
   }
 }
 
@@ -190,7 +202,8 @@ void World::OnClosed(int rank, const absl::Status& why, absl::Time now) {
 }
 
 void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
-  if (group_) Tell(group_->OnTime(GroupRanks(), frozen()));
+  if (group_) Tell(*group_, group_->OnTime(frozen()));
+  for (auto& [number, epoch] : epochs_.formed()) Tell(epoch.group, epoch.group.OnTime(frozen()));
   StartIfComplete(now);
   if (const auto ruling = verdicts_.JudgeProgress(now)) Carry(*ruling);
   if (const auto ruling = verdicts_.JudgeAccusations(now)) Carry(*ruling);
@@ -203,7 +216,7 @@ void World::Refuse(int rank, const std::string& why) {
   LOG_ERROR("rank {} is refused: {}", rank, why);
   LogEvent("refuse", rank, why);
   verdicts_.Disregard(rank);
-  if (group_) group_->hosts().Leave(rank);
+  if (group_) group_->Remove(rank);
   actions_.move.push_back(rank);
   ReconsiderDrains();
   PlanUrgently();
@@ -248,6 +261,7 @@ void World::Freeze(bool frozen) {
   verdicts_.Freeze(frozen);
   events_.Append("freeze", -1, 0, frozen ? "on" : "off");
   PlanSoon();
+  for (auto& [number, epoch] : epochs_.formed()) epoch.group.PlanSoon();
 }
 
 const cluster::ExpertMap& World::map() const {
@@ -255,8 +269,29 @@ const cluster::ExpertMap& World::map() const {
   return group_ ? group_->map() : kNone;
 }
 
+int64_t World::CountExpertsHeld(int rank) const {
+  const Epoch* const epoch = epochs_.Find(rank);
+  if (epoch != nullptr) return epoch->group.hosts().held_count(rank);
+  return group_ ? group_->hosts().held_count(rank) : 0;
+}
+
+std::optional<World::ExpertTotals> World::CountExperts() const {
+  std::optional<ExpertTotals> best;
+  const auto count = [&](const ExpertHosts& hosts) {
+    if (best && best->unhosted <= hosts.unhosted_count()) return;
+    best = {.experts = hosts.shape().expert_total(),
+            .unhosted = hosts.unhosted_count(),
+            .unreplicated = hosts.unreplicated_count()};
+  };
+  if (group_) count(group_->hosts());
+  for (const auto& [number, epoch] : epochs_.formed()) count(epoch.group.hosts());
+  return best;
+}
+
 bool World::Needs(int rank, int other) const {
-  return members_.at(rank).identity.attention() && group_ && group_->hosts().IsOnlyHolder(other);
+  const Member& member = members_.at(rank);
+  return member.exchanges_messages() && member.identity.attention() && group_ &&
+         group_->hosts().IsOnlyHolder(other);
 }
 
 void World::LogEvent(const std::string& kind, int rank, std::string text) {

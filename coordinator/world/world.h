@@ -12,10 +12,10 @@
 // (who holds which experts, and the map), Epochs, Verdicts (who has stopped), Drains, Readiness.
 // World hands events to them and turns what they decide into messages, losses and log events.
 //
-// A worker may say that it holds all experts itself (WorkerIdentity.holds_all_experts): it needs no
-// map. Any number of such ranks, and ranks of the exchange, can be in a world. Such ranks may share
-// an *epoch*, one life of a communicator, theirs (MPI) or one that is formed here
-// (coordinator/world/epochs.h): it is lost as one.
+// Ranks are of three kinds, and a world may have any number of each. Most exchange rows by
+// messages; together they are one ExpertGroup. Others step together in an *epoch*, one life of a
+// communicator (coordinator/world/epochs.h): each epoch is a group of its own, and is lost as one.
+// A rank may also hold all experts itself, and needs no map (WorkerIdentity.holds_all_experts).
 #pragma once
 
 #include <cstdint>
@@ -110,18 +110,28 @@ class World : private LinkFacts {
   const std::map<int, Member>& members() const { return members_.all(); }
   // Of the ranks that exchange messages; version {0, 0}: none so far.
   const cluster::ExpertMap& map() const;
-  // Null: no rank that exchanges messages has joined so far.
-  const ExpertHosts* hosts() const { return group_ ? &group_->hosts() : nullptr; }
+  // How many experts the rank holds, over all layers, as far as placement knows.
+  int64_t CountExpertsHeld(int rank) const;
+  // Of the group in which the fewest experts lack a holder; nothing: no experts are placed here.
+  struct ExpertTotals {
+    int64_t experts = 0;       // of the model, over all layers
+    int64_t unhosted = 0;      // held by no rank
+    int64_t unreplicated = 0;  // held by one rank alone
+  };
+  std::optional<ExpertTotals> CountExperts() const;
   const Liveness& liveness() const { return verdicts_.liveness(); }
   bool frozen() const { return verdicts_.frozen(); }
 
  private:
   void Welcome(int rank, const Member& member, absl::Time now);
+  // Null: the rank is in no group, or its epoch is not formed yet.
+  ExpertGroup* GroupOf(int rank);
   void OnReady(int rank, const v1::WorkerReady& ready);
   void OnExpertsReady(int rank, const v1::ExpertsReady& ready);
   void OnExpertsFailed(int rank, const v1::ExpertsFailed& failed);
-  void JoinEpoch(int rank);
-  void OnEpochId(int rank, const v1::EpochId& id);
+  void JoinGroup(int rank, const Member& member, absl::Time now);
+  void JoinEpoch(int rank, const Member& member);
+  void Invite(const Epochs::Invitations& invitations);
   void OnLinkMessage(int rank, const v1::ControlMessage& message, absl::Time now);
   void OnDrainRequest(int rank, absl::Time now);
 
@@ -132,11 +142,9 @@ class World : private LinkFacts {
   void Remove(int rank, const std::string& kind, const std::string& why);
 
   void StartIfComplete(absl::Time now);
-  // Of the ranks that exchange messages now.
-  std::vector<cluster::RankEntry> GroupRanks() const;
   void PlanSoon();
   void PlanUrgently();
-  void Tell(Placement placement);
+  void Tell(const ExpertGroup& group, Placement placement);
 
   void Carry(const Ruling& ruling);
   // `missed`: what the others will lack.
@@ -158,6 +166,7 @@ class World : private LinkFacts {
   const WorldOptions options_;
   EventLog& events_;
   Membership members_;
+  ExpertProofs proofs_;
   const StartRule start_rule_;
   std::optional<ExpertGroup> group_;  // of the ranks that exchange messages
   Epochs epochs_;

@@ -12,12 +12,9 @@ namespace epic::coordinator {
 
 void World::StartIfComplete(absl::Time now) {
   if (!group_ || group_->started()) return;
-  const bool attention = std::ranges::any_of(members_.all(), [](const auto& entry) {
-    return entry.second.mapped() && entry.second.identity.attention();
-  });
   const bool starts =
       start_rule_.MayStart({.joined = members_.count(),
-                            .has_attention = attention,
+                            .has_attention = group_->has_attention(),
                             .has_experts = !group_->hosts().empty(),
                             .slots_missing = group_->hosts().Shortfall(),
                             .since_last_join = now - members_.last_join_at()});
@@ -29,45 +26,29 @@ void World::StartIfComplete(absl::Time now) {
   PlanUrgently();
 }
 
-std::vector<cluster::RankEntry> World::GroupRanks() const {
-  std::vector<cluster::RankEntry> ranks;
-  for (const auto& [rank, member] : members_.all()) {
-    if (!member.mapped()) continue;
-    const v1::WorkerIdentity& identity = member.identity;
-    ranks.push_back({{.rank = rank,
-                      .generation = member.generation,
-                      .host = identity.host(),
-                      .run_dir = identity.run_dir(),
-                      .address = identity.address()},
-                     identity.attention(),
-                     identity.experts()});
-  }
-  return ranks;
-}
-
 void World::PlanSoon() {
   if (group_) group_->PlanSoon();
 }
 
 void World::PlanUrgently() {
-  if (group_) Tell(group_->PlanUrgently(GroupRanks(), frozen()));
+  if (group_) Tell(*group_, group_->PlanUrgently(frozen()));
 }
 
-void World::Tell(Placement placement) {
+void World::Tell(const ExpertGroup& group, Placement placement) {
   if (placement.maps) {
     for (auto& [rank, map] : *placement.maps) {
       v1::ControlMessage message;
       *message.mutable_publish_map() = std::move(map);
       SendTo(rank, std::move(message));
     }
-    const cluster::ExpertMap& map = group_->map();
+    const cluster::ExpertMap& map = group.map();
     events_.Append("map", -1, 0,
                    absl::StrFormat("number %d: %d ranks, %d experts unhosted, %d on one rank alone",
                                    map.version.number, map.ranks.size(), map.unhosted_count(),
-                                   group_->hosts().unreplicated_count()));
+                                   group.hosts().unreplicated_count()));
   }
   for (auto& [rank, order] : placement.orders) {
-    const ExpertHosts& hosts = group_->hosts();
+    const ExpertHosts& hosts = group.hosts();
     if (hosts.loading(rank)) {
       int64_t count = -hosts.held_count(rank);
       for (const v1::LayerExperts& layer : order.layers()) count += layer.experts_size();

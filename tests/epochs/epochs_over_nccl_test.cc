@@ -32,7 +32,10 @@ constexpr int kTokens = 50;
 
 class EpochsOverNcclTest : public testing::Test {
  protected:
-  EpochsOverNcclTest() {
+  // `replicas_max`: as WorldOptions. The world begins frozen, so that replicas come when the test
+  // wants them.
+  explicit EpochsOverNcclTest(int replicas_max = 1) : replicas_max_(replicas_max) {
+    core_.Freeze(true, [](const absl::Status&) {});
     grpc::ServerBuilder builder;
     builder.AddListeningPort(address_, grpc::InsecureServerCredentials());
     builder.RegisterService(control_.service());
@@ -69,6 +72,8 @@ class EpochsOverNcclTest : public testing::Test {
     options.max_num_batched_tokens = 16;
     options.max_num_seqs = 4;
     options.kv_cache_bytes = 4 << 20;
+    // Room for every expert of the model.
+    if (replicas_max_ > 1) options.expert_slots = 1000;
     options = worker::LockStepOptions(options, kRanks);
     const auto plan = worker::MakeRankPlan(options);
     CHECK_OK(plan.status());
@@ -113,6 +118,7 @@ class EpochsOverNcclTest : public testing::Test {
     return tokens;
   }
 
+  const int replicas_max_;
   const std::string model_ =
       model::WriteCheckpoint(model::TinyConfig(), model::TinyTensors(model::TinyConfig(), 1));
   const std::string path_ =
@@ -125,7 +131,7 @@ class EpochsOverNcclTest : public testing::Test {
   coordinator::Core core_{env_,
                           {.names = {"tiny"},
                            .vocab_size = model::TinyConfig().at("vocab_size").get<int>(),
-                           .world = {.term = 1}},
+                           .world = {.term = 1, .replicas_max = replicas_max_}},
                           nullptr};
   cluster::ControlServer control_{
       env_,
@@ -160,6 +166,26 @@ TEST_F(EpochsOverNcclTest, TheNextEpochGoesOnWithTheSameTokens) {
   EXPECT_EQ(core_.metrics().resubmissions, 2);
   EXPECT_EQ(core_.metrics().replay_mismatches, 0);
   EXPECT_EQ(core_.metrics().quarantined, 0);
+}
+
+class EpochsWithReplicasTest : public EpochsOverNcclTest {
+ protected:
+  EpochsWithReplicasTest() : EpochsOverNcclTest(kRanks) {}
+};
+
+TEST_F(EpochsWithReplicasTest, ANewerMapTakesEffectBetweenTheWavesOfAnAnswer) {
+  const std::vector<int32_t> expected = Ask([] {});
+  EXPECT_GT(core_.status().experts_unreplicated, 0);
+  EXPECT_EQ(Ask([this] {
+              core_.Freeze(false, [](const absl::Status&) {});
+              Await([this] { return core_.status().experts_unreplicated == 0; });
+            }),
+            expected);
+  EXPECT_EQ(core_.status().experts_unhosted, 0);
+  // Every rank has all experts by now, and its rows stay with it.
+  EXPECT_EQ(Ask([] {}), expected);
+  EXPECT_EQ(core_.metrics().workers_lost, 0);
+  EXPECT_EQ(core_.metrics().resubmissions, 0);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@
 #include "model/step.h"
 #include "model/testing/tiny_checkpoint.h"
 #include "worker/exchange/rank_class.h"
-#include "worker/exchange/static_map.h"
+#include "worker/testing/even_map.h"
 #include "worker/testing/model_experts.h"
 
 namespace epic::worker {
@@ -201,7 +201,7 @@ class CollectiveExchangeTest : public testing::Test {
         config_(*model::ReadModelConfig(folder_)) {}
 
   std::shared_ptr<cluster::ExpertMap> Map(int ranks) const {
-    return std::make_shared<cluster::ExpertMap>(StaticMap(config_, ranks));
+    return std::make_shared<cluster::ExpertMap>(EvenMap(config_, ranks));
   }
 
   // What each rank computes alone: [rank][step].
@@ -223,8 +223,8 @@ class CollectiveExchangeTest : public testing::Test {
   const model::ModelConfig config_;
 };
 
-TEST_F(CollectiveExchangeTest, TheStaticMapDealsNeighboursOutEvenly) {
-  const cluster::ExpertMap map = StaticMap(config_, 5);
+TEST_F(CollectiveExchangeTest, TheEvenMapDealsNeighboursOut) {
+  const cluster::ExpertMap map = EvenMap(config_, 5);
   std::vector<int> counts(5);
   EXPECT_TRUE(map.replicas[0].empty());  // a dense layer
   for (int expert = 0; expert < 8; ++expert) {
@@ -232,7 +232,7 @@ TEST_F(CollectiveExchangeTest, TheStaticMapDealsNeighboursOutEvenly) {
     ++counts[map.replicas[1][expert][0]];
   }
   EXPECT_THAT(counts, testing::ElementsAre(2, 2, 1, 2, 1));
-  EXPECT_EQ(StaticMap(config_, 16).unhosted_count(), 0);
+  EXPECT_EQ(EvenMap(config_, 16).unhosted_count(), 0);
 }
 
 // Sizes that divide the eight experts and sizes that do not, tiles of which some are full, some

@@ -52,7 +52,11 @@ class StaticEpoch : public EpochSource {
       : collective_(std::move(collective)), epoch_(epoch) {}
 
   int size() const override { return collective_->size(); }
-  void Introduce(v1::WorkerIdentity& identity) const override { identity.set_epoch(epoch_); }
+  void Introduce(v1::WorkerIdentity& identity) const override {
+    identity.set_epoch(epoch_);
+    identity.set_epoch_ranks(collective_->size());
+    identity.set_epoch_position(collective_->rank() + 1);
+  }
   bool outlives_links() const override { return true; }
   absl::StatusOr<cluster::Collective*> collective() override { return collective_.get(); }
   void Abort(const std::string& reason) override { collective_->Abort(reason); }

@@ -17,7 +17,6 @@ NcclEpochs::NcclEpochs(std::shared_ptr<cluster::NcclApi> api, Clock& clock, Thre
 
 void NcclEpochs::Introduce(v1::WorkerIdentity& identity) const {
   identity.set_epoch_ranks(size_);
-  identity.set_epoch_place(place_ + 1);
 }
 
 void NcclEpochs::OnLink(cluster::ControlLink* link) {
@@ -58,13 +57,13 @@ absl::StatusOr<cluster::Collective*> NcclEpochs::collective() {
   if (invitation.size() != size_ || invitation.rank() < 0 || invitation.rank() >= size_ ||
       invitation.unique_id().size() != options.id.size()) {
     status_ = absl::InternalError(
-        absl::StrCat("the coordinator offers place ", invitation.rank(), " of ", invitation.size(),
-                     " with an id of ", invitation.unique_id().size(), " bytes; a place of ", size_,
-                     " and ", options.id.size(), " bytes are possible"));
+        absl::StrCat("the coordinator offers position ", invitation.rank(), " of ",
+                     invitation.size(), " with an id of ", invitation.unique_id().size(),
+                     " bytes; a position of ", size_, " and ", options.id.size(),
+                     " bytes are possible"));
     return status_;
   }
   std::ranges::copy(invitation.unique_id(), options.id.begin());
-  place_ = options.rank;
   const auto on_abort = [this](const std::string& reason) {
     v1::ControlMessage message;
     message.mutable_end_epoch()->set_reason(reason);

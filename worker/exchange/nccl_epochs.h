@@ -1,7 +1,7 @@
 // NcclEpochs: epochs over NCCL, which the coordinator brings together (coordinator/world/epochs.h).
-// It gives the rank a place, takes the communicator's id from one rank to all, and tells all when
-// one of them has ended the epoch or is gone: as a revocation, after which they join again, for the
-// next epoch. What a rank has loaded it keeps, and asks for the place that it had.
+// It gives the rank a position, takes the communicator's id from one rank to all, and tells all
+// when one of them has ended the epoch or is gone: as a revocation, after which they join again,
+// for the next epoch. What a rank has loaded it keeps.
 #pragma once
 
 #include <memory>
@@ -41,7 +41,6 @@ class NcclEpochs : public EpochSource {
   absl::Status status_;
   cluster::ControlLink* link_ = nullptr;
   std::optional<v1::JoinEpoch> invitation_;  // to an epoch that has not been begun here
-  int place_ = -1;                           // in the last epoch
   std::unique_ptr<cluster::NcclCollective> collective_;
 };
 

@@ -36,10 +36,10 @@ class NcclEpochsTest : public testing::Test {
     for (int rank = 0; rank < kRanks; ++rank) Leave(rank);
     EXPECT_EQ(nccl_.held_count(), 0);
   }
-  void Invite(int rank, int place, int size, const std::string& id) {
+  void Invite(int rank, int position, int size, const std::string& id) {
     v1::ControlMessage message;
     message.mutable_join_epoch()->set_epoch(epoch_);
-    message.mutable_join_epoch()->set_rank(place);
+    message.mutable_join_epoch()->set_rank(position);
     message.mutable_join_epoch()->set_size(size);
     message.mutable_join_epoch()->set_unique_id(id);
     epochs_[rank]->OnMessage(message);
@@ -50,8 +50,8 @@ class NcclEpochsTest : public testing::Test {
     Invite(ranks[0], 0, kRanks, "");
     const v1::ControlMessage answer = links_[ranks[0]].sent.back();
     ASSERT_EQ(answer.epoch_id().epoch(), epoch_);
-    for (int place = 0; place < kRanks; ++place) {
-      Invite(ranks[place], place, kRanks, answer.epoch_id().unique_id());
+    for (int position = 0; position < kRanks; ++position) {
+      Invite(ranks[position], position, kRanks, answer.epoch_id().unique_id());
     }
   }
   void Leave(int rank) {
@@ -78,13 +78,6 @@ class NcclEpochsTest : public testing::Test {
     EXPECT_EQ(values[0], kRanks);
     return absl::OkStatus();
   }
-  int PlaceOf(int rank) const {
-    v1::WorkerIdentity identity;
-    epochs_[rank]->Introduce(identity);
-    EXPECT_EQ(identity.epoch_ranks(), kRanks);
-    return identity.epoch_place() - 1;
-  }
-
   SimLoop clock_;
   cluster::FakeNccl nccl_{kRanks};
   Link links_[kRanks];
@@ -92,14 +85,15 @@ class NcclEpochsTest : public testing::Test {
   std::vector<std::unique_ptr<NcclEpochs>> epochs_;
 };
 
-TEST_F(NcclEpochsTest, AnEpochFollowsAnEpochAndPlacesAreKept) {
+TEST_F(NcclEpochsTest, AnEpochFollowsAnEpoch) {
+  v1::WorkerIdentity identity;
+  epochs_[0]->Introduce(identity);
+  EXPECT_EQ(identity.epoch_ranks(), kRanks);
   EXPECT_THAT(*epochs_[0]->collective(), IsNull());
-  EXPECT_EQ(PlaceOf(0), -1);
   InviteAll({1, 0});
   EXPECT_EQ((*epochs_[0]->collective())->rank(), 1);
   EXPECT_EQ((*epochs_[1]->collective())->rank(), 0);
   EXPECT_EQ(Meet(), absl::OkStatus());
-  EXPECT_EQ(PlaceOf(0), 1);
 
   (*epochs_[0]->collective())->Abort("its card is lost");
   EXPECT_EQ(links_[0].sent.back().end_epoch().reason(), "rank 1: its card is lost");
@@ -145,7 +139,7 @@ TEST_F(NcclEpochsTest, WithTheLinkAnEpochAndAnInvitationEnd) {
 TEST_F(NcclEpochsTest, WhatCannotBeIsNamed) {
   Invite(0, 0, 3, std::string(128, 'x'));
   EXPECT_THAT(std::string(epochs_[0]->collective().status().message()),
-              HasSubstr("place 0 of 3 with an id of 128 bytes"));
+              HasSubstr("position 0 of 3 with an id of 128 bytes"));
   nccl_.FailNext(1, "GetUniqueId", cluster::NcclResult::kSystemError);
   Invite(1, 0, 2, "");
   EXPECT_EQ(epochs_[1]->collective().status().code(), absl::StatusCode::kUnavailable);

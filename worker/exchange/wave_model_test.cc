@@ -16,7 +16,7 @@
 #include "model/testing/tiny_checkpoint.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/transformer.h"
-#include "worker/exchange/static_map.h"
+#include "worker/testing/even_map.h"
 #include "worker/kv/kv_pool.h"
 #include "worker/testing/model_experts.h"
 #include "worker/testing/start.h"
@@ -101,7 +101,7 @@ class WaveModelTest : public testing::Test {
   // Runs `turn` as a worker's loop does, until the world stops or `turn` says that it has enough.
   void RunRank(Collective& collective,
                const std::function<bool(Engine& engine, WaveModel& wave)>& turn) const {
-    const cluster::ExpertMap map = StaticMap(*model::ReadModelConfig(folder_), collective.size());
+    const cluster::ExpertMap map = EvenMap(*model::ReadModelConfig(folder_), collective.size());
     const ExpertOrder order = OrderOf(map, collective.rank());
     EngineRank rank(folder_, {.wants_expert = [&](int layer, int expert) {
                       return order.wanted.contains({layer, expert});

@@ -1,10 +1,10 @@
-#include "worker/exchange/static_map.h"
+#include "worker/testing/even_map.h"
 
 #include <algorithm>
 
 namespace epic::worker {
 
-cluster::ExpertMap StaticMap(const model::ModelConfig& config, int rank_count) {
+cluster::ExpertMap EvenMap(const model::ModelConfig& config, int rank_count) {
   cluster::ExpertMap map{.version = {.term = 0, .number = 1}};
   for (int rank = 0; rank < rank_count; ++rank) {
     map.ranks.push_back({{.rank = rank}, /*attention=*/true, /*experts=*/true});
