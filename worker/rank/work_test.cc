@@ -5,6 +5,7 @@
 
 #include "base/sim_loop.h"
 #include "cluster/transport/loopback_transport.h"
+#include "cluster/transport/peer_network.h"
 #include "gtest/gtest.h"
 #include "worker/testing/one_layer_model.h"
 #include "worker/testing/toy_experts.h"
@@ -60,8 +61,9 @@ class CanGoOnTest : public testing::Test {
   SimLoop loop_;
   cluster::LoopbackNetwork network_;
   cluster::LoopbackTransport transport_{network_, 0, 9};
+  cluster::PeerNetwork peers_{transport_};
   HeldExperts slots_;
-  MessageExchange exchange_{OneLayerModel::kShape, {}, loop_, transport_, slots_};
+  MessageExchange exchange_{OneLayerModel::kShape, {}, loop_, peers_, slots_};
   OneLayerModel model_{exchange_};
   PageLedger pages_{4, [](int32_t) {}};
   Engine engine_{{.scheduler = {}, .max_model_len = 64}, model_, pages_};

@@ -52,7 +52,7 @@ v1::PlaceExperts Order(uint64_t number, const std::vector<int>& experts) {
 v1::PublishMap Map(uint64_t number, const std::vector<std::vector<int>>& holders) {
   cluster::ExpertMap map{.version = {7, number}, .replicas = {{}, holders}};
   for (const int rank : {10, 11}) {
-    map.ranks.push_back({.rank = rank, .attention = true, .experts = true});
+    map.ranks.push_back({{.rank = rank}, /*attention=*/true, /*experts=*/true});
   }
   return ToMessage(map, map.ranks[0]);
 }
