@@ -9,7 +9,9 @@ namespace {
 ExpertMap SmallMap() {
   ExpertMap map{.version = {3, 7}};
   map.ranks = {{{.rank = 0, .generation = 11}, /*attention=*/true, /*experts=*/false},
-               {{.rank = 2, .generation = 12, .address = "127.0.0.1:9"}, /*attention=*/false, /*experts=*/true}};
+               {{.rank = 2, .generation = 12, .address = "127.0.0.1:9"},
+                /*attention=*/false,
+                /*experts=*/true}};
   map.replicas = {{}, {{2}, {}}};
   return map;
 }

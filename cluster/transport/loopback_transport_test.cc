@@ -38,7 +38,9 @@ struct End {
   std::unique_ptr<LoopbackTransport> transport;
 };
 
-RankAddress Entry(int rank, uint64_t generation) { return {.rank = rank, .generation = generation}; }
+RankAddress Entry(int rank, uint64_t generation) {
+  return {.rank = rank, .generation = generation};
+}
 
 class LoopbackTransportTest : public testing::Test {
  protected:

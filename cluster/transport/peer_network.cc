@@ -134,7 +134,7 @@ int PeerNetwork::credits(Channel channel, int peer) const {
 
 void PeerNetwork::Poll() {
   transport_.Poll();
-  // Rows are sent as soon as there is something to send or room for it, so nothing is left to offer.
+  // Rows are sent as soon as there is something to send and room for it: nothing is left to offer.
   if (!shared_) return;
   std::vector<int> ranks;  // handlers may change the peers
   for (const auto& [rank, peer] : peers_) ranks.push_back(rank);

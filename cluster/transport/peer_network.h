@@ -14,7 +14,8 @@
 //
 // Priorities. Channels of lower numbers go first. Rows are sent at once. A frame of any other
 // channel is sent only while nothing of the connection waits for the wire, and is at most
-// kBulkBytesMax long, so a row waits for at most credits × kBulkBytesMax bytes of each such channel.
+// kBulkBytesMax long. So a row waits for at most credits × kBulkBytesMax bytes of each such
+// channel.
 #pragma once
 
 #include <array>

@@ -29,13 +29,15 @@ class PeerNetworkTest : public testing::Test {
       Open(kBulk, "bulk", 1);
     }
     void Open(Channel channel, const std::string& name, int credits) {
-      network.Open(channel, {.credits = credits,
-                             .on_up = [=, this](int p) { Tell(name, " up ", p); },
-                             .on_frame = [=, this](int p, const FrameHeader& header,
-                                                   Bytes) { Tell(name, " frame ", header.dispatch); },
-                             .on_down = [=, this](int p, const absl::Status&) {
-                               Tell(name, " down ", p);
-                             }});
+      network.Open(channel,
+                   {.credits = credits,
+                    .on_up = [=, this](int peer) { Tell(name, " up ", peer); },
+                    .on_frame =
+                        [=, this](int, const FrameHeader& header, Bytes) {
+                          Tell(name, " frame ", header.dispatch);
+                        },
+                    .on_down = [=, this](int peer,
+                                         const absl::Status&) { Tell(name, " down ", peer); }});
     }
     void Tell(const std::string& name, const std::string& what, uint64_t number) {
       events.push_back(absl::StrCat(name, what, number));

@@ -301,25 +301,6 @@ void MessageExchange::AddFrameRow(const kernels::Tensor& rows, int32_t row, bool
   }
 }
 
-void MessageExchange::FailTries(Peer& peer) {
-  for (Try& each : peer.tries) {
-    if (each.used) Abandon(each);
-  }
-}
-
-void MessageExchange::Abandon(Try& attempt) {
-  attempt.used = false;
-  ++counters_.dispatches_lost;
-  Open& open = open_[attempt.ticket];
-  if (!open.used || open.aborted) return;
-  ++open.attempt;
-  open.unrouted.insert(open.unrouted.end(), attempt.pairs.begin(), attempt.pairs.end());
-}
-
-bool MessageExchange::has_ready_ticket() const {
-  return (open_[0].used && open_[0].done()) || (open_[1].used && open_[1].done());
-}
-
 std::optional<ExchangeWait> MessageExchange::waiting() const {
   const Open* oldest = nullptr;
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {

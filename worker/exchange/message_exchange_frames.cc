@@ -105,6 +105,25 @@ void MessageExchange::OnNack(Peer& peer, const FrameHeader& header, cluster::Byt
   RouteAll();
 }
 
+void MessageExchange::FailTries(Peer& peer) {
+  for (Try& each : peer.tries) {
+    if (each.used) Abandon(each);
+  }
+}
+
+void MessageExchange::Abandon(Try& attempt) {
+  attempt.used = false;
+  ++counters_.dispatches_lost;
+  Open& open = open_[attempt.ticket];
+  if (!open.used || open.aborted) return;
+  ++open.attempt;
+  open.unrouted.insert(open.unrouted.end(), attempt.pairs.begin(), attempt.pairs.end());
+}
+
+bool MessageExchange::has_ready_ticket() const {
+  return (open_[0].used && open_[0].done()) || (open_[1].used && open_[1].done());
+}
+
 // The experts that the refusal names, or all of the try if it names none of them: the same rows
 // must not come back to the same refusal.
 void MessageExchange::NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes payload) {
