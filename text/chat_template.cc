@@ -12,6 +12,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Recursion ends at depth_max, so a hostile value cannot exhaust the stack here, nor that of the
+// Rust parser behind it.
 bool NestsDeeperThan(const Json& value, int depth_max) {
   if (!value.is_structured()) return false;
   if (depth_max == 0) return true;
@@ -19,10 +21,13 @@ bool NestsDeeperThan(const Json& value, int depth_max) {
                      [&](const Json& item) { return NestsDeeperThan(item, depth_max - 1); });
 }
 
+// User text may hold bytes that are not UTF-8; they become U+FFFD, as the tokenizer reads them.
 std::string Dump(const Json& value) {
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
+// The template's input crosses the C ABI as one JSON text, with the fields in the order in which
+// they were given: templates print objects in that order.
 absl::StatusOr<std::string> RequestJson(const ChatInput& input) {
   const std::pair<const char*, const Json*> fields[] = {
       {"messages", &input.messages},
@@ -45,6 +50,7 @@ absl::StatusOr<std::string> RequestJson(const ChatInput& input) {
 
 absl::StatusOr<std::shared_ptr<const ChatTemplate>> ChatTemplate::Load(
     const std::string& model_folder) {
+  // A template is a program of a stranger: fuel bounds its time, kTextBytesMax what it prints.
   ASSIGN_OR_RETURN(EpicTextTemplate * handle,
                    CallRust<EpicTextTemplate*>(epic_text_template_load, Slice(model_folder),
                                                kFuelMax, kTextBytesMax));
@@ -63,6 +69,8 @@ absl::StatusOr<std::string> ChatTemplate::Render(const ChatInput& input) const {
 absl::StatusOr<std::vector<int32_t>> ChatTemplate::RenderToTokens(const Tokenizer& tokenizer,
                                                                   const ChatInput& input) const {
   ASSIGN_OR_RETURN(const std::string request, RequestJson(input));
+  // Rendered and tokenized in one call: the Rust side knows which parts of the text are user text,
+  // and those never become special tokens.
   ASSIGN_OR_RETURN(EpicTextIds ids, CallRust<EpicTextIds>(epic_text_template_render_ids, handle_,
                                                           tokenizer.handle(), Slice(request)));
   return Take(ids);

@@ -15,17 +15,20 @@ absl::Status GrammarMatcher::ComputeMask(absl::Span<uint32_t> mask) {
 }
 
 absl::Status GrammarMatcher::Consume(int32_t token) {
+  // The token may come from another process, so a wrong one is an error and not a CHECK.
   if (token < 0 || token >= vocab_size_) {
     return absl::InvalidArgumentError(
         absl::StrCat("token ", token, " is outside 0..", vocab_size_ - 1));
   }
   RETURN_IF_ERROR(
       CallRust<bool>(epic_text_matcher_consume, handle_, static_cast<uint32_t>(token)).status());
+  // Counted only now: a token that the grammar refused cannot be taken back.
   ++consumed_count_;
   return absl::OkStatus();
 }
 
 absl::Status GrammarMatcher::Rollback(int token_count) {
+  // Checked here, where both numbers can be named.
   if (token_count < 0 || token_count > consumed_count_) {
     return absl::InvalidArgumentError(
         absl::StrCat("rollback of ", token_count, " tokens, ", consumed_count_, " were consumed"));
@@ -50,6 +53,8 @@ bool GrammarMatcher::IsStopped() const { return epic_text_matcher_is_stopped(han
 
 absl::StatusOr<std::shared_ptr<const GrammarVocabulary>> GrammarVocabulary::Create(
     const Tokenizer& tokenizer, int32_t vocab_size, absl::Span<const int32_t> end_ids) {
+  CHECK_GE(vocab_size, 0);
+  // An id below 0 becomes a huge one, which the Rust side refuses by name.
   const std::vector<uint32_t> ends(end_ids.begin(), end_ids.end());
   ASSIGN_OR_RETURN(
       EpicTextVocabulary * handle,
@@ -65,6 +70,7 @@ absl::StatusOr<std::unique_ptr<GrammarMatcher>> GrammarVocabulary::Compile(
   ASSIGN_OR_RETURN(EpicTextMatcher * handle,
                    CallRust<EpicTextMatcher*>(epic_text_matcher_new, handle_,
                                               static_cast<int32_t>(kind), Slice(grammar)));
+  // The matcher has its own reference to the vocabulary, so it may outlive this object.
   return std::unique_ptr<GrammarMatcher>(new GrammarMatcher(handle, vocab_size_));
 }
 

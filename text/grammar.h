@@ -5,6 +5,10 @@
 //   ASSIGN_OR_RETURN(auto matcher, vocabulary->Compile(GrammarKind::kJsonSchema, schema));
 //   RETURN_IF_ERROR(matcher->ComputeMask(absl::MakeSpan(mask)));   // bit t: token t may come
 //   RETURN_IF_ERROR(matcher->Consume(token));
+//
+// No program uses grammars yet, only tests do. Their user will be structured output: a request's
+// response_format and its tool calls become a constraint of the worker's engine, which masks the
+// logits with ComputeMask and takes drafted tokens back with Rollback.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 #include "text/tokenizer.h"
 
+#include "base/check.h"
 #include "base/status.h"
 #include "text/detokenizer.h"
 #include "text/rust_abi.h"
@@ -13,11 +14,14 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
 }
 
 Tokenizer::Tokenizer(EpicTextTokenizer* handle) : handle_(handle) {
+  CHECK(handle != nullptr);
+  // The arrays belong to the handle and never move, so reading a token calls nothing.
   EpicTextTokenizerInfo info;
   epic_text_tokenizer_info(handle, &info);
   bytes_ = info.bytes;
   offsets_ = info.offsets;
   flags_ = absl::MakeConstSpan(info.flags, info.vocab_size);
+  CHECK_EQ(offsets_[0], 0u);
   if (info.bos_id >= 0) bos_id_ = info.bos_id;
   if (info.eos_id >= 0) eos_id_ = info.eos_id;
   bos_token_.assign(info.bos_token.data, info.bos_token.len);
@@ -36,6 +40,7 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
 }
 
 std::string Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special) const {
+  // Through the detokenizer of streams, so that whole and streamed texts cannot differ.
   IncrementalDetokenizer detokenizer(*this, skip_special);
   std::string text;
   for (int32_t id : ids) text += detokenizer.Push(id);
@@ -43,7 +48,7 @@ std::string Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special) 
 }
 
 std::string_view Tokenizer::TokenBytes(int32_t id) const {
-  if (!IsToken(id)) return {};
+  if (!IsToken(id)) return {};  // a gap, or a padding row that was sampled all the same
   return {bytes_ + offsets_[id], offsets_[id + 1] - offsets_[id]};
 }
 

@@ -12,6 +12,8 @@ struct Lead {
   uint8_t second_min, second_max;  // of the byte after it
 };
 
+// Table 3-7 of the Unicode standard: the range of the second byte excludes overlong forms, the
+// surrogates and what lies above U+10FFFF.
 Lead ReadLead(uint8_t byte) {
   if (byte < 0x80) return {1, 0, 0};
   if (byte >= 0xC2 && byte <= 0xDF) return {2, 0x80, 0xBF};
@@ -48,6 +50,7 @@ size_t AppendValidUtf8(std::string_view bytes, bool final, std::string* out) {
     if (count == lead.length) {
       out->append(rest.substr(0, count));
     } else if (lead.length != 0 && static_cast<size_t>(count) == rest.size() && !final) {
+      // A character that may still be completed: the caller keeps these bytes for the next call.
       return position;
     } else {
       out->append(kReplacement);
