@@ -1,9 +1,9 @@
+// AttentionRunner::Attend: tiles of lanes by splits of keys, shared among threads.
 #include <algorithm>
 
 #include "kernels/check.h"
 #include "kernels/cpu/cpu_attention.h"
 
-// AttentionRunner::Attend: tiles of lanes by splits of keys, shared among threads.
 namespace epic::kernels {
 namespace {
 
