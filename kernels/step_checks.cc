@@ -37,6 +37,8 @@ void StepChecks::Begin(const StepPlan& plan, const Rope& rope) {
   const auto rows = static_cast<size_t>(plan.rows());
   KERNEL_CHECK_EQ(plan.positions.size(), rows);
   KERNEL_CHECK_EQ(plan.row_sequence.size(), rows);
+  KERNEL_CHECK(plan.roles.empty() || plan.roles.size() == rows, "%ld roles of %ld rows",
+               std::ssize(plan.roles), std::ssize(plan.token_ids));
   int covered = 0;
   for (int i = 0; i < std::ssize(plan.sequences); ++i) {
     CheckSequence(plan, i, covered);
