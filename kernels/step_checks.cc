@@ -7,6 +7,7 @@
 namespace epic::kernels {
 namespace {
 
+// An empty tensor may point nowhere.
 void CheckTensor(Tensor tensor, DType dtype, int64_t rows, int64_t cols) {
   KERNEL_CHECK_EQ(tensor.dtype, dtype);
   KERNEL_CHECK_EQ(tensor.rows, rows);
@@ -39,6 +40,7 @@ void StepChecks::Begin(const StepPlan& plan, const Rope& rope) {
   KERNEL_CHECK_EQ(plan.row_sequence.size(), rows);
   KERNEL_CHECK(plan.roles.empty() || plan.roles.size() == rows, "%ld roles of %ld rows",
                std::ssize(plan.roles), std::ssize(plan.token_ids));
+  // Sequences in order, without gaps: a row belongs to one of them.
   int covered = 0;
   for (int i = 0; i < std::ssize(plan.sequences); ++i) {
     CheckSequence(plan, i, covered);
@@ -82,6 +84,7 @@ void StepChecks::Cache(const AttentionShape& shape, const KvView& kv, int layer)
 void StepChecks::AttentionIn(const AttentionShape& shape, const StepPlan& plan, const KvView& kv,
                              int layer, Tensor residual, Tensor query) const {
   Cache(shape, kv, layer);
+  // The step's angles are those of this layer's pairs.
   KERNEL_CHECK_EQ(2 * rope_pairs_, shape.rope_dim);
   KERNEL_CHECK_GE(residual.rows, plan.rows());
   CheckTensor(residual, DType::kF32, residual.rows, shape.hidden);
@@ -92,6 +95,7 @@ void StepChecks::AttentionIn(const AttentionShape& shape, const StepPlan& plan, 
 void StepChecks::Attend(const AttentionShape& shape, const StepPlan& plan, const KvView& kv,
                         int layer, Tensor query, Tensor output) const {
   Cache(shape, kv, layer);
+  // `plan` may be a slice, so its pages are those that Begin saw.
   KERNEL_CHECK_GE(query.rows, plan.rows());
   CheckTensor(query, DType::kBF16, query.rows,
               int64_t{shape.heads} * (shape.kv_rank + shape.rope_dim));
@@ -140,6 +144,7 @@ void StepChecks::ApplyMlp(const Mlp& mlp, Tensor rows, Tensor out) {
 void StepChecks::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tensor residual) {
   CheckTensor(residual, DType::kF32, residual.rows, residual.cols);
   if (shared.data != nullptr) CheckTensor(shared, DType::kBF16, residual.rows, residual.cols);
+  // A dense layer combines nothing but its MLP.
   if (weights.cols == 0) return;
   CheckTensor(weights, DType::kF32, residual.rows, weights.cols);
   CheckTensor(expert_rows, DType::kBF16, residual.rows * weights.cols, residual.cols);
@@ -159,6 +164,7 @@ void CheckSource(const SourceMatrix& source) {
   KERNEL_CHECK_GT(source.rows, 0);
   KERNEL_CHECK_GT(source.cols, 0);
   KERNEL_CHECK(source.data != nullptr);
+  // FP8, INT8 and INT4 mean nothing without their scales.
   KERNEL_CHECK(source.scales != nullptr || source.scale_rows() == 0, "type %d",
                static_cast<int>(source.dtype));
 }

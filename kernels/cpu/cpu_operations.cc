@@ -56,6 +56,7 @@ void CpuBackend::BeginStep(const StepPlan& plan, const Rope& rope) {
 
 void CpuBackend::Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) {
   checks_.Embed(plan, table, residual);
+  // A row of the table is less work than to start the threads.
   for (int t = 0; t < plan.rows(); ++t) {
     ReadSource(table, plan.token_ids[t], 0, table.cols, residual.Row<float>(t));
   }
@@ -155,11 +156,13 @@ void CpuBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
     work.push_back({mlp, x, group.count, nullptr});
     product_values += group.count * mlp->intermediate;
   }
+  // One piece for all experts: a Get for each would lose what the one before was given.
   auto* product = product_.Get<BF16>(product_values);
   for (MlpRows& w : work) {
     w.product = product;
     product += w.rows * w.mlp->intermediate;
   }
+  // Where every expert has one row nothing was gathered.
   if (groups.size() < pairs.size()) {
     gemms_.Rows(static_cast<int64_t>(pairs.size()), 2 * hidden, [&](int64_t i, int) {
       std::memcpy(gathered + i * hidden, rows.Row<BF16>(pairs[order[i]].row), 2 * hidden);

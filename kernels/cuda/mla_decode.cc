@@ -78,6 +78,7 @@ MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
       const MlaTile tile = {.query = sequence.first_row * heads + begin,
                             .queries = std::min(queries - begin, kMlaTileQueries),
                             .first_unit = static_cast<int32_t>(out.units.size())};
+      // The tile's last row sees most keys; rows before it mask what they do not see.
       const int last_row = (begin + tile.queries - 1) / heads;
       const int keys = sequence.first_position + last_row + 1;
       for (int key = 0; key < keys; key += split_tokens) {
@@ -87,6 +88,7 @@ MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
                         .key_begin = key,
                         .key_end = std::min(keys, key + split_tokens),
                         .partial = -1};
+        // A tile with one split writes its results itself and needs no room for partial ones.
         if (keys > split_tokens) {
           unit.partial = out.partial_rows;
           out.partial_rows += kMlaTileQueries;
@@ -107,6 +109,7 @@ std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max) {
     const size_t end = t + 1 < plan.tiles.size() ? plan.tiles[t + 1].first_unit : plan.units.size();
     const int partial_rows =
         plan.units[begin].partial < 0 ? 0 : static_cast<int>(end - begin) * kMlaTileQueries;
+    // A tile whose partial results alone exceed the limit still makes a batch of its own.
     if (batches.empty() || batches.back().partial_rows + partial_rows > partial_rows_max) {
       batches.emplace_back();
     }

@@ -27,6 +27,7 @@ RowForms RowForms::Of(std::initializer_list<const DeviceMatrix*> weights) {
 }
 
 DeviceRows RowScratch::Get(RowForms forms, int groups, int places, int columns) {
+  // Scales stand column by column of blocks, rows next to each other, as a tile of rows reads them.
   DeviceRows rows = {.groups = groups, .places = places, .columns = columns};
   const int64_t values = int64_t{groups} * places * columns;
   if (forms.rounded) rows.rounded = rounded_.Get<BF16>(values);
@@ -84,6 +85,8 @@ void Products::MultiplyGroups(const DeviceMatrix& shape, const RowGroups& groups
   Launch(a);
 }
 
+// The tile follows from the type, the layout and the number of rows: launches that come again have
+// the same one.
 void Products::Launch(BlockGemmArguments a) const {
   a.sm_count = runtime_.sm_count();
   a.row_tile = tiles_.For(a.type, a.layout, a.rows);

@@ -25,7 +25,8 @@ int64_t BytesOf(const DeviceArray<T>& array) {
   return array.memory == nullptr ? 0 : array.memory->bytes();
 }
 
-// `values` → what BF16 has of them; they become the rest. False: it is nothing.
+// `values` → what BF16 has of them; they become the rest, exactly: the difference of a number and
+// its rounding has few enough bits for FP32. False: it is nothing.
 bool TakePart(std::vector<float>& values, std::vector<BF16>& part) {
   bool any = false;
   part.resize(values.size());
@@ -75,6 +76,7 @@ DeviceMatrix WeightLoader::Load(std::span<const SourceMatrix> parts) const {
                          .k = static_cast<int>(cols)};
   const int64_t scale_cols = fp8 ? parts[0].scale_cols() : 0;
   const int64_t scale_bytes = RoundUp(rows, kScaleBlock) / kScaleBlock * scale_cols * 4;
+  // Rows between parts stay zero, as the heap made them: their products are never read.
   matrix.memory = heap_.Allocate(rows * row_bytes, MemoryUse::kOperations);
   std::byte* data = matrix.memory->data();
   matrix.data = data;
@@ -138,6 +140,7 @@ std::unique_ptr<CudaAttention> WeightLoader::LoadAttention(const AttentionSource
   attention->input_norm = Load(source.input_norm);
   attention->q_a_norm = Load(source.q_a_norm);
   attention->kv_a_norm = Load(source.kv_a_norm);
+  // What the normed rows meet is one matrix: one product in place of two.
   const bool low_rank = shape.q_rank > 0;
   const SourceMatrix first[] = {low_rank ? source.q_a : source.q, source.kv_a};
   attention->first = Load(first);

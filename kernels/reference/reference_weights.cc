@@ -18,7 +18,7 @@ ReferenceMatrix Empty(int64_t rows, int64_t cols) {
   return matrix;
 }
 
-// k_begin is even.
+// k_begin is even, so that pairs of inputs stay together where blocks of K are summed apart.
 void AddProducts(const ReferenceMatrix& w, const float* x, int64_t k_begin, int64_t k_end,
                  float* out) {
   for (int64_t i = k_begin; i < (w.odd_first ? (k_end + 1) / 2 * 2 : k_end); ++i) {
@@ -39,7 +39,8 @@ void MultiplyIntegers(const ReferenceMatrix& w, const float* x, float* out) {
   }
 }
 
-// Returns the scale of a block of x, which becomes its codes' values.
+// Returns the scale of a block of x, which becomes its codes' values. As family sm90 quantises rows
+// (docs/numerics.md).
 float QuantiseBlock(float* x, int64_t count) {
   float largest = 0;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
