@@ -7,43 +7,44 @@ import time
 import grpc
 from server import Server
 
+PROMPT = "Once upon"
+
 
 def test_lower_priority_values_go_first_over_http_and_grpc(tmp_path, stubs):
     pb, services = stubs
     ended = []
 
-    def complete(name: str, priority: int, tokens: int) -> None:
-        status, _ = server.post("/v1/completions", {"prompt": "Once upon", "max_tokens": tokens, "ignore_eos": True,
-                                                    "priority": priority})
-        assert status == 200
-        ended.append(name)
+    def complete(priority: int) -> None:
+        body = {"prompt": PROMPT, "max_tokens": 5, "ignore_eos": True, "priority": priority}
+        assert server.post("/v1/completions", body)[0] == 200
+        ended.append(priority)
 
-    def generate(name: str, priority: int, tokens: int) -> None:
-        with grpc.insecure_channel(server.grpc) as channel:
-            request = pb.GenerateRequest(text="Once upon", max_tokens=tokens, ignore_eos=True, priority=priority)
-            assert list(services.InferenceStub(channel).Generate(request))[-1].finish_reason == "length"
-        ended.append(name)
+    def generate(priority: int) -> None:
+        request = pb.GenerateRequest(text=PROMPT, max_tokens=5, ignore_eos=True, priority=priority)
+        assert list(inference.Generate(request))[-1].finish_reason == "length"
+        ended.append(priority)
 
-    def wait_for(metric: str, value: float) -> None:
+    def wait_for_waiting(count: int) -> None:
         end = time.monotonic() + 60
-        while server.metric(metric) != value:
-            assert time.monotonic() < end, f"{metric} is never {value}"
-            time.sleep(0.01)
+        while server.metric("vllm:num_requests_waiting") != count:
+            assert time.monotonic() < end, f"{count} requests never wait"
+            time.sleep(0.02)
 
-    # Room for one answer: the first one has it for long, so that all others stand in line.
-    with Server(tmp_path / "log", "--max-num-seqs", "1") as server:
+    # Room for one answer: the first holds it until all others stand in line, and leaves then.
+    with Server(tmp_path / "log", "--max-num-seqs", "1") as server, grpc.insecure_channel(server.grpc) as channel:
+        inference = services.InferenceStub(channel)
+        first = inference.Generate(pb.GenerateRequest(text=PROMPT, max_tokens=3500, ignore_eos=True, priority=5))
+        next(first)
         threads = []
-        for count, (ask, name, priority) in enumerate([(complete, "first", 5), (complete, "last", 9),
-                                                       (generate, "second", -7), (complete, "third", 0)], 1):
-            threads.append(threading.Thread(target=ask, args=(name, priority, 3500 if count == 1 else 5)))
+        for ask, priority in [(complete, 9), (generate, -7), (complete, 0)]:
+            threads.append(threading.Thread(target=ask, args=(priority,)))
             threads[-1].start()
-            if count == 1:
-                wait_for("vllm:num_requests_running", 1)
-            wait_for("vllm:num_requests_waiting", count - 1)
-        assert not ended, "the first ended before all others stood in line"
+            wait_for_waiting(len(threads))
+        assert not ended, "one is served although there is no room"
+        first.cancel()
         for thread in threads:
             thread.join()
-    assert ended == ["first", "second", "third", "last"]
+    assert ended == [-7, 0, 9]
 
 
 def test_a_priority_that_is_no_integer_of_32_bits_is_refused_by_name(server):
