@@ -71,6 +71,8 @@ struct RankStatus {
   int kv_page_count = 0;
   int64_t steps = 0;
   int64_t preemptions = 0;
+  int64_t prompt_tokens_computed = 0;  // those computed again count again
+  absl::Duration step_time = absl::ZeroDuration();  // of all steps; waits for other ranks included
   absl::Duration last_step_age = absl::ZeroDuration();
   absl::Duration last_report_age = absl::ZeroDuration();
   int sequences = 0;  // given to it and not ended

@@ -4,12 +4,14 @@
 
 namespace epic::coordinator {
 
-StepCounts StepCountsFrom(const v1::StepReport& report) {
+StepCounts StepCountsFrom(const StepCounts& before, const v1::StepReport& report) {
   return {.running = report.running(),
           .waiting = report.waiting(),
           .kv_pages_used = report.kv_pages_used(),
           .number = static_cast<int64_t>(report.step()),
-          .preemptions = report.preemptions()};
+          .preemptions = report.preemptions(),
+          .prompt_tokens_computed = report.prompt_tokens_computed(),
+          .time = before.time + absl::Seconds(report.step_seconds())};
 }
 
 int CountWaiting(const StepCounts& step, int sequence_count) {
@@ -44,6 +46,8 @@ RankStatus RankStatusFrom(const World& world, int rank, const StepCounts& step, 
   status.kv_pages_used = step.kv_pages_used;
   status.steps = step.number;
   status.preemptions = step.preemptions;
+  status.prompt_tokens_computed = step.prompt_tokens_computed;
+  status.step_time = step.time;
   status.last_step_age = step_age;
   status.last_report_age = world.liveness().ReportAge(rank, now);
   status.sequences = sequence_count;

@@ -15,9 +15,12 @@ struct StepCounts {
   int kv_pages_used = 0;
   int64_t number = 0;  // steps so far
   int64_t preemptions = 0;
+  int64_t prompt_tokens_computed = 0;  // so far; those computed again count again
+  absl::Duration time = absl::ZeroDuration();  // of all steps so far
 };
 
-StepCounts StepCountsFrom(const v1::StepReport& report);
+// `before`: what the worker had reported before this step.
+StepCounts StepCountsFrom(const StepCounts& before, const v1::StepReport& report);
 
 // How many of a rank's sequences wait for a place in its batch. A sequence that the report does not
 // know yet gets a place in the next step, unless others wait already.

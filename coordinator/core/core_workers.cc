@@ -95,7 +95,7 @@ void Core::OnReady(int rank) {
 void Core::OnStep(int rank, const v1::StepReport& report) {
   Worker& worker = workers_.at(rank);
   worker.last_step_at = env_.clock.Now();
-  worker.step = StepCountsFrom(report);
+  worker.step = StepCountsFrom(worker.step, report);
   placer_.SetKvPagesUsed(rank, worker.step.kv_pages_used);
   for (const v1::PromptScored& prompt : report.prompts()) OnPrompt(rank, prompt);
   for (const v1::SequenceToken& token : report.tokens()) OnToken(rank, token);

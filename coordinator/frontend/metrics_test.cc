@@ -44,9 +44,10 @@ const char* const kGauges[] = {
 const char* const kCounters[] = {
     "epic_generation_tokens_total",       "epic_preemptions_total",
     "epic_prompt_tokens_total",           "epic_rank_asleep_with_work_seconds_total",
-    "epic_rank_doorbell_rescues_total",
-    "epic_rank_expert_rows_served_total", "epic_rank_replayed_rows_total",
-    "epic_rank_stale_frames_total",       "epic_rank_steps_total",
+    "epic_rank_doorbell_rescues_total",   "epic_rank_expert_rows_served_total",
+    "epic_rank_prompt_tokens_computed_total",
+    "epic_rank_replayed_rows_total",      "epic_rank_stale_frames_total",
+    "epic_rank_step_seconds_total",       "epic_rank_steps_total",
     "epic_requests_finished_total",       "epic_requests_refused_total",
     "vllm:generation_tokens_total",       "vllm:num_preemptions_total",
     "vllm:prompt_tokens_total",           "vllm:request_success_total",
