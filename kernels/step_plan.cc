@@ -9,7 +9,9 @@ StepPlan StepPlan::Slice(int begin, int end) const {
   slice.token_ids.assign(token_ids.begin() + begin, token_ids.begin() + end);
   slice.positions.assign(positions.begin() + begin, positions.begin() + end);
   if (!roles.empty()) slice.roles.assign(roles.begin() + begin, roles.begin() + end);
+  // Whole, so that first_page means in the slice what it means here.
   slice.pages = pages;
+  // A sequence that the cut parts goes on in the slice at a later position, with the same pages.
   for (const SequenceRows& sequence : sequences) {
     const int first = std::max(begin, sequence.first_row);
     const int count = std::min(end, sequence.first_row + sequence.row_count) - first;

@@ -14,7 +14,7 @@ struct ExpertDispatch {
   kernels::Tensor experts;  // I32 [T, k], ids ascending within a row
   // What Finish will be given; may be written from Begin on.
   kernels::Tensor out;
-  bool decode = false;  // no prompt rows among them: others' experts serve such rows first
+  bool decode = false;  // all are decode or draft rows: others' experts serve such rows first
 };
 
 // One thread at a time. Two phases, so that the shared expert, or the other half of a batch,

@@ -77,6 +77,7 @@ Engine::Progress Engine::Advance() {
   const auto progress = model_.Advance();
   if (progress.ok() && *progress == TokenModel::Progress::kRunning) return Progress::kRunning;
   if (progress.ok() && *progress == TokenModel::Progress::kWaiting) return Progress::kWaiting;
+  // The step has ended, well or badly.
   result_ = {.rows = batch_->plan.rows()};
   ++steps_;
   if (progress.ok()) {
@@ -199,6 +200,7 @@ void Engine::Deliver(const BatchSequence& entry, std::span<Reading> readings) {
   for (Reading& scored : readings.first(entry.scored_count)) {
     sequence.prompt_scores.push_back(std::move(scored.token));
   }
+  // Ahead of the first token: with its scores the coordinator learns that the prompt is computed.
   ReportPrompt(entry, sequence);
   if (entry.drawn_count > 0) Accept(sequence, readings.subspan(entry.scored_count));
 }

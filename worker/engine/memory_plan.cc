@@ -86,6 +86,7 @@ std::string MemoryPlan::ToString() const {
                          kernels::kPageTokens, tokens,
                          static_cast<double>(tokens) / limits.max_model_len, limits.max_model_len));
   }
+  // The last line is what people compare with the machine.
   line("total", total_bytes(),
        absl::StrCat("  of ", BytesToString(limits.available_bytes), " available"));
   return text;

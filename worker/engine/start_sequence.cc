@@ -11,6 +11,7 @@
 namespace epic::worker {
 namespace {
 
+// A field that nobody set is 0 here; the coordinator completes what has another default.
 model::SamplingParams SamplingFrom(const v1::StartSequence& start) {
   const v1::Sampling& sampling = start.sampling();
   return {.temperature = sampling.temperature(),
