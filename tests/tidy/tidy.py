@@ -58,7 +58,7 @@ WORLD_EXCEPTIONS = {
 GRPC_INCLUDE = re.compile(r'#include [<"](grpcpp/|grpc/|proto/epic/v1/\w+\.grpc\.pb\.h)')
 BOOST_INCLUDE = re.compile(r"#include <boost/")
 # Where gRPC and Boost may be seen: the edges, never the core.
-EDGES = re.compile(r"^(cli/|tests/|cluster/grpc/|coordinator/frontend/|coordinator/service/)|/main\.cc$")
+EDGES = re.compile(r"^(cli/|tests/|cluster/grpc/|coordinator/frontend/|coordinator/service/|coordinator/program\.cc$)|/main\.cc$")
 
 # Every mutex is annotated, so that clang can prove its use (locks.py): absl::Mutex is, and the one of
 # kernels/, which builds alone.

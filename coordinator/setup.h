@@ -1,0 +1,38 @@
+// What the flags of epic-coordinator come to, before anything runs.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/env.h"
+#include "base/storage.h"
+#include "cluster/join_token.h"
+#include "coordinator/options.h"
+#include "coordinator/world/world.h"
+
+namespace epic::coordinator {
+
+// The names that clients may use: those that were given, else the name of the model's folder.
+std::vector<std::string> ServedNames(const CoordinatorOptions& options);
+// host:port, with an IPv6 address in brackets.
+std::string AddressOf(const std::string& host, int port);
+// `scale` stretches what counts as too late, 1 to 1000 times, for sanitizers and crowded machines;
+// null, and what is no such number, changes nothing.
+LivenessLimits ScaledLimits(const char* scale);
+// None: there is no token, and none is needed. InvalidArgument, naming the flag that is missing, if
+// other machines reach --control without one.
+absl::StatusOr<std::optional<cluster::JoinToken>> ReadToken(const CoordinatorOptions& options);
+// As coordinator/term.h, for --state-dir. Once for each life.
+absl::StatusOr<uint64_t> TermOf(const CoordinatorOptions& options, Storage& storage,
+                                absl::Time now);
+// `secret` is of this life; empty: pairs of ranks prove nothing to each other.
+WorldOptions WorldOptionsOf(const CoordinatorOptions& options, uint64_t term,
+                            const LivenessLimits& liveness, std::string secret);
+// 32 random bytes.
+std::string NewSecret(Random& random);
+
+}  // namespace epic::coordinator
