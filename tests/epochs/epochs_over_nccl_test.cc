@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -14,6 +15,7 @@
 
 #include "base/check.h"
 #include "base/epoll_loop.h"
+#include "cluster/grpc/control_client.h"
 #include "cluster/grpc/control_server.h"
 #include "cluster/transport/testing/fake_nccl.h"
 #include "cluster/version.h"
@@ -22,7 +24,8 @@
 #include "gtest/gtest.h"
 #include "model/testing/tiny_checkpoint.h"
 #include "worker/exchange/nccl_epochs.h"
-#include "worker/lock_step_rank.h"
+#include "worker/rank/lock_step_policy.h"
+#include "worker/rank/rank.h"
 
 namespace epic {
 namespace {
@@ -81,13 +84,32 @@ class EpochsOverNcclTest : public testing::Test {
     const std::shared_ptr<cluster::NcclApi> card(&nccl_.card(index), [](auto*) {});
     worker::NcclEpochs epochs(card, RealClock(), RealThreads(), kRanks,
                               [](const std::string& why) { CHECK(false) << why; });
-    worker::LockStepRank rank(options, *plan, std::nullopt, epochs, loop,
-                              {RealClock(), loop, RealRandom(), RealThreads()});
+    const Env env{RealClock(), loop, RealRandom(), RealThreads()};
+    v1::WorkerIdentity identity = plan->identity();
+    identity.set_attention(true);
+    identity.set_experts(true);
+    std::unique_ptr<worker::LoadedAttention> attention;
+    worker::LockStepPolicy policy(*plan, epochs, env.clock);
+    worker::Rank rank(
+        env, identity,
+        [this, env](v1::ControlHello hello, cluster::ControlLinkHandlers handlers) {
+          return cluster::DialControl(env, address_, std::move(hello), std::move(handlers));
+        },
+        policy, {.asks_to_leave = true});
     {
       const std::lock_guard lock(mutex_);
       drains_[index] = [&] { loop.Post([&rank] { rank.Drain(); }); };
     }
-    ended_[index] = rank.Run();
+    attention = *worker::LoadAttention(*plan, env.clock, [&](int64_t bytes) {
+      rank.ReportLoading(bytes, policy.bytes_to_load());
+      loop.RunOnce(absl::ZeroDuration());
+    });
+    policy.Start(*attention);
+    while (!rank.over()) {
+      loop.RunOnce(std::max(absl::ZeroDuration(), rank.NextWake() - env.clock.Now()));
+      rank.Turn();
+    }
+    ended_[index] = rank.status();
     const std::lock_guard lock(mutex_);
     drains_[index] = nullptr;
   }

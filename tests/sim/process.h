@@ -1,20 +1,19 @@
-// Process: one life of a worker process in the simulated world: the real WorkerService,
-// RankService, Engine, Scheduler, PageLedger and MessageExchange, with a toy model, and the loop
-// that drives them.
+// Process: one life of a worker process in the simulated world: the real Rank over the real
+// MessagePolicy, Engine, Scheduler and PageLedger, with a toy model. The process adds only what
+// turns cost, faults, and the judges of what each rank must keep to.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <string>
 
-#include "tests/sim/control.h"
+#include "tests/sim/dice.h"
 #include "tests/sim/network.h"
+#include "tests/sim/process_loop.h"
 #include "tests/sim/toy.h"
 #include "worker/engine/engine.h"
-#include "worker/exchange/message_exchange.h"
-#include "worker/rank/work.h"
-#include "worker/service/rank_service.h"
-#include "worker/service/worker_service.h"
+#include "worker/rank/message_policy.h"
+#include "worker/rank/rank.h"
 
 namespace epic::sim {
 
@@ -32,87 +31,67 @@ struct ProcessOptions {
   double slowness = 1;
 };
 
-// What a process tells of itself.
 struct ProcessHandlers {
+  // Opens a link to the coordinator; what arrives there is posted to `loop`.
+  std::function<std::unique_ptr<cluster::ControlLink>(Loop& loop, v1::ControlHello hello,
+                                                      cluster::ControlLinkHandlers handlers)>
+      dial;
   std::function<void(const std::string&)> violation;
-  // Revoked, or its link is down: it wants to join as a new generation.
-  std::function<void()> on_renew;
-  // Drained: it ends for good.
-  std::function<void()> on_goodbye;
+  // The process has ended by itself: it has drained.
+  std::function<void()> on_end;
 };
 
 class Process {
  public:
-  Process(SimLoop& loop, SimNetwork& network, const ProcessOptions& options,
+  Process(SimLoop& clock, SimNetwork& network, const ProcessOptions& options,
           ProcessHandlers handlers);
   ~Process();
   Process(const Process&) = delete;
 
-  v1::ControlHello Hello() const;
-  // The coordinator has taken the hello.
-  cluster::ControlLinkHandlers Connect(std::unique_ptr<cluster::ControlLink> link);
-
   // SIGSTOP: nothing is done until then, though the kernel goes on taking what arrives.
   void Hang(absl::Duration lasts);
-  bool hangs() const { return hung_until_ > loop_.Now(); }
+  bool hangs() const { return hung_until_ > clock_.Now(); }
   void SlowDown(double factor) { slowness_ = factor; }
 
   const ProcessOptions& options() const { return options_; }
   // In the world; -1: not welcomed yet.
-  int rank() const { return rank_; }
-  const worker::MessageExchange& exchange() const { return exchange_; }
+  int rank() const { return number_; }
+  const worker::MessageExchange& exchange() const { return policy_.exchange(); }
   const worker::Engine& engine() const { return engine_; }
   const worker::PageLedger& pages() const { return pages_; }
 
  private:
-  void Wake() { WakeAt(loop_.Now()); }
+  void Wake() { WakeAt(clock_.Now()); }
   void WakeAt(absl::Time when);
   void Turn();
-  void TakeMessages();
-  void OnMessage(const v1::ControlMessage& message);
-  // Leaves the world, and joins it as another generation.
-  void Renew();
   void StartServing();
-  bool CanGoOn() const { return worker::CanGoOn(sequences_, exchange_, service_); }
   void PlanTurn();
-  void Serve();
-  // Of what has arrived.
-  int64_t inputs() const { return control_messages_ + exchange_.counters().arrivals; }
-  void Report();
   void Judge();
-  void SayGoodbye();
 
-  SimLoop& loop_;
+  SimLoop& clock_;
   Dice dice_;
   const ProcessOptions options_;
   const ProcessHandlers handlers_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   double slowness_;
-  int rank_ = -1;
-  uint64_t generation_;
-  SimTransport transport_;
-  cluster::PeerNetwork network_{transport_};
-  SimExperts slots_;
-  worker::MessageExchange exchange_;
-  SimModel model_;
-  worker::PageLedger pages_;
-  worker::Engine engine_;
-  worker::WorkerService sequences_;
-  worker::RankService service_;
-  std::unique_ptr<cluster::ControlLink> link_;
-  std::vector<v1::ControlMessage> messages_;
-  bool leaves_ = false;    // the link is down, or this generation is revoked
-  bool over_ = false;      // drained
-  bool started_ = false;   // takes sequences
-  bool could_go_on_ = false;  // at the end of the last turn
-  worker::SleepMeter sleep_meter_;
-  int64_t control_messages_ = 0;  // and links that came or went
-  cluster::MapVersion map_seen_;
-  int64_t nacks_before_map_ = 0;
   absl::Time starts_at_;
   absl::Time hung_until_ = absl::InfinitePast();
   absl::Time next_turn_ = absl::InfiniteFuture();
-  absl::Time next_report_;
+  bool serves_ = false;
+  int number_ = -1;
+  // Of the judges.
+  cluster::MapVersion map_seen_;
+  int64_t nacks_before_map_ = 0;
+
+  ProcessLoop loop_;
+  SeededRandom random_;
+  SimTransport transport_;
+  SimExperts slots_;
+  worker::MessagePolicy policy_;
+  SimModel model_;
+  worker::PageLedger pages_;
+  worker::Engine engine_;
+  worker::Rank rank_;
 };
 
 }  // namespace epic::sim

@@ -50,8 +50,10 @@ class SimWorld {
 
  private:
   void Start(int seat);
-  void PlanDial(int seat);
-  void Dial(int seat, int life);
+  std::unique_ptr<cluster::ControlLink> Dial(int seat, Loop& worker, v1::ControlHello hello,
+                                             cluster::ControlLinkHandlers handlers);
+  void TakeHello(ControlPair& pair, const v1::ControlHello& hello);
+  void EndIfStuck(int seat, int life);
   // The process at the seat is gone; another is started after a while.
   void End(int seat, bool again);
   void Inflict(const FaultPlan& fault);
@@ -153,51 +155,54 @@ void SimWorld::Start(int seat) {
       .slowness = at.plan.slowness};
   at.process = std::make_unique<Process>(
       loop_, network_, options,
-      ProcessHandlers{.violation =
+      ProcessHandlers{.dial =
+                          [this, seat](Loop& worker, v1::ControlHello hello,
+                                       cluster::ControlLinkHandlers handlers) {
+                            return Dial(seat, worker, std::move(hello), std::move(handlers));
+                          },
+                      .violation =
                           [this, seat](const std::string& what) {
                             Violation(absl::StrCat("seat ", seat, ": ", what));
                           },
-                      .on_renew = [this, seat] { PlanDial(seat); },
-                      .on_goodbye =
+                      .on_end =
                           [this, seat, life = at.life] {
                             loop_.At(loop_.Now() + absl::Milliseconds(20), [this, seat, life] {
                               if (seats_.at(seat).runs(life)) End(seat, false);
                             });
                           }});
-  PlanDial(seat);
 }
 
-void SimWorld::PlanDial(int seat) {
-  const int life = seats_.at(seat).life;
-  coordinator_.At(loop_.Now() + dice_.Between(absl::Milliseconds(1), absl::Milliseconds(20)),
-                  [this, seat, life] { Dial(seat, life); });
-}
-
-void SimWorld::Dial(int seat, int life) {
+std::unique_ptr<cluster::ControlLink> SimWorld::Dial(int seat, Loop& worker, v1::ControlHello hello,
+                                                     cluster::ControlLinkHandlers handlers) {
   Seat& at = seats_.at(seat);
-  if (!at.runs(life)) return;
-  Process* const process = at.process.get();
-  at.control = std::make_shared<ControlPair>(loop_, coordinator_, dice_.Next(), trace_);
-  auto taken = core_.AddWorker(process->Hello(), at.control->NewEnd(ControlPair::kCoordinator));
+  auto pair =
+      std::make_shared<ControlPair>(loop_, coordinator_, worker, dice_.Next(), trace_);
+  at.control = pair;
+  pair->SetHandlers(ControlPair::kWorker, std::move(handlers));
+  pair->set_on_worker_down([this, seat, life = at.life] { EndIfStuck(seat, life); });
+  coordinator_.At(loop_.Now() + dice_.Between(absl::Milliseconds(1), absl::Milliseconds(20)),
+                  [this, pair, hello = std::move(hello)] { TakeHello(*pair, hello); });
+  return pair->NewEnd(ControlPair::kWorker);
+}
+
+void SimWorld::TakeHello(ControlPair& pair, const v1::ControlHello& hello) {
+  if (!pair.alive(ControlPair::kWorker)) return;
+  auto taken = core_.AddWorker(hello, pair.NewEnd(ControlPair::kCoordinator));
   if (!taken.ok()) {
     return Violation(absl::StrCat("refused: ", std::string(taken.status().message())));
   }
-  at.control->SetHandlers(ControlPair::kCoordinator, *std::move(taken));
-  cluster::ControlLinkHandlers handlers =
-      process->Connect(at.control->NewEnd(ControlPair::kWorker));
-  // A launcher ends what the world has put out and what does not go by itself.
-  handlers.on_down = [this, seat, life,
-                      told = std::move(handlers.on_down)](const absl::Status& why) {
-    told(why);
-    const auto stuck = [this, seat, life] {
-      return seats_.at(seat).runs(life) && seats_.at(seat).process->hangs();
-    };
-    if (!stuck()) return;
-    loop_.At(loop_.Now() + absl::Seconds(1), [this, seat, stuck] {
-      if (stuck()) End(seat, true);
-    });
+  pair.SetHandlers(ControlPair::kCoordinator, *std::move(taken));
+}
+
+// A launcher ends what the world has put out and what does not go by itself.
+void SimWorld::EndIfStuck(int seat, int life) {
+  const auto stuck = [this, seat, life] {
+    return seats_.at(seat).runs(life) && seats_.at(seat).process->hangs();
   };
-  at.control->SetHandlers(ControlPair::kWorker, std::move(handlers));
+  if (!stuck()) return;
+  loop_.At(loop_.Now() + absl::Seconds(1), [this, seat, stuck] {
+    if (stuck()) End(seat, true);
+  });
 }
 
 void SimWorld::End(int seat, bool again) {

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "absl/status/statusor.h"
+#include "base/env.h"
 #include "kernels/step_plan.h"
 
 namespace epic::worker {
@@ -33,6 +34,9 @@ class TokenModel {
 
   // Of the step under way.
   virtual StepPlace place() const { return {}; }
+  // From now on long stages stop every few milliseconds of `clock`, for others who wait for this
+  // rank; null, as at first: they do not. Changes no bit.
+  virtual void PaceAttention(const Clock* clock) {}
 
   // After kDone, until the next Begin.
   // [vocab_size] of row plan.logit_rows[index]. The caller may change them.

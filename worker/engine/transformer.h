@@ -32,7 +32,7 @@ class Transformer : public TokenModel {
   StepPlace place() const override;
   // From now on attention stops every few milliseconds of `clock`, for others whose rows wait for
   // this rank's experts; null, as at first: it does not. Changes no bit.
-  void PaceAttention(const Clock* clock) { clock_ = clock; }
+  void PaceAttention(const Clock* clock) override { clock_ = clock; }
 
   std::span<float> Logits(int index) override { return step_->logits(index); }
   bool Fault(int row) const override { return step_->faults()[row] != 0; }

@@ -1,6 +1,5 @@
 #include "worker/service/rank_service.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "base/failpoint.h"
@@ -10,29 +9,9 @@
 
 namespace epic::worker {
 
-void WorkTicks::Tick(bool idle) {
-  const absl::Time now = clock_.Now();
-  if (!idle && count_ > 0) {
-    if (gaps_.size() < kGaps) gaps_.emplace_back();
-    gaps_[next_gap_] = now - last_;
-    next_gap_ = (next_gap_ + 1) % kGaps;
-  }
-  ++count_;
-  last_ = now;
-}
-
-absl::Duration WorkTicks::GapP99() const {
-  if (gaps_.empty()) return absl::ZeroDuration();
-  std::vector<absl::Duration> sorted = gaps_;
-  const auto at = sorted.begin() + static_cast<ptrdiff_t>(sorted.size() * 99 / 100);
-  std::nth_element(sorted.begin(), at, sorted.end());
-  return *at;
-}
-
 bool RankService::OnMessage(const v1::ControlMessage& message) {
   switch (message.body_case()) {
     case v1::ControlMessage::kWelcome:
-      LOG_INFO("this process is rank {}", message.welcome().rank());
       exchange_.Join(message.welcome().rank());
       return true;
     case v1::ControlMessage::kPlaceExperts:
@@ -42,9 +21,7 @@ bool RankService::OnMessage(const v1::ControlMessage& message) {
       TakeMap(message.publish_map());
       return true;
     case v1::ControlMessage::kRevoked:
-      LOG_WARNING("the coordinator has revoked this rank: {}", message.revoked().reason());
-      if (handlers_.on_revoked) handlers_.on_revoked(message.revoked().reason());
-      return true;
+      return true;  // the next link is another generation's; until then nothing is to be done
     default:
       return false;
   }
@@ -97,6 +74,7 @@ void RankService::OnLinkDown(const cluster::RankEntry& rank, const absl::Status&
   down.set_rank(rank.rank);
   down.set_generation(rank.generation);
   down.set_evidence(std::string(why.message()));
+  // The coordinator counts only links that were said to be down, so only those are taken back.
   down_.insert({rank.rank, rank.generation});
   Send(std::move(message));
 }
@@ -109,36 +87,23 @@ void RankService::OnLinkUp(const cluster::RankEntry& rank) {
   Send(std::move(message));
 }
 
-void RankService::AskToLeave() {
-  v1::ControlMessage message;
-  message.mutable_drain();
-  Send(std::move(message));
-}
-
 void RankService::Connect(cluster::ControlLink* link) {
   link_ = link;
   down_.clear();
 }
 
-void RankService::Report(const Gauges& gauges) {
-  v1::ControlMessage message;
-  v1::RankReport& report = *message.mutable_rank_report();
+void RankService::FillReport(v1::RankReport& report) const {
   const std::optional<ExchangeWait> wait = exchange_.waiting();
+  // A rank that waits and serves is no link in a chain of waiting ranks: it must not look like one.
   if (wait && !exchange_.serving()) {
     report.set_activity(v1::RankReport::WAITING);
     report.set_waits_for(wait->rank);
     report.set_layer(wait->layer);
     report.set_waiting_seconds(absl::ToDoubleSeconds(clock_.Now() - wait->since));
-  } else if (gauges.loading || loading()) {
+  } else if (loading()) {
     report.set_activity(v1::RankReport::LOADING);
-    if (loading()) report.set_loaded_bytes(slots_->order_bytes());
-  } else if (gauges.computing || exchange_.serving()) {
-    report.set_activity(v1::RankReport::COMPUTING);
-    report.set_stage(gauges.place.stage);
-    report.set_layer(gauges.place.layer);
+    report.set_loaded_bytes(slots_->order_bytes());
   }
-  report.set_ticks(ticks_.count());
-  report.set_tick_gap_p99_seconds(absl::ToDoubleSeconds(ticks_.GapP99()));
   const ExchangeGauges exchange = exchange_.gauges();
   report.set_outstanding_dispatches(exchange.outstanding_dispatches);
   report.set_credits(exchange.credits);
@@ -146,11 +111,6 @@ void RankService::Report(const Gauges& gauges) {
   report.set_expert_rows_served(exchange_.served().rows_served);
   report.set_map_term(exchange_.map().version.term);
   report.set_map_number(exchange_.map().version.number);
-  report.set_doorbell_rescues(gauges.doorbell_rescues);
-  report.set_replayed_rows(gauges.replayed_rows);
-  report.set_resident_bytes(gauges.resident_bytes);
-  report.set_asleep_with_work_seconds(absl::ToDoubleSeconds(gauges.asleep_with_work));
-  Send(std::move(message));
 }
 
 void RankService::Send(v1::ControlMessage message) {
