@@ -71,6 +71,10 @@ void Process::Hang(absl::Duration lasts) {
   hung_until_ = std::max(hung_until_, clock_.Now() + lasts);
 }
 
+void Process::Terminate() {
+  loop_.Post([this] { rank_.Drain(); });
+}
+
 // Turns that were planned for later find nothing to do.
 void Process::WakeAt(absl::Time when) {
   when = std::max(when, hung_until_);

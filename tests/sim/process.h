@@ -52,6 +52,8 @@ class Process {
   void Hang(absl::Duration lasts);
   bool hangs() const { return hung_until_ > clock_.Now(); }
   void SlowDown(double factor) { slowness_ = factor; }
+  // SIGTERM.
+  void Terminate();
 
   const ProcessOptions& options() const { return options_; }
   // In the world; -1: not welcomed yet.

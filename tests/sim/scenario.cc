@@ -29,7 +29,7 @@ struct Weather {
 constexpr std::initializer_list<FaultKind> kAnything = {
     FaultKind::kCrash, FaultKind::kHang,        FaultKind::kCut,   FaultKind::kBreak,
     FaultKind::kSlow,  FaultKind::kHoldControl, FaultKind::kStall, FaultKind::kDrain,
-    FaultKind::kFence, FaultKind::kFreeze};
+    FaultKind::kFence, FaultKind::kFreeze,      FaultKind::kTerminate};
 
 const std::vector<Weather>& Weathers() {
   using enum FaultKind;
@@ -49,6 +49,11 @@ const std::vector<Weather>& Weathers() {
        .faults_min = 1,
        .faults_max = 3,
        .kinds = {kDrain, kHoldControl},
+       .joins_max = 1},
+      {.name = "restart",
+       .faults_min = 1,
+       .faults_max = 4,
+       .kinds = {kTerminate, kTerminate, kDrain, kHoldControl},
        .joins_max = 1},
       {.name = "patience",
        .faults_min = 1,
@@ -256,7 +261,8 @@ std::string ToString(const Scenario& scenario) {
       {FaultKind::kCut, "cut"},       {FaultKind::kBreak, "break"},
       {FaultKind::kSlow, "slow"},     {FaultKind::kHoldControl, "hold control"},
       {FaultKind::kDrain, "drain"},   {FaultKind::kFence, "fence"},
-      {FaultKind::kFreeze, "freeze"}, {FaultKind::kStall, "stall"}};
+      {FaultKind::kFreeze, "freeze"}, {FaultKind::kStall, "stall"},
+      {FaultKind::kTerminate, "terminate"}};
   std::string text = absl::StrCat("scenario ", scenario.name, ", seed ", scenario.seed, ", up to ",
                                   scenario.replicas_max, " replicas\n");
   for (size_t i = 0; i < scenario.seats.size(); ++i) {

@@ -43,6 +43,7 @@ enum class FaultKind {
   kSlow,
   kHoldControl,
   // What operators do.
+  kTerminate,  // SIGTERM; another process is started once this one has ended
   kDrain,
   kFence,
   kFreeze,

@@ -35,8 +35,9 @@ struct Seat {
   SeatPlan plan;
   std::unique_ptr<Process> process;
   std::shared_ptr<ControlPair> control;
-  int life = 0;         // of the process that runs, or ran last
-  bool leaves = false;  // drained: not started again
+  int life = 0;           // of the process that runs, or ran last
+  bool leaves = false;    // drained: not started again
+  bool replaced = false;  // told to end, as in a rolling restart: started again
 
   bool runs(int which) const { return process != nullptr && life == which; }
   int deaths = 0;
@@ -141,6 +142,7 @@ void SimWorld::Violation(const std::string& what) {
 void SimWorld::Start(int seat) {
   Seat& at = seats_.at(seat);
   ++at.life;
+  at.replaced = false;
   const ProcessOptions options{
       .seat = seat,
       .seed = dice_.Next(),
@@ -167,7 +169,8 @@ void SimWorld::Start(int seat) {
                       .on_end =
                           [this, seat, life = at.life] {
                             loop_.At(loop_.Now() + absl::Milliseconds(20), [this, seat, life] {
-                              if (seats_.at(seat).runs(life)) End(seat, false);
+                              Seat& at = seats_.at(seat);
+                              if (at.runs(life)) End(seat, at.replaced);
                             });
                           }});
 }
@@ -245,6 +248,9 @@ void SimWorld::Inflict(const FaultPlan& fault) {
     case FaultKind::kHoldControl:
       if (at.control != nullptr) at.control->Hold(fault.lasts);
       return;
+    case FaultKind::kTerminate:
+      at.replaced = true;
+      return at.process->Terminate();
     case FaultKind::kDrain:
       if (rank >= 0) core_.Drain(rank, false, [](const absl::Status&) {});
       return;
