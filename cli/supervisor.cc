@@ -5,15 +5,25 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstring>
 #include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
 
 namespace epic::cli {
 namespace {
 
 constexpr absl::Duration kDelayMin = absl::Milliseconds(100);
-constexpr absl::Duration kDelayMax = absl::Seconds(5);
+constexpr absl::Duration kDelayMax = absl::Minutes(1);
+// A child that has lived so long starts anew: what killed it then is not what killed it before.
+constexpr absl::Duration kLongLife = absl::Minutes(1);
+// Within this time, a death follows from another child's: its peer, its coordinator, the machine.
+constexpr absl::Duration kEchoTime = absl::Seconds(1);
+// Forks fail while memory or process ids are short; the machine needs a while to recover.
+constexpr absl::Duration kForkRetry = absl::Seconds(5);
 
 sigset_t Signals() {
   sigset_t set;
@@ -24,27 +34,50 @@ sigset_t Signals() {
   return set;
 }
 
-// After fork: becomes the command, and dies with its parent.
-[[noreturn]] void Become(const std::vector<std::string>& command, pid_t parent) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (getppid() != parent) _exit(1);
-  const sigset_t set = Signals();
-  sigprocmask(SIG_UNBLOCK, &set, nullptr);
-  std::vector<char*> arguments;
-  for (const std::string& argument : command) {
-    arguments.push_back(const_cast<char*>(argument.c_str()));
+// The arguments and the environment of a child as execve wants them, made before the fork: after
+// it, malloc may be locked by a thread that the child does not have.
+class Image {
+ public:
+  explicit Image(const Supervisor::Child& child) {
+    CHECK(!child.command.empty()) << "the " << child.name << " has no command";
+    for (const std::string& argument : child.command) Add(arguments_, argument);
+    arguments_.push_back(nullptr);
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+      if (!Replaced(*entry, child.environment)) environment_.push_back(*entry);
+    }
+    for (const std::string& entry : child.environment) Add(environment_, entry);
+    environment_.push_back(nullptr);
+    failure_ = absl::StrCat("error: cannot start ", child.command[0], "\n");
   }
-  arguments.push_back(nullptr);
-  execv(arguments[0], arguments.data());
-  std::cerr << "error: cannot start " << command[0] << ": " << std::strerror(errno) << std::endl;
-  _exit(127);
-}
+
+  // After fork: becomes the command, and dies with its parent. Calls what is safe there alone.
+  [[noreturn]] void Become(const sigset_t& blocked, pid_t parent) const {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    sigprocmask(SIG_UNBLOCK, &blocked, nullptr);
+    execve(arguments_[0], arguments_.data(), environment_.data());
+    const ssize_t ignored = write(STDERR_FILENO, failure_.data(), failure_.size());
+    _exit(ignored < 0 ? 126 : 127);
+  }
+
+ private:
+  static void Add(std::vector<char*>& list, const std::string& text) {
+    list.push_back(const_cast<char*>(text.c_str()));
+  }
+  static bool Replaced(const std::string& entry, const std::vector<std::string>& by) {
+    const std::string name = entry.substr(0, entry.find('=') + 1);
+    return std::ranges::any_of(by, [&](const std::string& e) { return e.starts_with(name); });
+  }
+
+  std::vector<char*> arguments_, environment_;
+  std::string failure_;
+};
 
 }  // namespace
 
 Supervisor::Supervisor(Clock& clock, std::vector<Child> children) : clock_(clock) {
   for (Child& child : children) {
-    states_.push_back({.child = std::move(child), .start_at = clock.Now(), .delay = kDelayMin});
+    states_.push_back({.child = std::move(child), .start_at = clock.Now()});
   }
 }
 
@@ -66,16 +99,19 @@ int Supervisor::Run(const std::function<void()>& poll) {
 void Supervisor::StartDue() {
   for (State& state : states_) {
     if (ending_ || state.pid != 0 || clock_.Now() < state.start_at) continue;
+    const Image image(state.child);
+    const sigset_t blocked = Signals();
     const pid_t parent = getpid();
     const pid_t pid = fork();
-    if (pid == 0) Become(state.child.command, parent);
+    if (pid == 0) image.Become(blocked, parent);
     if (pid < 0) {
       std::cerr << "error: cannot start the " << state.child.name << ": " << std::strerror(errno)
                 << std::endl;
-      state.start_at = clock_.Now() + kDelayMax;
+      state.start_at = clock_.Now() + kForkRetry;
       continue;
     }
     state.pid = pid;
+    state.started_at = clock_.Now();
   }
 }
 
@@ -90,6 +126,8 @@ void Supervisor::OnSignal(int signal) {
 void Supervisor::EndNext() {
   for (State& state : states_) {
     if (state.pid == 0) continue;
+    // To a coordinator, a second SIGTERM means: end now what still runs.
+    if (state.kill_at < absl::InfiniteFuture()) return;
     kill(state.pid, SIGTERM);
     state.kill_at = clock_.Now() + state.child.grace;
     return;
@@ -101,7 +139,7 @@ void Supervisor::KillLate() {
     if (state.pid == 0 || clock_.Now() < state.kill_at) continue;
     std::cerr << "The " << state.child.name << " does not end: killing it" << std::endl;
     kill(state.pid, SIGKILL);
-    state.kill_at = absl::InfiniteFuture();
+    state.kill_at = clock_.Now() + state.child.grace;
   }
 }
 
@@ -125,27 +163,41 @@ void Supervisor::Reap() {
 }
 
 void Supervisor::OnDeath(State& state, int wait_status) {
+  CHECK_EQ(state.pid, 0);
   if (ending_) return EndNext();
   const bool exited = WIFEXITED(wait_status);
-  const int code = exited ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
+  const int code = exited ? WEXITSTATUS(wait_status) : WTERMSIG(wait_status);
   const absl::Time now = clock_.Now();
-  state.deaths.push_back(now);
-  while (state.deaths.front() < now - kDeathsWindow) state.deaths.pop_front();
-  const bool hopeless = exited && !ready_;
-  const bool too_often = static_cast<int>(state.deaths.size()) >= kDeathsMax;
+  if (now - state.started_at >= kLongLife) state.deaths = 0;
+  const bool echo = last_dead_ != nullptr && last_dead_ != &state &&
+                    now - last_death_at_ < kEchoTime;
+  // An echo leaves the count as it is, so that two children that die in turns still slow down.
+  if (!echo || state.deaths == 0) ++state.deaths;
+  last_dead_ = &state;
+  last_death_at_ = now;
   std::cerr << "The " << state.child.name << " ended with " << (exited ? "exit code " : "signal ")
-            << (exited ? code : code - 128);
-  if (hopeless || too_often) {
-    std::cerr << (too_often ? "; it is death 5 within 60 s: giving up" : "; giving up")
-              << std::endl;
-    ending_ = true;
-    exit_code_ = code == 0 ? 1 : code;
-    return KillAll();
+            << code;
+  if (CannotStart(state, exited)) return GiveUp(exited ? code : 128 + code);
+  const absl::Duration delay = std::min(kDelayMin * std::pow(2, state.deaths - 1), kDelayMax);
+  std::cerr << "; starting it again";
+  if (state.deaths > 1) {
+    std::cerr << " in " << absl::FormatDuration(delay) << ", after death " << state.deaths
+              << " in a row";
   }
-  std::cerr << "; starting it again" << std::endl;
-  if (state.deaths.size() == 1) state.delay = kDelayMin;
-  state.start_at = now + state.delay;
-  state.delay = std::min(state.delay * 2, kDelayMax);
+  std::cerr << std::endl;
+  state.start_at = now + delay;
+}
+
+bool Supervisor::CannotStart(const State& state, bool exited) const {
+  if (exited && !ready_) return true;
+  return state.child.essential && state.deaths >= kStartsMax && (exited || !ready_);
+}
+
+void Supervisor::GiveUp(int code) {
+  std::cerr << "; giving up" << std::endl;
+  ending_ = true;
+  exit_code_ = code == 0 ? 1 : code;
+  KillAll();
 }
 
 }  // namespace epic::cli

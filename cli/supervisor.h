@@ -3,16 +3,17 @@
 //   Supervisor supervisor(clock, {{"coordinator", {...}}, {"worker", {...}}});
 //   return supervisor.Run(poll);
 //
-// A child that dies is started again, after 0.1 s and then ever longer; after kDeathsMax deaths of
-// one child within kDeathsWindow all are ended. A child that ends by itself with an error before
-// the supervisor was told that all is well (SetReady) is not tried again: its flags or files are
-// wrong. SIGINT or SIGTERM asks the children to end, the first one first; another kills them.
-// One that does not end in time is killed.
+// A child that dies is started again, after 0.1 s and then after twice as long each time, up to a
+// minute; one that has lived for a minute begins anew. The others go on meanwhile. The program ends
+// by itself in two cases only: a child ends by itself before the supervisor was told that all is
+// well (SetReady), since then its flags or files are wrong; or an essential child cannot start.
+//
+// SIGINT or SIGTERM asks the children to end, one after another; a second one kills them. A child
+// that does not end in time is killed.
 #pragma once
 
 #include <sys/types.h>
 
-#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -26,12 +27,16 @@ class Supervisor {
  public:
   struct Child {
     std::string name;
-    std::vector<std::string> command;  // program and arguments
+    std::vector<std::string> command;      // program and arguments
+    std::vector<std::string> environment;  // NAME=value, in place of this process's own
     // How long it may take to end once asked to; then it is killed.
     absl::Duration grace = absl::Seconds(5);
+    // The others are worth nothing without it.
+    bool essential = false;
   };
-  static constexpr int kDeathsMax = 5;
-  static constexpr absl::Duration kDeathsWindow = absl::Seconds(60);
+  // An essential child that has ended in error, or was killed before all was well, so often in a row
+  // cannot start.
+  static constexpr int kStartsMax = 5;
 
   Supervisor(Clock& clock, std::vector<Child> children);
 
@@ -46,16 +51,18 @@ class Supervisor {
     Child child;
     pid_t pid = 0;  // 0: not running
     absl::Time start_at;
-    absl::Time kill_at = absl::InfiniteFuture();
-    absl::Duration delay;
-    std::deque<absl::Time> deaths;  // within kDeathsWindow
+    absl::Time started_at;
+    absl::Time kill_at = absl::InfiniteFuture();  // finite: it was asked to end
+    int deaths = 0;                               // of its own, in a row
   };
 
   void StartDue();
   void OnSignal(int signal);
   void Reap();
   void OnDeath(State& state, int wait_status);
-  // Asks the first child that still runs to end.
+  bool CannotStart(const State& state, bool exited) const;
+  void GiveUp(int code);
+  // Asks the first child that still runs to end, once.
   void EndNext();
   void KillLate();
   void KillAll();
@@ -63,6 +70,8 @@ class Supervisor {
 
   Clock& clock_;
   std::vector<State> states_;
+  const State* last_dead_ = nullptr;
+  absl::Time last_death_at_ = absl::InfinitePast();
   bool ready_ = false;
   bool ending_ = false;
   int exit_code_ = 0;
