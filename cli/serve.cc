@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
@@ -14,8 +15,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "cli/commands.h"
 #include "cli/supervisor.h"
+#include "coordinator/api_keys.h"
 #include "coordinator/options.h"
 #include "proto/epic/v1/cluster.grpc.pb.h"
 
@@ -144,8 +147,20 @@ std::vector<std::string> CoordinatorCommand(const ServeOptions& options,
   for (const std::string& host : given.allowed_hosts) {
     command.insert(command.end(), {"--allowed-hosts", host});
   }
-  for (const std::string& key : given.api_keys) command.insert(command.end(), {"--api-key", key});
+  if (!given.api_key_file.empty()) {
+    command.insert(command.end(), {"--api-key-file", given.api_key_file});
+  }
   return command;
+}
+
+// Keys from --api-key, beside those that the environment has already: every user of the machine can
+// read a command line, but not an environment.
+std::vector<std::string> CoordinatorEnvironment(const ServeOptions& options) {
+  const std::vector<std::string>& flags = options.coordinator.api_keys;
+  if (flags.empty()) return {};
+  const char* const inherited = std::getenv(coordinator::kApiKeysVariable);
+  return {absl::StrCat(coordinator::kApiKeysVariable, "=", absl::StrJoin(flags, "\n"), "\n",
+                       inherited == nullptr ? "" : inherited)};
 }
 
 // Asks the coordinator how far the worker is, and tells the person who waits.
@@ -232,6 +247,12 @@ int Serve(const ServeOptions& options) {
     std::cerr << "error: model: " << options.coordinator.model << " is no folder" << std::endl;
     return 1;
   }
+  // Said once and before anything is loaded; the coordinator reads them for itself.
+  coordinator::CoordinatorOptions checked = options.coordinator;
+  if (const absl::Status keys = coordinator::ResolveApiKeys(checked); !keys.ok()) {
+    std::cerr << "error: " << keys.message() << std::endl;
+    return 1;
+  }
   if (options.dry_run) return DryRun(options);
   const RunFolder folder;
   if (folder.path().empty()) {
@@ -243,7 +264,9 @@ int Serve(const ServeOptions& options) {
   children.insert(children.begin(),
                   {.name = "coordinator",
                    .command = CoordinatorCommand(options, control),
-                   .grace = absl::Seconds(options.coordinator.shutdown_timeout_s + 5)});
+                   .environment = CoordinatorEnvironment(options),
+                   .grace = absl::Seconds(options.coordinator.shutdown_timeout_s + 5),
+                   .essential = true});
   Supervisor supervisor(RealClock(), std::move(children));
   // Made at the first poll: gRPC's threads come after the signals are blocked.
   std::optional<Progress> progress;

@@ -11,7 +11,7 @@
 
 int main(int argc, char** argv) {
   epic::coordinator::CoordinatorOptions options;
-  CLI::App app("EPIC's coordinator: HTTP and gRPC for clients, and the mind across workers");
+  CLI::App app("EPIC's coordinator serves clients over HTTP and gRPC, and decides across workers.");
   epic::coordinator::AddCoordinatorOptions(app, options);
   CLI11_PARSE(app, argc, argv);
   // Before any thread, so that all leave the signals to the loop.
@@ -23,8 +23,10 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
   epic::InitLog("coordinator", options.log_level);
-  const absl::Status status =
-      epic::coordinator::RunProgram(options, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  absl::Status status = epic::coordinator::ResolveApiKeys(options);
+  if (status.ok()) {
+    status = epic::coordinator::RunProgram(options, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  }
   if (status.ok()) return 0;
   std::cerr << "error: " << status.message() << std::endl;
   return 1;

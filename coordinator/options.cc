@@ -1,8 +1,19 @@
 #include "coordinator/options.h"
 
+#include <cstdlib>
+
+#include "base/status.h"
 #include "coordinator/frontend/browser_rules.h"
 
 namespace epic::coordinator {
+namespace {
+
+// A variable of a shell that is not set must not turn a secret off.
+std::string CheckNotEmpty(const std::string& value) {
+  return value.empty() ? "the value is empty; leave the flag out instead" : "";
+}
+
+}  // namespace
 
 void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
   app.add_option("--host", options.host, "Address that clients reach")->capture_default_str();
@@ -18,8 +29,13 @@ void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
                  "Requests accepted and not ended; more are refused with 429")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_option("--api-key", options.api_keys, "Keys of which clients must give one")
-      ->envname("EPIC_API_KEY");
+  app.add_option("--api-key", options.api_keys,
+                 "A key of which clients must send one; may be repeated. Every user of the machine "
+                 "can read a command line, so --api-key-file or EPIC_API_KEYS is better")
+      ->check(CheckNotEmpty);
+  app.add_option("--api-key-file", options.api_key_file,
+                 "File with the keys of which clients must send one, a key a line")
+      ->check(CheckNotEmpty);
   app.add_option("--cors-origins", options.cors_origins,
                  "Origins of the web pages that may use the HTTP interface, or * for all; default: "
                  "pages of the same host and of loopback addresses")
@@ -67,7 +83,8 @@ void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options) {
       ->capture_default_str();
   app.add_option("--join-token-file", options.join_token_file,
                  "File with the secret that workers must have too; needed where --control is "
-                 "reached from other machines");
+                 "reached from other machines")
+      ->check(CheckNotEmpty);
   app.add_flag("--insecure", options.insecure,
                "Let workers of other machines dial without encryption");
   app.add_option("--drain-move-after", options.drain_move_after_s,
@@ -76,6 +93,15 @@ void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options) {
       ->capture_default_str();
   app.add_flag("--exit-with-parent", options.exit_with_parent,
                "Exit when the process that started this one dies; leave Ctrl-C to it");
+}
+
+absl::Status ResolveApiKeys(CoordinatorOptions& options) {
+  const ApiKeySources sources = {.flags = options.api_keys,
+                                 .file = options.api_key_file,
+                                 .several = std::getenv(kApiKeysVariable),
+                                 .single = std::getenv(kApiKeyVariable)};
+  ASSIGN_OR_RETURN(options.api_keys, ReadApiKeys(sources));
+  return absl::OkStatus();
 }
 
 }  // namespace epic::coordinator

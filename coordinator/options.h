@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "coordinator/api_keys.h"
 
 namespace epic::coordinator {
 
@@ -24,7 +25,8 @@ struct CoordinatorOptions {
   std::string state_dir;  // empty: this life keeps nothing for the next
   std::vector<std::string> served_model_names;
   int max_queued_requests = 4096;
-  std::vector<std::string> api_keys;
+  std::vector<std::string> api_keys;       // of the command line
+  std::string api_key_file;
   std::vector<std::string> cors_origins;   // of web pages that may ask; empty: loopback pages
   std::vector<std::string> allowed_hosts;  // names in Host that a loopback listener takes
   double shutdown_timeout_s = 30;
@@ -36,5 +38,9 @@ struct CoordinatorOptions {
 void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options);
 // Those of them that `epic serve` passes on as they are.
 void AddServingOptions(CLI::App& app, CoordinatorOptions& options);
+
+// Puts the keys of all sources into options.api_keys: those of the flags and of this process's
+// environment. Errors as ReadApiKeys.
+absl::Status ResolveApiKeys(CoordinatorOptions& options);
 
 }  // namespace epic::coordinator

@@ -47,7 +47,10 @@ void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--run-dir", options.run_dir,
                  "Folder of the socket through which ranks of this machine share memory");
   app.add_option("--join-token-file", options.join_token_file,
-                 "File with the secret that the coordinator and its workers share");
+                 "File with the secret that the coordinator and its workers share")
+      ->check([](const std::string& path) {
+        return std::string(path.empty() ? "the value is empty; leave the flag out instead" : "");
+      });
 }
 
 }  // namespace

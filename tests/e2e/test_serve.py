@@ -176,3 +176,76 @@ def test_chat_and_complete(server):
     nobody = subprocess.run([BIN / "epic", "chat", "--server", f"127.0.0.1:{free_port()}", "x"], capture_output=True, text=True,
                             timeout=60)
     assert nobody.returncode == 1 and "error" in nobody.stderr
+
+
+def test_secrets_are_on_no_command_line(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("key-of-the-file\nanother\n")
+    with Server(tmp_path / "log", "--api-key", "key-of-the-flag", "--api-key-file", str(keys),
+                environment={"EPIC_API_KEYS": "key-of-the-environment,more"}) as server:
+        pids = [server.process.pid, *server.children("epic-coordinator"), *server.children("epic-worker")]
+        lines = {pid: open(f"/proc/{pid}/cmdline").read() for pid in pids}
+        assert len(lines) == 3
+        assert not any(word in line for pid, line in lines.items() for word in ("key-of-the-file", "key-of-the-environment"))
+        assert [pid for pid, line in lines.items() if "key-of-the-flag" in line] == [server.process.pid]  # as it was typed
+        for key, works in [("key-of-the-flag", True), ("key-of-the-file", True), ("another", True), ("key-of-the-environment", True),
+                           ("more", True), ("wrong", False), ("", False)]:
+            client = openai.OpenAI(base_url=server.url + "/v1", api_key=key or "x", max_retries=0)
+            if works:
+                assert client.models.list().data
+            else:
+                with pytest.raises(openai.AuthenticationError):
+                    client.models.list()
+
+
+@pytest.mark.parametrize("flags, environment, says", [
+    (["--api-key", ""], {}, "--api-key"),
+    (["--api-key-file", "/dev/null"], {}, "--api-key-file"),
+    (["--api-key-file", ""], {}, "--api-key-file"),
+    (["--api-key-file", "no-such-file"], {}, "no-such-file"),
+    ([], {"EPIC_API_KEYS": ""}, "EPIC_API_KEYS"),
+    ([], {"EPIC_API_KEY": ""}, "EPIC_API_KEY"),
+])
+def test_an_empty_secret_is_refused(flags, environment, says):
+    command = [BIN / "epic", "serve", MODEL, "--port", str(free_port()), "--grpc-port", str(free_port()),
+               "--operators", f"127.0.0.1:{free_port()}", *flags]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+    assert result.returncode not in (0, -signal.SIGSEGV)
+    assert says in result.stdout + result.stderr
+    assert "giving up" not in result.stderr, "it is said before anything is started"
+
+
+def test_a_worker_that_dies_ten_times_in_a_minute_loses_no_request(tmp_path):
+    """It is started again ever more slowly, while the other worker serves on."""
+    with Server(tmp_path / "log", "--attention-ranks", "2", "--threads", "1", "--kv-cache-memory", "64MiB") as server:
+        want = tokens_of(server)
+        stop, answers, failures = threading.Event(), [], []
+
+        def ask():
+            while not stop.is_set():
+                try:
+                    answers.append(tokens_of(server))
+                except Exception as error:  # noqa: BLE001 - whatever a client sees counts
+                    failures.append(error)
+
+        clients = [threading.Thread(target=ask) for _ in range(2)]
+        for client in clients:
+            client.start()
+        steady, victim = server.children("epic-worker")
+        for _ in range(10):
+            os.kill(victim, signal.SIGKILL)
+            end = time.monotonic() + 90
+            while not (others := [pid for pid in server.children("epic-worker") if pid not in (steady, victim)]):
+                assert time.monotonic() < end, "the worker is not started again"
+                time.sleep(0.05)
+            victim = others[0]
+        before = len(answers)
+        while len(answers) < before + 2 and not failures:
+            time.sleep(0.1)
+        stop.set()
+        for client in clients:
+            client.join()
+        assert not failures and set(answers) == {want}
+        assert server.children("epic-worker")[0] == steady, "the other worker was touched"
+        assert server.process.poll() is None
+        assert "after death 10 in a row" in server.log.read_text()
