@@ -6,8 +6,8 @@
 namespace epic::cli {
 
 // Bytes a second that `threads` threads read from a buffer of about `bytes`, each its share in
-// several concurrent streams, as the products of one row do: the best of several passes. 0 if there
-// is no such memory.
+// concurrent streams, as the products of one row do: the best of several passes with each of
+// several numbers of streams, so that it is a ceiling. 0 if there is no such memory.
 double MemoryBandwidth(int threads, int64_t bytes);
 
 }  // namespace epic::cli
