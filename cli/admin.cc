@@ -82,7 +82,7 @@ int Top(const AdminOptions& options) {
 CLI::App* AddRankCommand(CLI::App& admin, AdminOptions& options, const char* name,
                          const char* help) {
   CLI::App* command = admin.add_subcommand(name, help);
-  command->add_option("rank", options.rank, "Number of the rank")->required();
+  command->add_option("rank", options.rank, "The number of the rank.")->required();
   return command;
 }
 
@@ -90,30 +90,31 @@ CLI::App* AddRankCommand(CLI::App& admin, AdminOptions& options, const char* nam
 
 void AddAdminCommand(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<AdminOptions>();
-  CLI::App* admin = app.add_subcommand("admin", "Look at a running EPIC and steer it");
+  CLI::App* admin = app.add_subcommand("admin", "Look at a running EPIC and steer it.");
   admin->require_subcommand(1);
   admin->fallthrough();
   AddOperatorsOption(*admin, options->operators);
-  admin->add_subcommand("state", "What the ranks are and do")->callback([options, exit_code] {
+  admin->add_subcommand("state", "Show what the ranks are and do.")->callback([options, exit_code] {
     *exit_code = ShowState(*options);
   });
-  CLI::App* events = admin->add_subcommand("events", "What has happened");
-  events->add_option("--from", options->from, "Number of the first event");
-  events->add_flag("--follow,-f", options->follow, "And what happens from now on");
+  CLI::App* events = admin->add_subcommand("events", "Show what has happened.");
+  events->add_option("--from", options->from, "The number of the first event that is shown.");
+  events->add_flag("--follow,-f", options->follow, "Go on with what happens from now on.");
   events->callback([options, exit_code] { *exit_code = ShowEvents(*options); });
-  AddRankCommand(*admin, *options, "fence", "Take a rank out: it drops all and joins as a new one")
+  AddRankCommand(*admin, *options, "fence",
+                 "Take a rank out: it drops everything and joins as a new one.")
       ->callback([options, exit_code] {
         *exit_code = Report(OperatorsClient(options->operators).Fence(options->rank));
       });
   CLI::App* freeze = admin->add_subcommand(
-      "freeze", "Revoke no rank on suspicion and move no expert for evenness");
-  freeze->add_flag("--off", options->off, "Do so again");
+      "freeze", "Revoke no rank on suspicion, and move no expert to balance load.");
+  freeze->add_flag("--off", options->off, "Resume revocation and rebalancing.");
   freeze->callback([options, exit_code] {
     *exit_code = Report(OperatorsClient(options->operators).Freeze(!options->off));
   });
   CLI::App* drain = AddRankCommand(*admin, *options, "drain",
-                                   "Move a rank's experts and requests away, then let it end");
-  drain->add_flag("--cancel", options->cancel, "Take it back, if it is not too late");
+                                   "Move a rank's experts and requests away, then let it end.");
+  drain->add_flag("--cancel", options->cancel, "Cancel the drain, if it is not too late.");
   drain->callback([options, exit_code] {
     *exit_code = Report(OperatorsClient(options->operators).Drain(options->rank, options->cancel));
   });
@@ -121,9 +122,10 @@ void AddAdminCommand(CLI::App& app, int* exit_code) {
 
 void AddTopCommand(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<AdminOptions>();
-  CLI::App* command = app.add_subcommand("top", "The ranks and the last events, again and again");
+  CLI::App* command =
+      app.add_subcommand("top", "Show the ranks and the last events, again and again.");
   AddOperatorsOption(*command, options->operators);
-  command->add_option("--interval", options->interval_s, "Seconds between two looks")
+  command->add_option("--interval", options->interval_s, "The time between two looks, in seconds.")
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();
   command->callback([options, exit_code] { *exit_code = Top(*options); });

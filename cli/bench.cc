@@ -16,6 +16,7 @@
 #include "model/config.h"
 #include "nlohmann/json.hpp"
 #include "worker/engine/memory_plan.h"
+#include "worker/options.h"
 
 namespace epic::cli {
 namespace {
@@ -199,19 +200,16 @@ int Run(const BenchOptions& options) {
 
 void AddBenchCommand(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<BenchOptions>();
-  CLI::App* command = app.add_subcommand("bench", "Measure a model's speed on this CPU, no server");
-  command->add_option("model", options->model, "Folder of the Hugging Face checkpoint")->required();
-  command->add_option("--threads", options->cpu.threads, "Compute threads; 0: all cores")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
-  const auto word = [&](const char* name, std::string& value, std::vector<std::string> words) {
-    command->add_option(name, value)->check(CLI::IsMember(std::move(words)))->capture_default_str();
-  };
-  word("--pin-threads", options->cpu.pin_threads, {"on", "off"});
-  word("--numerics", options->cpu.numerics, {"auto", "fma", "avx512-bf16", "amx-bf16"});
-  word("--quantization", options->cpu.quantization, {"none", "int8", "int4"});
-  word("--kv-cache-dtype", options->cpu.kv_cache_dtype, {"auto", "bf16", "fp8"});
-  word("--prompt-attention", options->cpu.prompt_attention, {"absorbed", "expanded"});
+  CLI::App* command =
+      app.add_subcommand("bench", "Measure a model's speed on this CPU, without a server.");
+  command->add_option("model", options->model, "The folder of the Hugging Face checkpoint.")
+      ->required();
+  worker::AddCpuOptions(*command, {.threads = &options->cpu.threads,
+                                   .pin_threads = &options->cpu.pin_threads,
+                                   .numerics = &options->cpu.numerics,
+                                   .quantization = &options->cpu.quantization,
+                                   .kv_cache_dtype = &options->cpu.kv_cache_dtype,
+                                   .prompt_attention = &options->cpu.prompt_attention});
   const auto numbers = [&](const char* name, std::vector<int>& values, int lowest, int highest,
                            const char* help) {
     command->add_option(name, values, help)
@@ -219,16 +217,19 @@ void AddBenchCommand(CLI::App& app, int* exit_code) {
         ->delimiter(',')
         ->capture_default_str();
   };
-  numbers("--prompt", options->prompts, 1, 1 << 16, "Tokens of a prompt, computed in one step");
-  numbers("--batch", options->batches, 1, 1024, "Sequences that decode side by side");
-  numbers("--context", options->contexts, 0, 1 << 20, "Tokens before the timed ones");
-  command->add_option("--steps", options->steps, "Timed decode steps")
+  numbers("--prompt", options->prompts, 1, 1 << 16,
+          "The numbers of tokens of a prompt, which is computed in one step.");
+  numbers("--batch", options->batches, 1, 1024,
+          "The numbers of sequences that decode side by side.");
+  numbers("--context", options->contexts, 0, 1 << 20,
+          "The numbers of tokens before the timed ones.");
+  command->add_option("--steps", options->steps, "The number of timed decode steps.")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
-  command->add_option("--rounds", options->rounds, "Timed prompts of each length")
+  command->add_option("--rounds", options->rounds, "The number of timed prompts of each length.")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_flag("--json", options->json, "Print JSON instead of a table");
+  command->add_flag("--json", options->json, "Print JSON instead of a table.");
   command->callback([options, exit_code] { *exit_code = Run(*options); });
 }
 

@@ -102,10 +102,12 @@ int Chat(const ChatOptions& options) {
 void AddChatCommand(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<ChatOptions>();
   CLI::App* command =
-      app.add_subcommand("chat", "Talk to a served model, or ask it one question");
-  command->add_option("message", options->message, "The question; without it, a conversation");
-  command->add_option("--system", options->system, "System message");
-  command->add_flag("--hide-reasoning", options->hide_reasoning, "Show the answers alone");
+      app.add_subcommand("chat", "Talk to a served model, or ask it one question.");
+  command->add_option("message", options->message,
+                      "The question. Without it, a conversation begins.");
+  command->add_option("--system", options->system, "The system message of the conversation.");
+  command->add_flag("--hide-reasoning", options->hide_reasoning,
+                    "Show the answers without their reasoning.");
   AddGenerateOptions(*command, options->generate);
   command->callback([options, exit_code] { *exit_code = Chat(*options); });
 }

@@ -31,8 +31,8 @@ int Complete(const CompleteOptions& options) {
 
 void AddCompleteCommand(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<CompleteOptions>();
-  CLI::App* command = app.add_subcommand("complete", "Continue a text, without a chat template");
-  command->add_option("prompt", options->prompt, "The text to continue")->required();
+  CLI::App* command = app.add_subcommand("complete", "Continue a text, without a chat template.");
+  command->add_option("prompt", options->prompt, "The text to continue.")->required();
   AddGenerateOptions(*command, options->generate);
   command->callback([options, exit_code] { *exit_code = Complete(*options); });
 }

@@ -5,13 +5,18 @@
 namespace epic::cli {
 
 void AddGenerateOptions(CLI::App& command, GenerateOptions& options) {
-  command.add_option("--server", options.server, "gRPC address of the coordinator")
+  command.add_option("--server", options.server, "The gRPC address of the coordinator.")
       ->capture_default_str();
-  command.add_option("--model", options.model, "Model name; the served one if not given");
-  command.add_option("--temperature", options.temperature, "0 is greedy");
-  command.add_option("--top-p", options.top_p, "Keep the likeliest tokens up to this probability");
-  command.add_option("--seed", options.seed, "The same seed gives the same answer");
-  command.add_option("--max-tokens", options.max_tokens, "Generate at most this many tokens");
+  command.add_option("--model", options.model,
+                     "The name of the model. By default, it is the served one.");
+  command.add_option("--temperature", options.temperature,
+                     "The sampling temperature; 0 takes the likeliest token.");
+  command.add_option("--top-p", options.top_p,
+                     "Keep the likeliest tokens up to this probability.");
+  command.add_option("--seed", options.seed,
+                     "The seed of sampling: the same one gives the same answer.");
+  command.add_option("--max-tokens", options.max_tokens,
+                     "Generate at most this many tokens.");
 }
 
 v1::GenerateRequest NewRequest(const GenerateOptions& options) {

@@ -49,7 +49,8 @@ std::vector<std::string> Row(const v1::RankState& rank) {
 void AddOperatorsOption(CLI::App& command, std::string& address) {
   command
       .add_option("--operators", address,
-                  "Where the coordinator listens for operators: host:port or unix:/path")
+                  "The address where the coordinator listens for operators: host:port or "
+                  "unix:/path.")
       ->capture_default_str();
 }
 

@@ -16,23 +16,24 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/flags.h"
 #include "cli/commands.h"
 #include "cli/supervisor.h"
 #include "coordinator/api_keys.h"
 #include "coordinator/options.h"
 #include "proto/epic/v1/cluster.grpc.pb.h"
+#include "worker/options.h"
 
 namespace epic::cli {
 namespace {
 
 struct ServeOptions {
   coordinator::CoordinatorOptions coordinator;
-  // The worker's flags, as given; their values are checked by the worker.
-  std::vector<std::pair<std::string, std::shared_ptr<std::string>>> worker;
+  worker::WorkerOptions worker;
+  // The flags that the coordinator, and each worker, has too: they are handed on as they are.
+  std::vector<CLI::Option*> coordinator_flags, worker_flags;
   int attention_ranks = 1;
   int expert_ranks = 0;  // 0: the attention ranks hold the experts too
-  std::string operators = coordinator::CoordinatorOptions().operators;
-  bool enforce_eager = false;
   bool dry_run = false;
 
   int ranks() const { return attention_ranks + expert_ranks; }
@@ -75,10 +76,8 @@ std::vector<std::string> WorkerCommand(const ServeOptions& options, const std::s
                                       absl::StrCat(holders),
                                       "--local-ranks",
                                       absl::StrCat(options.ranks())};
-  for (const auto& [name, value] : options.worker) {
-    if (!value->empty()) command.insert(command.end(), {name, *value});
-  }
-  if (options.enforce_eager) command.push_back("--enforce-eager");
+  const std::vector<std::string> given = Forwarded(options.worker_flags);
+  command.insert(command.end(), given.begin(), given.end());
   if (options.dry_run) {
     command.push_back("--dry-run");
   } else {
@@ -107,49 +106,16 @@ std::vector<Supervisor::Child> Workers(const ServeOptions& options, const std::s
 
 std::vector<std::string> CoordinatorCommand(const ServeOptions& options,
                                             const std::string& control) {
-  const coordinator::CoordinatorOptions& given = options.coordinator;
   std::vector<std::string> command = {Beside("epic-coordinator"),
                                       "--model",
-                                      given.model,
-                                      "--host",
-                                      given.host,
-                                      "--port",
-                                      absl::StrCat(given.port),
-                                      "--grpc-port",
-                                      absl::StrCat(given.grpc_port),
+                                      options.coordinator.model,
                                       "--control",
                                       control,
-                                      "--operators",
-                                      options.operators,
                                       "--expect-ranks",
                                       absl::StrCat(options.ranks()),
-                                      "--max-queued-requests",
-                                      absl::StrCat(given.max_queued_requests),
-                                      "--shutdown-timeout",
-                                      absl::StrCat(given.shutdown_timeout_s),
-                                      "--default-timeout",
-                                      absl::StrCat(given.default_timeout_s),
-                                      "--log-level",
-                                      given.log_level,
                                       "--exit-with-parent"};
-  if (!given.event_log.empty()) {
-    command.insert(command.end(), {"--event-log", given.event_log});
-  }
-  if (!given.state_dir.empty()) {
-    command.insert(command.end(), {"--state-dir", given.state_dir});
-  }
-  for (const std::string& name : given.served_model_names) {
-    command.insert(command.end(), {"--served-model-name", name});
-  }
-  for (const std::string& origin : given.cors_origins) {
-    command.insert(command.end(), {"--cors-origins", origin});
-  }
-  for (const std::string& host : given.allowed_hosts) {
-    command.insert(command.end(), {"--allowed-hosts", host});
-  }
-  if (!given.api_key_file.empty()) {
-    command.insert(command.end(), {"--api-key-file", given.api_key_file});
-  }
+  const std::vector<std::string> given = Forwarded(options.coordinator_flags);
+  command.insert(command.end(), given.begin(), given.end());
   return command;
 }
 
@@ -166,10 +132,10 @@ std::vector<std::string> CoordinatorEnvironment(const ServeOptions& options) {
 // Asks the coordinator how far the worker is, and tells the person who waits.
 class Progress {
  public:
-  Progress(const coordinator::CoordinatorOptions& options, const std::string& operators)
+  explicit Progress(const coordinator::CoordinatorOptions& options)
       : options_(options),
         stub_(v1::Cluster::NewStub(
-            grpc::CreateChannel(operators, grpc::InsecureChannelCredentials()))) {}
+            grpc::CreateChannel(options.operators, grpc::InsecureChannelCredentials()))) {}
 
   // True once EPIC is ready.
   bool Poll() {
@@ -273,7 +239,7 @@ int Serve(const ServeOptions& options) {
   bool ready = false;
   return supervisor.Run([&] {
     if (ready) return;
-    if (!progress) progress.emplace(options.coordinator, options.operators);
+    if (!progress) progress.emplace(options.coordinator);
     ready = progress->Poll();
     if (ready) supervisor.SetReady();
   });
@@ -283,47 +249,29 @@ int Serve(const ServeOptions& options) {
 
 void AddServeCommand(CLI::App& app, int* exit_code) {
   auto options = std::make_shared<ServeOptions>();
-  CLI::App* command = app.add_subcommand("serve", "Serve a model on this machine");
-  command->add_option("model", options->coordinator.model, "Folder of the Hugging Face checkpoint")
+  CLI::App* command = app.add_subcommand("serve", "Serve a model on this machine.");
+  command->add_option("model", options->coordinator.model,
+                      "The folder of the Hugging Face checkpoint.")
       ->required();
-  coordinator::AddServingOptions(*command, options->coordinator);
+  options->coordinator_flags = FlagsAddedBy(
+      *command, [&] { coordinator::AddServingOptions(*command, options->coordinator); });
+  // Keys travel in the environment: see CoordinatorEnvironment.
+  std::erase_if(options->coordinator_flags,
+                [](const CLI::Option* flag) { return flag->check_lname("api-key"); });
   command
       ->add_option("--attention-ranks", options->attention_ranks,
-                   "Worker processes that own sequences (KV cache and attention)")
+                   "The number of worker processes that own sequences (KV cache and attention).")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   command
       ->add_option("--expert-ranks", options->expert_ranks,
-                   "Worker processes that hold the experts; 0: the attention ranks hold them too")
+                   "The number of worker processes that hold the experts. 0 lets the attention "
+                   "ranks hold them too.")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
-  const std::pair<const char*, const char*> flags[] = {
-      {"--device", "What workers compute on: cpu, cuda (the first card) or cuda:N"},
-      {"--threads", "Compute threads of each worker; default: the cores, shared evenly"},
-      {"--tolerate-losses", "Keep room for the experts of so many lost expert ranks (1)"},
-      {"--transport", "How rows travel between workers: auto, shm or tcp"},
-      {"--numerics", "Instruction family: auto, fma, avx512-bf16 or amx-bf16"},
-      {"--quantization", "Quantise weights as they are loaded: none, int8 or int4"},
-      {"--pin-threads", "Each compute thread on its own core: on or off"},
-      {"--kv-cache-dtype", "How KV pages hold latents: auto, bf16 or fp8"},
-      {"--prompt-attention", "How rows of prompts attend: absorbed or expanded"},
-      {"--max-model-len", "Tokens of prompt and answer together"},
-      {"--max-num-seqs", "Sequences computed at a time"},
-      {"--max-num-batched-tokens", "Rows of a step"},
-      {"--kv-cache-memory", "Bytes of KV pages of each attention rank (512MiB, 8GiB)"},
-      {"--memory-utilization,--gpu-memory-utilization", "Share of the available memory to use"}};
-  for (const auto& [names, help] : flags) {
-    auto value = std::make_shared<std::string>();
-    command->add_option(names, *value, help);
-    options->worker.emplace_back(std::string(names).substr(0, std::string(names).find(',')), value);
-  }
-  command
-      ->add_option("--operators", options->operators,
-                   "Where epic admin and epic top ask: host:port or unix:/path")
-      ->capture_default_str();
-  command->add_flag("--enforce-eager", options->enforce_eager,
-                    "On a card: launch every kernel by itself, never a step's as CUDA graphs");
-  command->add_flag("--dry-run", options->dry_run, "Print the memory plan and exit");
+  options->worker_flags =
+      FlagsAddedBy(*command, [&] { worker::AddComputeOptions(*command, options->worker); });
+  command->add_flag("--dry-run", options->dry_run, "Print the memory plan and exit.");
   command->callback([options, exit_code] { *exit_code = Serve(*options); });
 }
 

@@ -96,7 +96,8 @@ TEST_F(SupervisorTest, TheEnvironmentOfAChildIsItsOwn) {
 
 TEST_F(SupervisorTest, ADeathWhileEndingAsksNobodyTwice) {
   const std::string patient =
-      "trap 'echo x >> " + log_ + "' TERM; n=0; while [ $n -lt 12 ]; do sleep 0.05; n=$((n+1)); done";
+      "trap 'echo x >> " + log_ +
+      "' TERM; n=0; while [ $n -lt 12 ]; do sleep 0.05; n=$((n+1)); done";
   // The first ends by itself, after the second has died and whatever it is asked.
   Supervisor supervisor(RealClock(), {Shell(patient), Shell("sleep 0.4")});
   int polls = 0;

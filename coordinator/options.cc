@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "base/flags.h"
 #include "base/status.h"
 #include "coordinator/frontend/browser_rules.h"
 
@@ -13,86 +14,98 @@ std::string CheckNotEmpty(const std::string& value) {
   return value.empty() ? "the value is empty; leave the flag out instead" : "";
 }
 
-}  // namespace
-
-void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
-  app.add_option("--host", options.host, "Address that clients reach")->capture_default_str();
-  app.add_option("--port", options.port, "Port of HTTP")
-      ->check(CLI::Range(0, 65535))
-      ->capture_default_str();
-  app.add_option("--grpc-port", options.grpc_port, "Port of gRPC")
-      ->check(CLI::Range(1, 65535))
-      ->capture_default_str();
-  app.add_option("--served-model-name", options.served_model_names,
-                 "Names that clients may use; the first is the canonical one");
-  app.add_option("--max-queued-requests,--max-num-requests", options.max_queued_requests,
-                 "Requests accepted and not ended; more are refused with 429")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+void AddKeyOptions(CLI::App& app, CoordinatorOptions& options) {
   app.add_option("--api-key", options.api_keys,
                  "A key of which clients must send one; may be repeated. Every user of the machine "
-                 "can read a command line, so --api-key-file or EPIC_API_KEYS is better")
+                 "can read a command line, so --api-key-file or EPIC_API_KEYS is better.")
       ->check(CheckNotEmpty);
   app.add_option("--api-key-file", options.api_key_file,
-                 "File with the keys of which clients must send one, a key a line")
+                 "The file with the keys of which clients must send one, a key a line.")
       ->check(CheckNotEmpty);
+}
+
+void AddBrowserOptions(CLI::App& app, CoordinatorOptions& options) {
   app.add_option("--cors-origins", options.cors_origins,
-                 "Origins of the web pages that may use the HTTP interface, or * for all; default: "
-                 "pages of the same host and of loopback addresses")
+                 "The origins of the web pages that may use the HTTP interface, or * for all. By "
+                 "default, pages of the same host and of loopback addresses may.")
       ->delimiter(',')
       ->check([](const std::string& origin) { return std::string(CheckOrigin(origin).message()); });
   app.add_option("--allowed-hosts", options.allowed_hosts,
-                 "Names that clients use for this server, beside loopback ones, where --host is a "
-                 "loopback address")
+                 "The names that clients use for this server, beside loopback ones, where --host "
+                 "is a loopback address.")
       ->delimiter(',');
+}
+
+}  // namespace
+
+void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
+  app.add_option("--host", options.host, "The address that clients reach.")->capture_default_str();
+  app.add_option("--port", options.port, "The port of the HTTP interface.")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  app.add_option("--grpc-port", options.grpc_port, "The port of the gRPC interface.")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  app.add_option("--operators", options.operators,
+                 "The address where operators ask (epic.v1.Cluster): host:port or unix:/path.")
+      ->capture_default_str();
+  app.add_option("--served-model-name", options.served_model_names,
+                 "The names that clients may use; answers carry the first.");
+  app.add_option("--max-queued-requests,--max-num-requests", options.max_queued_requests,
+                 "The number of requests that may wait or run; more are refused with 429.")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  AddBrowserOptions(app, options);
   app.add_option("--shutdown-timeout", options.shutdown_timeout_s,
-                 "Seconds that running requests have to end after SIGTERM")
+                 "The time that running requests have to end after SIGTERM, in seconds.")
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   app.add_option("--default-timeout", options.default_timeout_s,
-                 "Seconds that a request may take if it does not say")
+                 "The default request timeout, in seconds.")
       ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str();
   app.add_option("--event-log", options.event_log,
-                 "File to which what happens to the world is appended, as JSON lines");
+                 "The file to which events of the world are appended, as JSON lines.");
   app.add_option("--state-dir", options.state_dir,
-                 "Folder in which the coordinator keeps its term, the number of its life; it must "
-                 "exist");
-  app.add_option("--log-level", options.log_level, "debug, info, warning or error")
+                 "The folder in which the coordinator keeps its term, the number of its life. The "
+                 "folder must exist.");
+  app.add_option("--log-level", options.log_level, "The lowest level that is logged.")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
+  AddKeyOptions(app, options);
 }
 
 void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options) {
-  app.add_option("--model", options.model, "Folder of the Hugging Face checkpoint")->required();
+  app.add_option("--model", options.model, "The folder of the Hugging Face checkpoint.")
+      ->required();
   AddServingOptions(app, options);
-  app.add_option("--control", options.control, "Where workers dial: host:port or unix:/path")
+  app.add_option("--control", options.control,
+                 "The address that workers dial: host:port or unix:/path.")
       ->capture_default_str();
-  app.add_option("--operators", options.operators,
-                 "Where operators ask (epic.v1.Cluster): host:port or unix:/path")
-      ->capture_default_str();
-  app.add_option(
-         "--expect-ranks", options.expect_ranks,
-         "Start when so many workers have joined; 0: when every expert has a slot and nobody "
-         "has joined for 2 s")
+  app.add_option("--expect-ranks", options.expect_ranks,
+                 "The number of workers to wait for. 0 waits until every expert has a slot and no "
+                 "worker has joined for 2 s.")
       ->check(CLI::Range(0, 1 << 16))
       ->capture_default_str();
   app.add_option("--expert-replicas", options.expert_replicas,
-                 "Replicas of an expert that slots may be used for, once all have a home")
+                 "The number of replicas of an expert that free slots may hold, once every expert "
+                 "has a home.")
       ->check(CLI::Range(1, 1 << 10))
       ->capture_default_str();
   app.add_option("--join-token-file", options.join_token_file,
-                 "File with the secret that workers must have too; needed where --control is "
-                 "reached from other machines")
+                 "The file with the secret that workers must have too. It is needed where other "
+                 "machines reach --control.")
       ->check(CheckNotEmpty);
   app.add_flag("--insecure", options.insecure,
-               "Let workers of other machines dial without encryption");
+               "Let workers of other machines dial without encryption.");
   app.add_option("--drain-move-after", options.drain_move_after_s,
-                 "Seconds after which a draining worker's requests move to others")
+                 "The time after which the requests of a draining worker move to others, in "
+                 "seconds.")
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   app.add_flag("--exit-with-parent", options.exit_with_parent,
-               "Exit when the process that started this one dies; leave Ctrl-C to it");
+               "Exit when the process that started this one dies, and leave Ctrl-C to it.");
+  FinishFlags(app);
 }
 
 absl::Status ResolveApiKeys(CoordinatorOptions& options) {

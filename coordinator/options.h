@@ -35,6 +35,7 @@ struct CoordinatorOptions {
   std::string log_level = "info";
 };
 
+// All flags of epic-coordinator, ready to be parsed.
 void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options);
 // Those of them that `epic serve` passes on as they are.
 void AddServingOptions(CLI::App& app, CoordinatorOptions& options);

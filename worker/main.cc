@@ -42,7 +42,7 @@ absl::Status Run(const epic::worker::WorkerOptions& options, int signals) {
 
 int main(int argc, char** argv) {
   epic::worker::WorkerOptions options;
-  CLI::App app("EPIC's worker: loads a model and computes for a coordinator");
+  CLI::App app("EPIC's worker loads a model and computes for a coordinator.");
   epic::worker::AddWorkerOptions(app, options);
   CLI11_PARSE(app, argc, argv);
   const int signals = TakeSignals();
