@@ -11,6 +11,7 @@ DrainState Drains::state(int rank) const {
 
 bool Drains::cancellable(int rank) const {
   const DrainState now = state(rank);
+  // What a worker was told, or must do, cannot be undone from here.
   return now == DrainState::kByOperator || now == DrainState::kRequestedByWorker;
 }
 
@@ -24,6 +25,7 @@ std::vector<int> Drains::Cancellable() const {
 
 void Drains::Begin(int rank, DrainState state, absl::Time now) {
   CHECK(state != DrainState::kNone);
+  // A second wish is no second drain: the caller looks at the state first.
   CHECK(drains_.emplace(rank, Drain{state, now}).second) << "rank " << rank << " drains already";
 }
 
@@ -47,6 +49,7 @@ Drains::Due Drains::Advance(absl::Time now, const std::function<Remainder(int)>&
     if (drain.state == DrainState::kToldToEnd) continue;
     const Remainder left = remainder(rank);
     CHECK_GE(left.sequences, 0);
+    // Sequences end or move first: they would lose time with every expert that moves away.
     if (left.sequences > 0) {
       if (now - drain.since >= move_after_) due.move.push_back(rank);
       continue;

@@ -12,6 +12,7 @@ absl::StatusOr<Epoch*> Epochs::Join(int rank, const Member& member) {
   const v1::WorkerIdentity& wish = member.identity;
   CHECK_GT(wish.epoch_ranks(), 0);
   CHECK(seats_.emplace(rank, Seat{.member = member}).second) << "rank " << rank;
+  // The seat is kept even if no epoch comes of it: the rank waits for others.
   std::vector<int> ranks = Complete(wish);
   if (ranks.empty()) return nullptr;
   return Form(std::move(ranks), wish);
@@ -23,6 +24,7 @@ std::vector<int> Epochs::Complete(const v1::WorkerIdentity& wish) const {
   int next = 0;
   for (const auto& [rank, seat] : seats_) {
     const v1::WorkerIdentity& other = seat.member.identity;
+    // Ranks of one size that are in an epoch already, or of another launcher, do not count.
     if (seat.epoch != 0 || other.epoch_ranks() != size || other.epoch() != wish.epoch()) continue;
     // Two ranks claim one position of a launched epoch when a worker has joined again before its
     // former life is known to be over: the later one lives.
@@ -46,6 +48,7 @@ absl::StatusOr<Epoch*> Epochs::Form(std::vector<int> ranks, const v1::WorkerIden
               .launched = wish.epoch() != 0,
               .group = ExpertGroup(ShapeOf(wish), replicas_max_, proofs_, maps)};
   for (const int rank : epoch.ranks) epoch.group.Join(rank, seats_.at(rank).member);
+  // Checked before anything is remembered, so that a refused rank leaves no trace.
   if (const int64_t missing = epoch.group.hosts().Shortfall(); missing > 0) {
     return absl::FailedPreconditionError(
         absl::StrFormat("its epoch lacks %d slots for the %d experts of this model", missing,
@@ -60,6 +63,7 @@ absl::StatusOr<Epoch*> Epochs::Form(std::vector<int> ranks, const v1::WorkerIden
 }
 
 void Epochs::Leave(int rank) {
+  // The communicator is broken for all of its ranks; they come again, each as another rank.
   if (const Epoch* const epoch = Find(rank)) epochs_.erase(epoch->number);
   seats_.erase(rank);
 }
@@ -82,6 +86,7 @@ Epochs::Invitations Epochs::FirstInvitations(const Epoch& epoch) const {
 Epochs::Invitations Epochs::TakeId(int rank, const v1::EpochId& id) {
   Epoch* const epoch = Find(rank);
   Invitations invitations;
+  // A late or repeated answer must not invite the ranks twice: each id makes one communicator.
   if (epoch == nullptr || epoch->launched || epoch->number != id.epoch() ||
       epoch->ranks[0] != rank || epoch->id_told || id.unique_id().empty()) {
     return invitations;

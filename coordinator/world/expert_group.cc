@@ -23,6 +23,7 @@ void ExpertGroup::Join(int rank, const Member& member) {
 }
 
 void ExpertGroup::Remove(int rank) {
+  // What it held is held no more, and its keys are of no use to anybody else.
   ranks_.erase(rank);
   hosts_.Leave(rank);
   publisher_.Forget(rank);
@@ -51,6 +52,7 @@ void ExpertGroup::PublishSoon() {
 
 Placement ExpertGroup::Plan(bool frozen) {
   if (!started_) return {};
+  // A plan covers everything that made one due, and a map is a part of it.
   due_ = Due::kNothing;
   Placement placement;
   placement.orders = hosts_.Plan(frozen);
@@ -60,6 +62,7 @@ Placement ExpertGroup::Plan(bool frozen) {
 }
 
 Placement ExpertGroup::PlanUrgently(bool frozen) {
+  // Hundreds of ranks may be lost in one period, and each plan tells all that are left.
   if (planned_urgently_) {
     PlanSoon();
     return {};

@@ -32,6 +32,7 @@ void ExpertHosts::Leave(int rank) {
 }
 
 void ExpertHosts::Count() {
+  // Counted anew after each change: orders are rare, and a running count could drift.
   holder_counts_.assign(static_cast<size_t>(shape_.layer_count) * shape_.expert_count, 0);
   for (const auto& [rank, host] : hosts_) {
     for (const int id : host.held) ++holder_counts_[id];
@@ -48,6 +49,7 @@ cluster::BalanceRequest ExpertHosts::Request(bool homes_only) const {
                                   .replicas_max = replicas_max_,
                                   .homes_only = homes_only,
                                   .may_move = may_move_};
+  // What is being loaded counts as held, else it would be given to somebody else as well.
   request.current.resize(shape_.layer_count);
   for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
     request.current[layer].resize(shape_.expert_count);
@@ -66,6 +68,7 @@ cluster::BalanceRequest ExpertHosts::Request(bool homes_only) const {
 
 std::map<int, ExpertHosts::Experts> ExpertHosts::Wanted(const cluster::Replicas& desired) const {
   std::map<int, Experts> wanted;
+  // A rank that is to hold nothing needs an order too, if it holds something.
   for (const auto& [rank, host] : hosts_) wanted[rank];
   for (int layer = shape_.first_expert_layer; layer < shape_.layer_count; ++layer) {
     for (int expert = 0; expert < shape_.expert_count; ++expert) {
@@ -85,6 +88,7 @@ std::map<int, ExpertHosts::Experts> ExpertHosts::Wanted(const cluster::Replicas&
       if (!held_there) of_rank.insert(id);
     }
     // What has no slot yet waits for those that are kept to go.
+    // Held experts are kept in preference to new ones: a new one can be ordered again.
     auto last = of_rank.end();
     while (static_cast<int64_t>(of_rank.size()) > host.host.slots && last != of_rank.begin()) {
       --last;
@@ -96,6 +100,7 @@ std::map<int, ExpertHosts::Experts> ExpertHosts::Wanted(const cluster::Replicas&
 
 v1::PlaceExperts ExpertHosts::Order(Host& host, Experts wanted) {
   v1::PlaceExperts order;
+  // Numbers ascend over all ranks, so an answer to a replaced order is recognised.
   order.set_order(++last_order_);
   host.order = last_order_;
   v1::LayerExperts* layer = nullptr;
@@ -112,6 +117,7 @@ v1::PlaceExperts ExpertHosts::Order(Host& host, Experts wanted) {
   may_move_ = may_move_ || std::ranges::any_of(host.ordered, [&](int id) {
                 return wanted.count(id) == 0 && host.held.count(id) == 0;
               });
+  // Not held from now on: the map that is published next must not name what the order drops.
   std::erase_if(host.held, [&](int id) { return wanted.count(id) == 0; });
   host.loading = host.held.size() < wanted.size();
   host.ordered = std::move(wanted);
@@ -161,10 +167,12 @@ absl::Status ExpertHosts::CheckHashes(int rank, const LayerExperts& layers) {
 
 absl::Status ExpertHosts::OnReady(int rank, const v1::ExpertsReady& ready) {
   const auto at = hosts_.find(rank);
+  // The rank has been given another order since, or is lost.
   if (at == hosts_.end() || ready.order() != at->second.order) return absl::OkStatus();
   Host& host = at->second;
   absl::Status status = CheckHashes(rank, ready.layers());
   if (!status.ok()) {
+    // Nothing of what such a rank says can be trusted.
     host.held.clear();
     Count();
     return status;
@@ -179,6 +187,7 @@ void ExpertHosts::OnFailed(int rank, uint64_t order) {
   const auto at = hosts_.find(rank);
   if (at == hosts_.end() || order != at->second.order) return;
   Host& host = at->second;
+  // It keeps what it had. Without free slots no plan gives it the failed load again.
   host.ordered = host.held;
   host.loading = false;
   host.host.slots = static_cast<int64_t>(host.held.size());
@@ -204,6 +213,7 @@ cluster::Replicas ExpertHosts::ReplicasOf(Experts Host::* experts) const {
 int64_t ExpertHosts::Shortfall(int without) const {
   int64_t slots = 0;
   for (const auto& [rank, host] : hosts_) {
+    // A leaving rank keeps experts only until others hold them, so its slots do not count.
     if (rank != without && !host.host.leaving) slots += host.host.slots;
   }
   return shape_.expert_total() - slots;

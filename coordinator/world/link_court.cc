@@ -9,6 +9,7 @@
 namespace epic::coordinator {
 
 void LinkCourt::Accuse(int accuser, int accused, std::string evidence, absl::Time now) {
+  // The first report counts: a repeated one must not start the time anew.
   accusations_.try_emplace({accuser, accused}, Accusation{std::move(evidence), now});
   accusers_[accused].insert(accuser);
 }
@@ -19,6 +20,7 @@ void LinkCourt::Withdraw(int accuser, int accused) {
 }
 
 void LinkCourt::Forget(int rank) {
+  // What a lost rank said, and what was said of it, must not convict anybody later.
   std::erase_if(accusations_, [rank](const auto& entry) {
     return entry.first.first == rank || entry.first.second == rank;
   });
@@ -29,6 +31,7 @@ void LinkCourt::Forget(int rank) {
 
 bool LinkCourt::Accused(int rank, int apart_from) const {
   const auto at = accusers_.find(rank);
+  // The accused may accuse back: a broken link is seen from both ends.
   return at != accusers_.end() && at->second.size() > at->second.count(apart_from);
 }
 
@@ -36,6 +39,7 @@ std::optional<LinkVerdict> LinkCourt::Judge(absl::Time now) {
   if (!MayRevoke(now)) return std::nullopt;
   std::optional<LinkVerdict> verdict = JudgeAccused();
   if (!verdict) verdict = JudgeAccusers(now);
+  // One loss breaks many links. The next verdict waits until its effects have been reported.
   if (verdict) CountRevocation(now);
   return verdict;
 }
@@ -45,6 +49,7 @@ std::optional<LinkVerdict> LinkCourt::JudgeAccused() const {
     std::vector<int> witnesses;
     std::ranges::copy_if(accusers, std::back_inserter(witnesses),
                          [&, of = rank](int accuser) { return !Accused(accuser, of); });
+    // A witness whom somebody else accuses may be the broken one itself.
     if (witnesses.size() < 2) continue;
     return LinkVerdict{rank,
                        absl::StrCat("ranks ", absl::StrJoin(witnesses, ", "), " cannot reach it: ",
@@ -58,6 +63,7 @@ std::optional<LinkVerdict> LinkCourt::JudgeAccused() const {
 std::optional<LinkVerdict> LinkCourt::JudgeAccusers(absl::Time now) const {
   std::map<int, std::vector<int>> accused_by;
   for (const auto& [pair, accusation] : accusations_) {
+    // One that lost its network accuses all others, and needs no second witness for that.
     if (now - accusation.since >= settle_) accused_by[pair.first].push_back(pair.second);
   }
   const auto worst = std::ranges::max_element(accused_by, {}, [](const auto& entry) {

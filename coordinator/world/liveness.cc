@@ -34,8 +34,10 @@ void Liveness::Expect(int rank, absl::Time now) {
 void Liveness::Report(int rank, const v1::RankReport& report, absl::Time now) {
   const auto [at, first] = watched_.try_emplace(rank);
   Watched& watched = at->second;
+  // An idle rank owes no ticks, and a waiting one cannot make any.
   const bool works = report.activity() == v1::RankReport::COMPUTING ||
                      report.activity() == v1::RankReport::LOADING;
+  // Loaded bytes are progress too: a long load makes no ticks between experts.
   if (first || !works || report.ticks() != watched.report.ticks() ||
       report.loaded_bytes() != watched.report.loaded_bytes()) {
     watched.tick_at = now;
@@ -45,12 +47,14 @@ void Liveness::Report(int rank, const v1::RankReport& report, absl::Time now) {
 }
 
 absl::Duration Liveness::TickLimit(const Watched& watched) const {
+  // A rank on a slow machine is measured by its own habit, not by that of others.
   const absl::Duration gap = Seconds(watched.report.tick_gap_p99_seconds(), kGapSecondsMax);
   return std::max(limits_.tick_min, limits_.tick_gaps * gap);
 }
 
 bool Liveness::Waits(const Watched& watched, absl::Time now) const {
   return watched.report.activity() == v1::RankReport::WAITING &&
+         // An old report of waiting proves nothing: the rank may have stopped since.
          now - watched.reported_at <= TickLimit(watched);
 }
 
@@ -61,12 +65,14 @@ std::optional<int> Liveness::EndOfWaits(int rank, absl::Time now) const {
     if (at == watched_.end()) return std::nullopt;
     if (!Waits(at->second, now)) return rank;
     rank = at->second.report.waits_for();
+    // A circle of waits is not the fault of one rank; silence or a link will tell.
     if (!seen.insert(rank).second) return std::nullopt;
   }
 }
 
 std::optional<Suspicion> Liveness::Judge(absl::Time now) {
   if (EPIC_MUTANT("hangs_are_forgiven")) return std::nullopt;
+  // A coordinator that was stopped finds everybody silent, itself being the cause.
   const bool lagged = now - judged_at_ > limits_.period + limits_.lag_max;
   judged_at_ = now;
   if (lagged && !EPIC_MUTANT("stalls_look_like_silence")) {
@@ -77,6 +83,7 @@ std::optional<Suspicion> Liveness::Judge(absl::Time now) {
     const std::optional<int> end = EndOfWaits(waiter, now);
     if (!end || *end == waiter) continue;
     const Watched& watched = watched_.at(*end);
+    // Nobody is suspect for being slow alone: somebody must wait for the rank.
     const absl::Duration still = now - watched.tick_at;
     if (still <= TickLimit(watched)) continue;
     return Suspicion{*end,
@@ -84,6 +91,7 @@ std::optional<Suspicion> Liveness::Judge(absl::Time now) {
                                   Milliseconds(TickLimit(watched)), ") while rank ", waiter, " is ",
                                   Activity(waiter, now), "; it said last: ", Activity(*end, now))};
   }
+  // Silence is judged last: the end of a wait names the culprit with more certainty.
   for (const auto& [rank, watched] : watched_) {
     const absl::Duration limit = watched.report.activity() == v1::RankReport::LOADING
                                      ? limits_.loading_silence

@@ -69,6 +69,7 @@ ModelShape ShapeOf(const v1::WorkerIdentity& identity) {
 
 absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time now) {
   Member member{.generation = hello.generation(), .identity = hello.worker(), .joined_at = now};
+  // Such a hello comes from the smallest of workers, which serves by itself.
   if (!hello.has_worker()) {
     member.identity.set_attention(true);
     member.identity.set_experts(true);
@@ -76,6 +77,7 @@ absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time n
   }
   const v1::WorkerIdentity& identity = member.identity;
   RETURN_IF_ERROR(CheckIdentity(member));
+  // Last, because it remembers the class of the first worker that passes.
   RETURN_IF_ERROR(CheckClass(identity.profile(), identity.checkpoint()));
   // The first rank whose experts are placed decides which model this world serves.
   if (!member.holds_all_experts() && !shape_) shape_ = ShapeOf(identity);
@@ -106,6 +108,7 @@ absl::Status Membership::CheckModel(const v1::WorkerIdentity& identity) const {
   if (identity.expert_slots() < 0) {
     return absl::InvalidArgumentError(absl::StrCat("expert_slots: ", identity.expert_slots()));
   }
+  // Layers and experts are numbers in all messages, so all must count alike.
   if (shape_ && !(*shape_ == shape)) {
     return absl::FailedPreconditionError(absl::StrFormat(
         "the worker's model has layers %d to %d with %d experts, this world's %d to %d with %d",
@@ -124,10 +127,12 @@ absl::Status Membership::CheckReach(const v1::WorkerIdentity& identity) const {
   }
   for (const auto& [rank, member] : members_) {
     const v1::WorkerIdentity& peer = member.identity;
+    // Rows go from attention to experts, and answers back: two ranks of one role never meet.
     const bool exchange = (identity.attention() && peer.experts()) ||
                           (identity.experts() && peer.attention());
     if (!member.exchanges_messages() || !member.refusal.empty() || !exchange) continue;
     const bool tcp = !identity.address().empty() && !peer.address().empty();
+    // Shared memory needs the same machine; the folders may differ.
     const bool memory = !identity.run_dir().empty() && !peer.run_dir().empty() &&
                         identity.host() == peer.host();
     if (tcp || memory) continue;
@@ -140,6 +145,7 @@ absl::Status Membership::CheckReach(const v1::WorkerIdentity& identity) const {
 }
 
 absl::Status Membership::CheckClass(const std::string& profile, const std::string& checkpoint) {
+  // A worker may join before it knows its class; then the first WorkerReady decides.
   if (profile_.empty()) {
     profile_ = profile;
     checkpoint_ = checkpoint;

@@ -64,6 +64,7 @@ absl::Status Readiness::ReadySoon() const {
   if (OtherRankServes()) return absl::OkStatus();
   if (!started() || CountRoutable(-1) == 0) return absl::UnavailableError(WaitingFor());
   const ExpertHosts& hosts = group_->hosts();
+  // A loss is planned for within a period; a request that comes in between need not fail.
   const bool planned = group_->plan_due() && hosts.Shortfall() <= 0;
   if (hosts.unhosted_count() == 0 || !hosts.loading_ranks().empty() || planned) {
     return absl::OkStatus();
@@ -74,6 +75,7 @@ absl::Status Readiness::ReadySoon() const {
 }
 
 std::string Readiness::WaitingFor() const {
+  // The most general reason comes first: what follows depends on it.
   if (members_.count() < expect_ranks_ && !started()) {
     return absl::StrCat("waiting for ranks: ", members_.count(), " of ", expect_ranks_);
   }
@@ -106,6 +108,7 @@ std::string Readiness::MissingFromGroup() const {
     return absl::StrFormat("%d experts need a slot each, and %d slots are missing",
                            hosts.shape().expert_total(), missing);
   }
+  // Everything fits, and more ranks may be on their way.
   if (!started()) return "waiting for more ranks to join";
   return group_->map().version.number == 0 ? UnhostedText() : "";
 }
@@ -117,6 +120,7 @@ std::string Readiness::WaitOf(int rank, const Member& member) const {
   }
   if (const std::string avoided = verdicts_.Avoided(rank); !avoided.empty()) return avoided;
   const std::string state = State(rank);
+  // Only a rank that has said how much there is can be shown in percent.
   if (state != "loading" || member.load.total_bytes() <= 0) return state;
   const double part = static_cast<double>(member.load.loaded_bytes()) /
                       static_cast<double>(member.load.total_bytes());

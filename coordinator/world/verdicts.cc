@@ -17,6 +17,7 @@ bool Touches(const std::pair<int, int>& pair, int rank) {
 
 void Verdicts::Freeze(bool frozen) {
   frozen_ = frozen;
+  // In the next freeze a rank that still hangs is named again.
   suspected_.clear();
 }
 
@@ -38,12 +39,14 @@ std::optional<Ruling> Verdicts::JudgeProgress(absl::Time now) {
   // A verdict may be wrong, so it is no death that a request can be blamed for.
   Ruling ruling{.rank = suspicion->rank, .evidence = std::move(suspicion->evidence)};
   if (!frozen_ || EPIC_MUTANT("freezes_revoke")) return ruling;
+  // The judge looks 20 times a second; operators want to read it once.
   if (!suspected_.insert(ruling.rank).second) return std::nullopt;
   ruling.kind = Ruling::Kind::kSuspect;
   return ruling;
 }
 
 std::optional<Ruling> Verdicts::JudgeAccusations(absl::Time now) {
+  // Accusations are kept: they are judged when the freeze ends.
   if (frozen_) return std::nullopt;
   std::optional<LinkVerdict> verdict = links_.Judge(now);
   if (!verdict) return std::nullopt;
@@ -79,6 +82,7 @@ void Verdicts::NoteHealed(const std::vector<BrokenPair>& pairs, std::vector<Ruli
 bool Verdicts::JudgePair(const BrokenPair& pair, absl::Time now, const LinkFacts& facts,
                          std::vector<Ruling>& rulings) {
   CHECK_LT(pair.low, pair.high);
+  // A rank that was revoked a moment ago may still be named.
   if (!facts.IsMember(pair.low) || !facts.IsMember(pair.high)) return false;
   if (broken_links_.insert({pair.low, pair.high}).second) {
     rulings.push_back({.kind = Ruling::Kind::kLinkBroken,

@@ -30,6 +30,7 @@ World::World(WorldOptions options, EventLog& events)
       readiness_(members_, drains_, verdicts_, group_, options_.expect_ranks) {}
 
 absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
+  // A refused worker leaves no trace but an event: it may try again with other flags.
   const absl::StatusOr<int> joined = members_.Join(hello, now);
   if (!joined.ok()) {
     events_.Append("refuse", -1, hello.generation(), std::string(joined.status().message()));
@@ -55,6 +56,7 @@ void World::JoinGroup(int rank, const Member& member, absl::Time now) {
                    MapPublisherOptions{.term = options_.term, .pair_secret = options_.pair_secret});
   }
   group_->Join(rank, member);
+  // The rank may be the one that the world waited for. If not, it takes its share soon.
   StartIfComplete(now);
   PlanSoon();
 }
@@ -110,6 +112,7 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
 
 void World::OnReady(int rank, const v1::WorkerReady& ready) {
   Member& member = members_.at(rank);
+  // A worker that contradicts its own hello is not to be trusted with sequences.
   if (!member.identity.attention()) {
     return Refuse(rank, "it says that it takes sequences and has not the role for it");
   }
@@ -118,6 +121,7 @@ void World::OnReady(int rank, const v1::WorkerReady& ready) {
     return Refuse(rank, std::string(status.message()));
   }
   member.ready = ready;
+  // Progress comes in steps; what is ready is loaded in full.
   member.load.set_loaded_bytes(member.load.total_bytes());
   LogEvent("ready", rank, absl::StrCat(ready.description(), ", profile ", ready.profile()));
 }
@@ -155,8 +159,10 @@ void World::OnExpertsFailed(int rank, const v1::ExpertsFailed& failed) {
 void World::JoinEpoch(int rank, const Member& member) {
   const absl::StatusOr<Epoch*> joined = epochs_.Join(rank, member);
   if (!joined.ok()) return Refuse(rank, std::string(joined.status().message()));
+  // Null: others are still missing.
   const Epoch* const epoch = *joined;
   if (epoch == nullptr) return;
+  // From now on they are lost together.
   for (const int each : epoch->ranks) members_.at(each).identity.set_epoch(epoch->number);
   LogEvent("epoch", rank,
            absl::StrCat("number ", epoch->number, ": ranks ", absl::StrJoin(epoch->ranks, ", ")));
@@ -197,6 +203,7 @@ void World::OnClosed(int rank, const absl::Status& why, absl::Time now) {
   if (drains_.state(rank) == DrainState::kToldToEnd) {
     return Lose(rank, "goodbye", "it has drained", /*unexplained=*/false);
   }
+  // A rank that was to end, or was refused, takes no request with it.
   const bool explained = drains_.draining(rank) || !member->refusal.empty();
   Lose(rank, "lost", std::string(why.message()), !explained);
 }
@@ -207,6 +214,7 @@ void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
   StartIfComplete(now);
   if (const auto ruling = verdicts_.JudgeProgress(now)) Carry(*ruling);
   if (const auto ruling = verdicts_.JudgeAccusations(now)) Carry(*ruling);
+  // Last: what the rulings before have revoked is not broken any more.
   for (const Ruling& ruling : verdicts_.JudgeBrokenLinks(now, *this)) Carry(ruling);
   AdvanceDrains(now, sequences);
 }
@@ -215,6 +223,7 @@ void World::Refuse(int rank, const std::string& why) {
   members_.at(rank).refusal = why;
   LOG_ERROR("rank {} is refused: {}", rank, why);
   LogEvent("refuse", rank, why);
+  // It may go on reporting, but nothing of that concerns the others.
   verdicts_.Disregard(rank);
   if (group_) group_->Remove(rank);
   actions_.move.push_back(rank);
@@ -231,6 +240,7 @@ void World::Lose(int rank, const std::string& kind, const std::string& why, bool
     Remove(other, "revoke", absl::StrCat("its epoch has ended with rank ", rank, ": ", why));
   }
   actions_.lost.push_back({ranks, why, unexplained});
+  // Drains first: a plan must know whose slots count.
   ReconsiderDrains();
   PlanUrgently();
 }
@@ -244,6 +254,7 @@ void World::Remove(int rank, const std::string& kind, const std::string& why) {
     SendTo(rank, std::move(message));
   }
   members_.Remove(rank);
+  // Each part forgets the rank by itself; none may ask another about it any more.
   epochs_.Leave(rank);
   drains_.Forget(rank);
   verdicts_.Forget(rank);
@@ -278,6 +289,7 @@ int64_t World::CountExpertsHeld(int rank) const {
 std::optional<World::ExpertTotals> World::CountExperts() const {
   std::optional<ExpertTotals> best;
   const auto count = [&](const ExpertHosts& hosts) {
+    // Requests go to the group that can serve them.
     if (best && best->unhosted <= hosts.unhosted_count()) return;
     best = {.experts = hosts.shape().expert_total(),
             .unhosted = hosts.unhosted_count(),

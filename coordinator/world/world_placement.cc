@@ -11,6 +11,7 @@
 namespace epic::coordinator {
 
 void World::StartIfComplete(absl::Time now) {
+  // Epochs need no start: each begins when its last rank comes.
   if (!group_ || group_->started()) return;
   const bool starts =
       start_rule_.MayStart({.joined = members_.count(),
@@ -49,6 +50,7 @@ void World::Tell(const ExpertGroup& group, Placement placement) {
   }
   for (auto& [rank, order] : placement.orders) {
     const ExpertHosts& hosts = group.hosts();
+    // Drops alone are not worth an event.
     if (hosts.loading(rank)) {
       int64_t count = -hosts.held_count(rank);
       for (const v1::LayerExperts& layer : order.layers()) count += layer.experts_size();
@@ -85,9 +87,11 @@ void World::Carry(const Ruling& ruling) {
 absl::Status World::Drain(int rank, absl::Time now) {
   if (!IsMember(rank)) return absl::NotFoundError(absl::StrCat("there is no rank ", rank));
   if (drains_.draining(rank)) return absl::OkStatus();
+  // An operator is told at once, rather than left with a drain that cannot end.
   RETURN_IF_ERROR(readiness_.CheckDispensable(rank));
   LogEvent("drain", rank, "its experts and requests go elsewhere");
   drains_.Begin(rank, DrainState::kByOperator, now);
+  // Ranks of an epoch keep their experts: they serve the others until all leave.
   if (group_) group_->hosts().SetLeaving(rank, true);
   PlanSoon();
   return absl::OkStatus();
@@ -135,6 +139,7 @@ void World::ReconsiderDrains() {
   for (const int rank : drains_.Cancellable()) {
     const absl::Status status = readiness_.CheckDispensable(rank);
     if (status.ok()) continue;
+    // Its machine ends it soon. Waiting for what the others lack would only waste the time left.
     if (drains_.state(rank) == DrainState::kRequestedByWorker) {
       LogEndAllTheSame(rank, status);
       drains_.Escalate(rank, DrainState::kMustEnd);
@@ -146,6 +151,7 @@ void World::ReconsiderDrains() {
 }
 
 void World::AdvanceDrains(absl::Time now, const std::map<int, int>& sequences) {
+  // Experts of an epoch do not hold a drain up, as they cannot move.
   const Drains::Due due = drains_.Advance(now, [&](int rank) {
     const auto of_rank = sequences.find(rank);
     return Drains::Remainder{.sequences = of_rank == sequences.end() ? 0 : of_rank->second,

@@ -1,7 +1,6 @@
 #include "worker/exchange/collective_exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <span>
 #include <utility>
 
@@ -11,7 +10,6 @@
 
 namespace epic::worker {
 
-using kernels::DType;
 using kernels::Tensor;
 
 namespace {
@@ -23,6 +21,7 @@ struct BufferRows {
 
 BufferRows RowsOf(const ExchangeShape& shape, int rows_max, int tile_rows, int rank_count) {
   const int64_t k = shape.experts_per_token;
+  // This rank sends a row at most once to each rank, and gets one answer per pair.
   const int64_t own = std::min(tile_rows, rows_max);
   return {.sent_rows = own * std::min<int64_t>(k, rank_count),
           .received_rows = int64_t{tile_rows} * rank_count,
@@ -63,6 +62,7 @@ void CollectiveExchange::SetMap(std::shared_ptr<const cluster::ExpertMap> map) {
 }
 
 void CollectiveExchange::StartVote(const WaveVote& vote) {
+  // After an error the epoch is over; the caller hears it from Outcome.
   if (!status_.ok()) return;
   CHECK(!voting_ && open_.empty() && !maps_.empty());
   CHECK_LE(vote.rows, rows_max_);
@@ -81,6 +81,7 @@ absl::StatusOr<std::optional<Wave>> CollectiveExchange::Outcome() {
   if (!*done) return std::nullopt;
   voting_.reset();
   const auto map = static_cast<uint64_t>(-vote_[2]);
+  // Older maps are of no use once all ranks hold a newer one.
   while (maps_.size() > 1 && maps_.front()->version.number < map) maps_.pop_front();
   if (maps_.front()->version.number != map) {
     Fail(absl::InternalError(absl::StrCat("map ", map, " is the lowest of all ranks' newest, and ",
@@ -88,6 +89,7 @@ absl::StatusOr<std::optional<Wave>> CollectiveExchange::Outcome() {
     return status_;
   }
   const int64_t rows = vote_[0];
+  // The rank with the most rows decides; the others send empty tiles.
   tiles_ = static_cast<int>((rows + tile_rows_ - 1) / tile_rows_);
   if (rows > 0) return Wave{.kind = Wave::Kind::kStep, .tiles = tiles_};
   return Wave{.kind = vote_[1] < 0 ? Wave::Kind::kStop : Wave::Kind::kRest};
@@ -95,6 +97,7 @@ absl::StatusOr<std::optional<Wave>> CollectiveExchange::Outcome() {
 
 CollectiveExchange::Ticket CollectiveExchange::Begin(const model::ExpertDispatch& dispatch) {
   CHECK(open_.size() < 2) << "two tickets are open";
+  // A dispatch between votes would start operations that no other rank expects.
   CHECK(tiles_ > 0 && !voting_) << "the ranks have agreed on no step";
   CHECK_LE(dispatch.rows.rows, std::min(tiles_ * tile_rows_, rows_max_));
   open_.push_back({.ticket = next_ticket_++, .dispatch = dispatch});
@@ -103,6 +106,7 @@ CollectiveExchange::Ticket CollectiveExchange::Begin(const model::ExpertDispatch
 }
 
 bool CollectiveExchange::Ready(Ticket ticket) {
+  // Ready to fail: Finish tells why.
   if (!status_.ok()) return true;
   if (open_.front().ticket != ticket) return false;
   Drive();
@@ -118,6 +122,7 @@ absl::Status CollectiveExchange::Finish(Ticket ticket, Tensor out) {
   CHECK(out.data == open_.front().dispatch.out.data) << "not what Begin was told";
   open_.pop_front();
   stage_ = Stage::kIdle;
+  // The second ticket begins only now, so that all ranks start the same operations in order.
   if (!open_.empty()) Start();
   return absl::OkStatus();
 }
@@ -135,6 +140,7 @@ absl::StatusOr<int> CollectiveExchange::HolderOf(int layer, int expert) const {
         absl::StrCat("layer ", layer, ": no rank holds expert ", expert));
   }
   const int rank = collective_.rank();
+  // A row that stays at home costs no wire.
   if (std::ranges::binary_search(holders, rank)) return rank;
   return holders[rank % holders.size()];
 }
@@ -149,6 +155,7 @@ absl::Status CollectiveExchange::Route() {
     for (int64_t j = 0; j < dispatch.experts.cols; ++j) {
       ASSIGN_OR_RETURN(const int holder, HolderOf(dispatch.layer, chosen[j]));
       Parcel& parcel = open.parcels[tile * rank_count_ + holder];
+      // Choices of a row lie together, so a row travels once for all its experts there.
       if (parcel.rows.empty() || parcel.rows.back() != row) {
         parcel.rows.push_back(static_cast<int32_t>(row));
       }
@@ -157,116 +164,6 @@ absl::Status CollectiveExchange::Route() {
     }
   }
   return absl::OkStatus();
-}
-
-void CollectiveExchange::StartCounts() {
-  sent_counts_.assign(rank_count_ * tiles_, {});
-  received_counts_.assign(rank_count_ * tiles_, {});
-  for (int rank = 0; rank < rank_count_; ++rank) {
-    for (int tile = 0; tile < tiles_; ++tile) {
-      const Parcel& parcel = open_.front().parcels[tile * rank_count_ + rank];
-      sent_counts_[rank * tiles_ + tile] = {static_cast<int32_t>(parcel.rows.size()),
-                                            static_cast<int32_t>(parcel.pairs.size())};
-    }
-  }
-  const std::vector<int64_t> bytes(rank_count_, tiles_ * int64_t{sizeof(Counts)});
-  StartAllToAll(sent_counts_.data(), bytes, received_counts_.data(), bytes);
-  stage_ = Stage::kCounts;
-  tile_ = 0;
-}
-
-absl::Status CollectiveExchange::CheckCounts() const {
-  for (int rank = 0; rank < rank_count_; ++rank) {
-    for (int tile = 0; tile < tiles_; ++tile) {
-      const Counts& counts = received_counts_[rank * tiles_ + tile];
-      const bool fits = counts.rows >= 0 && counts.rows <= tile_rows_ && counts.pairs >= 0 &&
-                        counts.pairs <= int64_t{counts.rows} * shape_.experts_per_token;
-      if (fits) continue;
-      return absl::DataLossError(
-          absl::StrCat("layer ", open_.front().dispatch.layer, ": rank ", rank, " announces ",
-                       counts.rows, " rows with ", counts.pairs, " experts; at most ", tile_rows_,
-                       " rows with ", shape_.experts_per_token, " each are allowed"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-void CollectiveExchange::StartRows() {
-  std::vector<int64_t> sent_row_bytes, received_row_bytes, sent_pair_bytes, received_pair_bytes;
-  sent_pairs_.clear();
-  std::byte* to = sent_rows_->data();
-  int64_t received_pairs = 0;
-  for (int rank = 0; rank < rank_count_; ++rank) {
-    const Parcel& parcel = SentTo(rank);
-    for (const int32_t row : parcel.rows) {
-      std::memcpy(to, open_.front().dispatch.rows.Row<kernels::BF16>(row), row_bytes());
-      to += row_bytes();
-    }
-    sent_pairs_.insert(sent_pairs_.end(), parcel.pairs.begin(), parcel.pairs.end());
-    const Counts& received = ReceivedFrom(rank);
-    received_pairs += received.pairs;
-    sent_row_bytes.push_back(parcel.rows.size() * row_bytes());
-    received_row_bytes.push_back(received.rows * row_bytes());
-    sent_pair_bytes.push_back(parcel.pairs.size() * sizeof(kernels::ExpertRow));
-    received_pair_bytes.push_back(received.pairs * sizeof(kernels::ExpertRow));
-  }
-  received_pairs_.resize(received_pairs);
-  StartAllToAll(sent_pairs_.data(), sent_pair_bytes, received_pairs_.data(), received_pair_bytes);
-  StartAllToAll(sent_rows_->data(), sent_row_bytes, received_rows_->data(), received_row_bytes);
-  stage_ = Stage::kRows;
-}
-
-absl::Status CollectiveExchange::CheckPairs() {
-  const int layer = open_.front().dispatch.layer;
-  auto pair = received_pairs_.begin();
-  int32_t first_row = 0;
-  for (int rank = 0; rank < rank_count_; ++rank) {
-    const Counts& counts = ReceivedFrom(rank);
-    for (int32_t i = 0; i < counts.pairs; ++i, ++pair) {
-      if (pair->row < 0 || pair->row >= counts.rows) {
-        return absl::DataLossError(absl::StrCat("layer ", layer, ": rank ", rank, " names row ",
-                                                pair->row, " of ", counts.rows));
-      }
-      const bool known = pair->expert >= 0 && pair->expert < shape_.expert_count;
-      if (!known || !experts_.Holds(layer, pair->expert)) {
-        return absl::FailedPreconditionError(absl::StrCat("layer ", layer, ": rank ", rank,
-                                                          " wants expert ", pair->expert,
-                                                          ", which is not held here"));
-      }
-      pair->row += first_row;
-    }
-    first_row += counts.rows;
-  }
-  return absl::OkStatus();
-}
-
-void CollectiveExchange::StartAnswers() {
-  std::vector<int64_t> sent_bytes, received_bytes;
-  int64_t rows = 0;
-  for (int rank = 0; rank < rank_count_; ++rank) {
-    rows += ReceivedFrom(rank).rows;
-    sent_bytes.push_back(ReceivedFrom(rank).pairs * row_bytes());
-    received_bytes.push_back(SentTo(rank).pairs.size() * row_bytes());
-  }
-  if (!received_pairs_.empty()) {
-    const auto pairs = static_cast<int64_t>(received_pairs_.size());
-    experts_.Compute(open_.front().dispatch.layer,
-                     {DType::kBF16, rows, shape_.hidden, received_rows_->data()}, received_pairs_,
-                     {DType::kBF16, pairs, shape_.hidden, sent_answers_->data()});
-  }
-  StartAllToAll(sent_answers_->data(), sent_bytes, received_answers_->data(), received_bytes);
-  stage_ = Stage::kAnswers;
-}
-
-void CollectiveExchange::TakeAnswers() {
-  const std::byte* answer = received_answers_->data();
-  auto* out = open_.front().dispatch.out.As<std::byte>();
-  for (int rank = 0; rank < rank_count_; ++rank) {
-    for (const int64_t row : SentTo(rank).out_rows) {
-      std::memcpy(out + row * row_bytes(), answer, row_bytes());
-      answer += row_bytes();
-    }
-  }
 }
 
 void CollectiveExchange::Drive() {
@@ -287,6 +184,7 @@ absl::Status CollectiveExchange::Next() {
       break;
     case Stage::kAnswers:
       TakeAnswers();
+      // All ranks have the same number of tiles, full or empty.
       if (++tile_ < tiles_) {
         StartRows();
       } else {
@@ -304,6 +202,7 @@ bool CollectiveExchange::OperationsDone() {
   while (!operations_.empty()) {
     const absl::StatusOr<bool> done = collective_.Done(operations_.back());
     if (!done.ok()) {
+      // Another rank has ended the epoch, and has said why.
       status_ = done.status();
       return false;
     }
@@ -332,6 +231,7 @@ void CollectiveExchange::StartAllToAll(const void* send, const std::vector<int64
     sent += send_bytes[rank];
     received += receive_bytes[rank];
   }
+  // Started in the same order on all ranks; Done may be asked in any.
   operations_.push_back(collective_.StartAllToAll(from, to));
 }
 

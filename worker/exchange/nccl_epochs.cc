@@ -16,6 +16,7 @@ NcclEpochs::NcclEpochs(std::shared_ptr<cluster::NcclApi> api, Clock& clock, Thre
       on_stuck_(std::move(on_stuck)) {}
 
 void NcclEpochs::Introduce(v1::WorkerIdentity& identity) const {
+  // Neither number nor position: the coordinator gives both.
   identity.set_epoch_ranks(size_);
 }
 
@@ -32,6 +33,7 @@ void NcclEpochs::OnMessage(const v1::ControlMessage& message) {
 }
 
 void NcclEpochs::OnInvitation(const v1::JoinEpoch& invitation) {
+  // The communicator is made in collective(), when the one before has been left.
   if (!invitation.unique_id().empty()) {
     invitation_ = invitation;
     return;
@@ -44,6 +46,7 @@ void NcclEpochs::OnInvitation(const v1::JoinEpoch& invitation) {
     answer.mutable_epoch_id()->set_unique_id(std::string(id.begin(), id.end()));
   } else {
     status_ = absl::UnavailableError(absl::StrCat("ncclGetUniqueId: ", api_->ErrorText(result)));
+    // The others wait for an id that will not come.
     answer.mutable_end_epoch()->set_reason(std::string(status_.message()));
   }
   Send(std::move(answer));
@@ -51,6 +54,7 @@ void NcclEpochs::OnInvitation(const v1::JoinEpoch& invitation) {
 
 absl::StatusOr<cluster::Collective*> NcclEpochs::collective() {
   if (!status_.ok()) return status_;
+  // One at a time: the card may still write for the one before.
   if (collective_ || !invitation_) return collective_.get();
   const v1::JoinEpoch invitation = *std::exchange(invitation_, std::nullopt);
   cluster::NcclOptions options{.rank = invitation.rank(), .size = invitation.size()};
@@ -80,6 +84,7 @@ void NcclEpochs::Abort(const std::string& reason) {
 }
 
 bool NcclEpochs::Left() {
+  // Until then the buffers must stay where they are.
   if (collective_ && !collective_->Ended()) return false;
   collective_.reset();
   return true;

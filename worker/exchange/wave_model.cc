@@ -9,12 +9,14 @@ namespace epic::worker {
 
 void WaveModel::Begin(const kernels::StepPlan& plan) {
   CHECK(plan_ == nullptr && !stopped_);
+  // The step begins after a vote that brings its rows; the vote under way may be without them.
   plan_ = &plan;
   waits_ = false;
 }
 
 absl::StatusOr<TokenModel::Progress> WaveModel::Advance() {
   CHECK(plan_ != nullptr);
+  // An error is no end of the step: it would be taken for the failure of its sequences.
   if (!status_.ok()) return Progress::kWaiting;
   const absl::StatusOr<Progress> progress = Turn();
   status_ = progress.status();
@@ -25,6 +27,7 @@ absl::StatusOr<TokenModel::Progress> WaveModel::Advance() {
 
 absl::Status WaveModel::Join() {
   if (!status_.ok() || plan_ != nullptr || stopped_) return status_;
+  // All ranks pause alike, so a vote before that would only wait for the others.
   if (stage_ == Stage::kNone && clock_.Now() < next_vote_) return absl::OkStatus();
   return status_ = Turn().status();
 }
@@ -58,6 +61,7 @@ absl::StatusOr<TokenModel::Progress> WaveModel::Turn() {
     }
     case Stage::kOwnStep: {
       ASSIGN_OR_RETURN(progress, own_.Advance());
+      // The others may still be in this step; the next vote brings all together again.
       if (progress == Progress::kDone) stage_ = Stage::kNone;
       break;
     }
@@ -79,6 +83,7 @@ void WaveModel::TakeOutcome(const Wave& wave) {
     case Wave::Kind::kStep:
       rests_ = 0;
       next_vote_ = absl::InfinitePast();
+      // A plan that came after the vote waits for the next one: its rows were not counted.
       if (voted_rows_) {
         own_.Begin(*plan_);
         stage_ = Stage::kOwnStep;
@@ -88,6 +93,7 @@ void WaveModel::TakeOutcome(const Wave& wave) {
       }
       return;
     case Wave::Kind::kRest: {
+      // The pause depends on the number of rests alone, which is the same on all ranks.
       const absl::Duration pause = absl::Milliseconds(1) * (1 << std::min(rests_, 10));
       next_vote_ = clock_.Now() + std::min(pause, kPauseMax);
       ++rests_;

@@ -39,11 +39,13 @@ absl::StatusOr<cluster::ExpertMap> MapFrom(const v1::PublishMap& message,
 void EpochPlacement::OnLink() {
   next_.reset();
   if (!epoch_) return;
+  // Ranks that lost the link at different times must not go on with different maps.
   epoch_->maps.clear();
   epoch_->order.reset();
 }
 
 bool EpochPlacement::OnMessage(const v1::ControlMessage& message) {
+  // What follows an invitation belongs to its epoch, though the one before may not be left yet.
   Epoch* const newest = next_ ? &*next_ : epoch_ ? &*epoch_ : nullptr;
   switch (message.body_case()) {
     case v1::ControlMessage::kJoinEpoch:
@@ -64,6 +66,7 @@ bool EpochPlacement::OnMessage(const v1::ControlMessage& message) {
 void EpochPlacement::TakeInvitation(const v1::JoinEpoch& invitation) {
   // A launched epoch goes on when its ranks have joined the world again.
   const bool goes_on = epoch_ && epoch_->number == invitation.epoch();
+  // The coordinator forgot its ranks and knows them by other numbers now.
   Epoch& epoch = goes_on ? *epoch_ : next_.emplace();
   epoch.number = invitation.epoch();
   epoch.position = invitation.rank();
@@ -118,6 +121,7 @@ absl::Status EpochPlacement::Advance(CollectiveExchange& exchange) {
   CHECK(epoch_ && started_);
   RETURN_IF_ERROR(epoch_->status);
   for (; !epoch_->maps.empty(); epoch_->maps.pop_front()) {
+    // Other ranks would send rows here that could not be computed.
     RETURN_IF_ERROR(CheckHeld(*epoch_->maps.front()));
     const uint64_t number = epoch_->maps.front()->version.number;
     if (number <= epoch_->given_map) {
