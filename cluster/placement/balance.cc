@@ -31,7 +31,7 @@ class Balancer {
     holders_.resize(static_cast<size_t>(request.layer_count) * request.expert_count);
   }
 
-  Balanced Run() {
+  Replicas Run() {
     // In order of importance: what is held stays, every expert has a home, loads are even, hot
     // experts have replicas. Each step uses only what the steps before left free.
     Keep();
@@ -50,8 +50,8 @@ class Balancer {
   using Holders = std::vector<int>;  // indices of hosts_, ascending
 
   Holders& At(int layer, int expert) { return holders_[layer * request_.expert_count + expert]; }
-  double Load(int layer, int expert) const {
-    return request_.loads.empty() ? 1 : request_.loads[layer][expert];
+  double WeightOf(int layer, int expert) const {
+    return request_.weights.empty() ? 1 : request_.weights[layer][expert];
   }
   // Over all experts, in order of layer and expert.
   template <class Visit>
@@ -65,7 +65,8 @@ class Balancer {
   void Share(int layer, int expert, double sign) {
     const Holders& holders = At(layer, expert);
     for (const int host : holders) {
-      layer_load_[host][layer] += sign * Load(layer, expert) / static_cast<double>(holders.size());
+      layer_load_[host][layer] +=
+          sign * WeightOf(layer, expert) / static_cast<double>(holders.size());
     }
   }
   void Add(int layer, int expert, int host) {
@@ -134,7 +135,7 @@ class Balancer {
   void HostMissing() {
     std::vector<std::tuple<int, double, int>> missing;  // layer, -load, expert
     ForEach([&](int layer, int expert) {
-      if (At(layer, expert).empty()) missing.emplace_back(layer, -Load(layer, expert), expert);
+      if (At(layer, expert).empty()) missing.emplace_back(layer, -WeightOf(layer, expert), expert);
     });
     std::ranges::sort(missing);
     int64_t room = 0;
@@ -154,7 +155,7 @@ class Balancer {
       ForEach([&](int layer, int expert) {
         const size_t replicas = At(layer, expert).size();
         if (replicas < 2) return;
-        spare.emplace_back(Load(layer, expert) / static_cast<double>(replicas), layer, expert);
+        spare.emplace_back(WeightOf(layer, expert) / static_cast<double>(replicas), layer, expert);
       });
       if (spare.empty()) return;
       std::ranges::sort(spare);
@@ -198,7 +199,7 @@ class Balancer {
     std::optional<std::pair<double, int>> best;
     for (int expert = 0; expert < request_.expert_count; ++expert) {
       if (!Holds(layer, expert, from) || Holds(layer, expert, to)) continue;
-      const double share = Load(layer, expert) / static_cast<double>(At(layer, expert).size());
+      const double share = WeightOf(layer, expert) / static_cast<double>(At(layer, expert).size());
       // The gap after the move. The factor keeps rounding from moving one expert for ever.
       const double left = std::abs(gap - 2 * share);
       if (left >= gap * (1 - 1e-9)) continue;
@@ -226,25 +227,18 @@ class Balancer {
   void Push(int layer, int expert, std::priority_queue<std::tuple<double, int, int>>& queue) {
     const auto replicas = static_cast<int>(At(layer, expert).size());
     if (replicas == 0 || replicas >= request_.replicas_max) return;
-    queue.emplace(Load(layer, expert) / replicas, -layer, -expert);
+    queue.emplace(WeightOf(layer, expert) / replicas, -layer, -expert);
   }
 
-  Balanced Result() {
-    Balanced result;
-    result.replicas.resize(request_.layer_count);
+  Replicas Result() {
+    Replicas result(request_.layer_count);
     for (int layer = request_.first_expert_layer; layer < request_.layer_count; ++layer) {
-      result.replicas[layer].resize(request_.expert_count);
+      result[layer].resize(request_.expert_count);
     }
     ForEach([&](int layer, int expert) {
-      std::vector<int>& ranks = result.replicas[layer][expert];
       for (const int host : At(layer, expert)) {
-        const int rank = hosts_[host]->rank;
-        ranks.push_back(rank);
-        const bool held = !request_.current.empty() &&
-                          std::ranges::count(request_.current[layer][expert], rank) > 0;
-        if (!held) result.loads.push_back({rank, layer, expert});
+        result[layer][expert].push_back(hosts_[host]->rank);
       }
-      result.unhosted_count += ranks.empty() ? 1 : 0;
     });
     return result;
   }
@@ -258,6 +252,6 @@ class Balancer {
 
 }  // namespace
 
-Balanced Balance(const BalanceRequest& request) { return Balancer(request).Run(); }
+Replicas Balance(const BalanceRequest& request) { return Balancer(request).Run(); }
 
 }  // namespace epic::cluster

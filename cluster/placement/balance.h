@@ -1,5 +1,5 @@
-// Balance: which rank is to hold which expert (docs/protocol.md §6), as one pure function of loads,
-// slots and what is held. It keeps what is held where it can, gives every expert a home first, then
+// Balance: which rank is to hold which expert (docs/protocol.md §6), as one pure function of
+// weights, slots and what is held. It keeps what is held where it can, gives every expert a home first, then
 // replicas to the hottest (greedy EPLB), and moves experts for evenness only when it may.
 #pragma once
 
@@ -26,30 +26,16 @@ struct BalanceRequest {
   std::vector<ExpertHost> hosts;  // ascending by rank
   // What is held or being loaded; ranks that are no hosts are passed over. Empty: nothing.
   Replicas current;
-  // [layer][expert], any unit; empty: all alike.
-  std::vector<std::vector<double>> loads;
+  // How much each expert has to do, [layer][expert], in any unit; empty: all alike.
+  std::vector<std::vector<double>> weights;
   int replicas_max = 1;     // of an expert, while slots are left; more are given up
   bool homes_only = false;  // no new replicas or moves: only experts without a home are loaded
   bool may_move = false;    // from full ranks to empty ones, for evenness alone
 };
 
-struct BalanceMove {
-  int rank = 0;
-  int layer = 0;
-  int expert = 0;
-
-  bool operator==(const BalanceMove&) const = default;
-};
-
-struct Balanced {
-  Replicas replicas;
-  std::vector<BalanceMove> loads;  // in `replicas` and not in `current`, by layer, expert, rank
-  int64_t unhosted_count = 0;      // experts for which no slot is left
-};
-
 // Equal requests give equal results. Within a layer ranks get loads that are as even as slots
 // allow; over all layers, counts. No rank gets more than its slots. An expert that a staying rank
 // holds is loaded nowhere unless `replicas_max` or `may_move` asks for it.
-Balanced Balance(const BalanceRequest& request);
+Replicas Balance(const BalanceRequest& request);
 
 }  // namespace epic::cluster

@@ -128,7 +128,7 @@ std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan(bool frozen) {
   std::vector<std::pair<int, v1::PlaceExperts>> orders;
   if (hosts_.empty()) return orders;
   const bool homes_only = frozen || unhosted_count_ > 0;
-  const cluster::Replicas desired = cluster::Balance(Request(homes_only)).replicas;
+  const cluster::Replicas desired = cluster::Balance(Request(homes_only));
   if (!homes_only) may_move_ = false;
   // All are decided upon what is held now: an order that drops changes it.
   std::map<int, Experts> wanted = Wanted(desired);
