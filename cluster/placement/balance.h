@@ -1,6 +1,7 @@
 // Balance: which rank is to hold which expert (docs/protocol.md §6), as one pure function of
-// weights, slots and what is held. It keeps what is held where it can, gives every expert a home first, then
-// replicas to the hottest (greedy EPLB), and moves experts for evenness only when it may.
+// weights, slots and what is held. It keeps what is held where it can, gives every expert a home
+// first, then replicas to the hottest (greedy EPLB), and moves experts for evenness only when it
+// may.
 #pragma once
 
 #include <cstdint>

@@ -200,7 +200,7 @@ void Core::OnLost(const LostRanks& lost) {
     if (!workers_.contains(rank)) continue;
     ++metrics_.workers_lost;
     if (const size_t count = placer_.sequences(rank).size(); count > 0) {
-      events_.Append("resubmit", rank, 0,
+      events_.Append(EventKind::kResubmit, rank, 0,
                      absl::StrCat("its ", count, " sequences go on elsewhere"));
     }
     const std::vector<uint64_t> own = RemoveWorker(rank);
@@ -224,13 +224,13 @@ void Core::OnDeath(uint64_t id, bool alone) {
       // From the queue of all to that of suspects.
       placer_.Remove(id);
       isolation_.Wait(id, entry.request.priority);
-      events_.Append("suspect", -1, 0,
+      events_.Append(EventKind::kSuspect, -1, 0,
                      absl::StrCat("request ", entry.request.id,
                                   " runs alone: ranks died twice at its token ", length));
       return;
     case Deaths::Verdict::kQuarantine:
       ++metrics_.quarantined;
-      events_.Append("quarantine", -1, 0,
+      events_.Append(EventKind::kQuarantine, -1, 0,
                      absl::StrCat("request ", entry.request.id, ": ranks that computed it alone ",
                                   "died twice at its token ", length));
       return EndRequest(sequence.request, v1::FINISH_REASON_ERROR,
@@ -243,7 +243,7 @@ void Core::MoveAway(int rank) {
   if (!workers_.contains(rank) || placer_.sequences(rank).empty()) return;
   // A copy: each of them leaves the rank.
   const std::set<uint64_t> sequences = placer_.sequences(rank);
-  events_.Append("resubmit", rank, 0,
+  events_.Append(EventKind::kResubmit, rank, 0,
                  absl::StrCat("its ", sequences.size(), " sequences move elsewhere"));
   for (const uint64_t id : sequences) {
     SendEnd(rank, id);

@@ -16,7 +16,7 @@ v1::ClusterEvent EventFrom(const Event& event) {
   v1::ClusterEvent message;
   message.set_number(event.number);
   message.set_time(absl::ToDoubleSeconds(event.time - absl::UnixEpoch()));
-  message.set_kind(event.kind);
+  message.set_kind(std::string(NameOf(event.kind)));
   message.set_rank(event.rank);
   message.set_generation(event.generation);
   message.set_text(event.text);

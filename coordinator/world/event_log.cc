@@ -15,7 +15,7 @@ namespace {
 std::string LineOf(const Event& event) {
   nlohmann::ordered_json line = {{"number", event.number},
                                  {"time", absl::FormatTime(event.time, absl::UTCTimeZone())},
-                                 {"kind", event.kind}};
+                                 {"kind", NameOf(event.kind)}};
   if (event.rank >= 0) line["rank"] = event.rank;
   if (event.generation != 0) line["generation"] = absl::StrFormat("%016x", event.generation);
   line["text"] = event.text;
@@ -36,12 +36,12 @@ absl::Status EventLog::OpenFile(const Env& env, const std::string& path) {
   return absl::OkStatus();
 }
 
-void EventLog::Append(std::string kind, int rank, uint64_t generation, std::string text) {
+void EventLog::Append(EventKind kind, int rank, uint64_t generation, std::string text) {
   {
     const absl::MutexLock lock(&mutex_);
     events_.push_back({.number = ++last_,
                        .time = clock_.Now(),
-                       .kind = std::move(kind),
+                       .kind = kind,
                        .rank = rank,
                        .generation = generation,
                        .text = std::move(text)});
@@ -49,9 +49,9 @@ void EventLog::Append(std::string kind, int rank, uint64_t generation, std::stri
     CHECK_LE(events_.size(), kKept);
     const Event& event = events_.back();
     if (rank >= 0) {
-      LOG_INFO("{}: rank {}: {}", event.kind, rank, event.text);
+      LOG_INFO("{}: rank {}: {}", NameOf(event.kind), rank, event.text);
     } else {
-      LOG_INFO("{}: {}", event.kind, event.text);
+      LOG_INFO("{}: {}", NameOf(event.kind), event.text);
     }
     if (file_ != nullptr) file_->Append(LineOf(event));
   }

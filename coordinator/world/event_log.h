@@ -17,13 +17,14 @@
 #include "absl/time/time.h"
 #include "base/env.h"
 #include "base/line_writer.h"
+#include "coordinator/world/event_kind.h"
 
 namespace epic::coordinator {
 
 struct Event {
   uint64_t number = 0;  // 1, 2, 3 …
   absl::Time time;
-  std::string kind;  // join, refuse, start, place, ready, map, lost, revoke, drain, resubmit, …
+  EventKind kind = EventKind::kJoin;
   int rank = -1;     // -1: of no rank
   uint64_t generation = 0;
   std::string text;
@@ -42,7 +43,7 @@ class EventLog {
   absl::Status OpenFile(const Env& env, const std::string& path);
 
   // Also tells the process's own log.
-  void Append(std::string kind, int rank, uint64_t generation, std::string text);
+  void Append(EventKind kind, int rank, uint64_t generation, std::string text);
 
   // Those from `from` on that are kept, at most `count_max` (0: all).
   std::vector<Event> Read(uint64_t from, size_t count_max = 0) const;

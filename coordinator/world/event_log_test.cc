@@ -15,7 +15,9 @@ namespace {
 TEST(EventLogTest, EventsAreNumberedAndOldOnesAreDropped) {
   SimLoop clock;
   EventLog log(clock);
-  for (size_t i = 0; i < EventLog::kKept + 10; ++i) log.Append("map", -1, 0, std::to_string(i));
+  for (size_t i = 0; i < EventLog::kKept + 10; ++i) {
+    log.Append(EventKind::kMap, -1, 0, std::to_string(i));
+  }
   EXPECT_EQ(log.last(), EventLog::kKept + 10);
   EXPECT_EQ(log.Read(0).size(), EventLog::kKept);
   EXPECT_EQ(log.Read(0, 1).at(0).number, 11u);
@@ -28,9 +30,9 @@ TEST(EventLogTest, ListenersHearUntilTheyAreRemoved) {
   EventLog log(clock);
   int heard = 0;
   const auto id = log.AddListener([&] { ++heard; });
-  log.Append("join", 1, 2, "x");
+  log.Append(EventKind::kJoin, 1, 2, "x");
   log.RemoveListener(id);
-  log.Append("join", 1, 2, "x");
+  log.Append(EventKind::kJoin, 1, 2, "x");
   EXPECT_EQ(heard, 1);
 }
 
@@ -42,8 +44,8 @@ TEST(EventLogTest, TheFileHasOneJsonObjectALine) {
   {
     EventLog log(clock);
     ASSERT_TRUE(log.OpenFile(env, path).ok());
-    log.Append("revoke", 3, 0xab, "it said \"\xff\n\"");
-    log.Append("map", -1, 0, "2");
+    log.Append(EventKind::kRevoke, 3, 0xab, "it said \"\xff\n\"");
+    log.Append(EventKind::kMap, -1, 0, "2");
     const absl::Status refusal = log.OpenFile(env, "/no/such/folder/x");
     EXPECT_NE(refusal.message().find("--event-log: cannot write /no/such"), std::string::npos);
   }
@@ -68,13 +70,13 @@ TEST(EventLogTest, AFullDiskIsCountedAndHarmsNothing) {
   EventLog log(clock);
   EXPECT_EQ(log.failed_writes(), 0);
   ASSERT_TRUE(log.OpenFile({clock, clock, random, RealThreads(), storage}, "log").ok());
-  log.Append("map", -1, 0, "1");
-  log.Append("map", -1, 0, "2");
+  log.Append(EventKind::kMap, -1, 0, "1");
+  log.Append(EventKind::kMap, -1, 0, "2");
   log.FlushFile();
   EXPECT_EQ(log.failed_writes(), 2);
   EXPECT_EQ(log.Read(0).size(), 2u);
   storage.SetCapacity(1000);
-  log.Append("map", -1, 0, "3");
+  log.Append(EventKind::kMap, -1, 0, "3");
   log.FlushFile();
   const std::string bytes = *storage.Read("log", 0);
   const size_t line = bytes.find('\n') + 1;

@@ -33,13 +33,14 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
   // A refused worker leaves no trace but an event: it may try again with other flags.
   const absl::StatusOr<int> joined = members_.Join(hello, now);
   if (!joined.ok()) {
-    events_.Append("refuse", -1, hello.generation(), std::string(joined.status().message()));
+    events_.Append(EventKind::kRefuse, -1, hello.generation(),
+                   std::string(joined.status().message()));
     return joined.status();
   }
   const int rank = *joined;
   const Member& member = members_.at(rank);
   const v1::WorkerIdentity& identity = member.identity;
-  LogEvent("join", rank,
+  LogEvent(EventKind::kJoin, rank,
            absl::StrCat(RolesOf(identity),
                         identity.host().empty() ? "" : " on ", identity.host(),
                         member.holds_all_experts() ? ", with all experts" : ""));
@@ -101,9 +102,9 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
       return Invite(epochs_.TakeId(rank, message.epoch_id()));
     case v1::ControlMessage::kEndEpoch:
       if (member->identity.epoch() == 0) return;
-      return Lose(rank, "revoke", message.end_epoch().reason(), !drains_.draining(rank));
+      return Lose(rank, EventKind::kRevoke, message.end_epoch().reason(), !drains_.draining(rank));
     case v1::ControlMessage::kGoodbye:
-      return Lose(rank, "goodbye", "it has drained", /*unexplained=*/false);
+      return Lose(rank, EventKind::kGoodbye, "it has drained", /*unexplained=*/false);
     default:
       LOG_WARNING("rank {} sent a message of kind {}, which is unknown here", rank,
                   static_cast<int>(message.body_case()));
@@ -123,7 +124,8 @@ void World::OnReady(int rank, const v1::WorkerReady& ready) {
   member.ready = ready;
   // Progress comes in steps; what is ready is loaded in full.
   member.load.set_loaded_bytes(member.load.total_bytes());
-  LogEvent("ready", rank, absl::StrCat(ready.description(), ", profile ", ready.profile()));
+  LogEvent(EventKind::kReady, rank,
+           absl::StrCat(ready.description(), ", profile ", ready.profile()));
 }
 
 void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
@@ -134,11 +136,11 @@ void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
   if (absl::Status status = hosts.OnReady(rank, ready); !status.ok()) {
     // The ranks of an epoch compute with what each of them has loaded, so it cannot go on.
     if (members_.at(rank).steps_in_epoch()) {
-      return Lose(rank, "revoke", std::string(status.message()), /*unexplained=*/false);
+      return Lose(rank, EventKind::kRevoke, std::string(status.message()), /*unexplained=*/false);
     }
     return Refuse(rank, std::string(status.message()));
   }
-  LogEvent("experts ready", rank,
+  LogEvent(EventKind::kExpertsReady, rank,
            absl::StrFormat("%d held, %d MiB loaded in %.2f s", hosts.held_count(rank),
                            ready.loaded_bytes() >> 20, ready.load_seconds()));
   const int64_t unhosted = hosts.unhosted_count();
@@ -149,7 +151,7 @@ void World::OnExpertsReady(int rank, const v1::ExpertsReady& ready) {
 }
 
 void World::OnExpertsFailed(int rank, const v1::ExpertsFailed& failed) {
-  LogEvent("experts failed", rank, failed.message());
+  LogEvent(EventKind::kExpertsFailed, rank, failed.message());
   ExpertGroup* const group = GroupOf(rank);
   if (group == nullptr) return;
   group->hosts().OnFailed(rank, failed.order());
@@ -164,7 +166,7 @@ void World::JoinEpoch(int rank, const Member& member) {
   if (epoch == nullptr) return;
   // From now on they are lost together.
   for (const int each : epoch->ranks) members_.at(each).identity.set_epoch(epoch->number);
-  LogEvent("epoch", rank,
+  LogEvent(EventKind::kEpoch, rank,
            absl::StrCat("number ", epoch->number, ": ranks ", absl::StrJoin(epoch->ranks, ", ")));
   Invite(epochs_.FirstInvitations(*epoch));
 }
@@ -201,11 +203,11 @@ void World::OnClosed(int rank, const absl::Status& why, absl::Time now) {
   const Member* const member = members_.Find(rank);
   if (member == nullptr) return;
   if (drains_.state(rank) == DrainState::kToldToEnd) {
-    return Lose(rank, "goodbye", "it has drained", /*unexplained=*/false);
+    return Lose(rank, EventKind::kGoodbye, "it has drained", /*unexplained=*/false);
   }
   // A rank that was to end, or was refused, takes no request with it.
   const bool explained = drains_.draining(rank) || !member->refusal.empty();
-  Lose(rank, "lost", std::string(why.message()), !explained);
+  Lose(rank, EventKind::kLost, std::string(why.message()), !explained);
 }
 
 void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
@@ -222,7 +224,7 @@ void World::OnTime(absl::Time now, const std::map<int, int>& sequences) {
 void World::Refuse(int rank, const std::string& why) {
   members_.at(rank).refusal = why;
   LOG_ERROR("rank {} is refused: {}", rank, why);
-  LogEvent("refuse", rank, why);
+  LogEvent(EventKind::kRefuse, rank, why);
   // It may go on reporting, but nothing of that concerns the others.
   verdicts_.Disregard(rank);
   if (group_) group_->Remove(rank);
@@ -231,13 +233,15 @@ void World::Refuse(int rank, const std::string& why) {
   PlanUrgently();
 }
 
-void World::Lose(int rank, const std::string& kind, const std::string& why, bool unexplained) {
-  const std::vector<int> ranks = kind == "goodbye" ? std::vector{rank} : RanksLostTogether(rank);
+void World::Lose(int rank, EventKind kind, const std::string& why, bool unexplained) {
+  const bool alone = kind == EventKind::kGoodbye;
+  const std::vector<int> ranks = alone ? std::vector{rank} : RanksLostTogether(rank);
   CHECK(!ranks.empty()) << "rank " << rank << " is lost already";
   Remove(rank, kind, why);
   for (const int other : ranks) {
     if (other == rank) continue;
-    Remove(other, "revoke", absl::StrCat("its epoch has ended with rank ", rank, ": ", why));
+    Remove(other, EventKind::kRevoke,
+           absl::StrCat("its epoch has ended with rank ", rank, ": ", why));
   }
   actions_.lost.push_back({ranks, why, unexplained});
   // Drains first: a plan must know whose slots count.
@@ -245,10 +249,10 @@ void World::Lose(int rank, const std::string& kind, const std::string& why, bool
   PlanUrgently();
 }
 
-void World::Remove(int rank, const std::string& kind, const std::string& why) {
+void World::Remove(int rank, EventKind kind, const std::string& why) {
   LogEvent(kind, rank, why);
   // A rank that lives must hear why; one that is gone does not listen.
-  if (kind == "revoke") {
+  if (kind == EventKind::kRevoke) {
     v1::ControlMessage message;
     message.mutable_revoked()->set_reason(why);
     SendTo(rank, std::move(message));
@@ -263,14 +267,14 @@ void World::Remove(int rank, const std::string& kind, const std::string& why) {
 
 absl::Status World::Fence(int rank, absl::Time now) {
   if (!IsMember(rank)) return absl::NotFoundError(absl::StrCat("there is no rank ", rank));
-  Lose(rank, "revoke", "an operator fenced it", /*unexplained=*/false);
+  Lose(rank, EventKind::kRevoke, "an operator fenced it", /*unexplained=*/false);
   return absl::OkStatus();
 }
 
 void World::Freeze(bool frozen) {
   if (verdicts_.frozen() == frozen) return;
   verdicts_.Freeze(frozen);
-  events_.Append("freeze", -1, 0, frozen ? "on" : "off");
+  events_.Append(EventKind::kFreeze, -1, 0, frozen ? "on" : "off");
   PlanSoon();
   for (auto& [number, epoch] : epochs_.formed()) epoch.group.PlanSoon();
 }
@@ -306,7 +310,7 @@ bool World::Needs(int rank, int other) const {
          group_->hosts().IsOnlyHolder(other);
 }
 
-void World::LogEvent(const std::string& kind, int rank, std::string text) {
+void World::LogEvent(EventKind kind, int rank, std::string text) {
   const Member* const member = members_.Find(rank);
   events_.Append(kind, rank, member == nullptr ? 0 : member->generation, std::move(text));
 }

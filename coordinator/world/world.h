@@ -138,8 +138,8 @@ class World : private LinkFacts {
   // The link of a refused rank stays, so that its worker can be told.
   void Refuse(int rank, const std::string& why);
   // Goodbyes apart, all that share its epoch are lost with it.
-  void Lose(int rank, const std::string& kind, const std::string& why, bool unexplained);
-  void Remove(int rank, const std::string& kind, const std::string& why);
+  void Lose(int rank, EventKind kind, const std::string& why, bool unexplained);
+  void Remove(int rank, EventKind kind, const std::string& why);
 
   void StartIfComplete(absl::Time now);
   void PlanSoon();
@@ -160,7 +160,7 @@ class World : private LinkFacts {
   bool HasElsewhere(int rank) const override { return readiness_.CountRoutable(rank) > 0; }
   absl::Time JoinedAt(int rank) const override { return members_.at(rank).joined_at; }
 
-  void LogEvent(const std::string& kind, int rank, std::string text);
+  void LogEvent(EventKind kind, int rank, std::string text);
   void SendTo(int rank, v1::ControlMessage message);
 
   const WorldOptions options_;

@@ -21,7 +21,7 @@ void World::StartIfComplete(absl::Time now) {
                             .since_last_join = now - members_.last_join_at()});
   if (!starts) return;
   group_->Start();
-  events_.Append("start", -1, 0,
+  events_.Append(EventKind::kStart, -1, 0,
                  absl::StrFormat("%d ranks, %d experts", members_.count(),
                                  group_->hosts().shape().expert_total()));
   PlanUrgently();
@@ -43,7 +43,7 @@ void World::Tell(const ExpertGroup& group, Placement placement) {
       SendTo(rank, std::move(message));
     }
     const cluster::ExpertMap& map = group.map();
-    events_.Append("map", -1, 0,
+    events_.Append(EventKind::kMap, -1, 0,
                    absl::StrFormat("number %d: %d ranks, %d experts unhosted, %d on one rank alone",
                                    map.version.number, map.ranks.size(), map.unhosted_count(),
                                    group.hosts().unreplicated_count()));
@@ -55,7 +55,7 @@ void World::Tell(const ExpertGroup& group, Placement placement) {
       int64_t count = -hosts.held_count(rank);
       for (const v1::LayerExperts& layer : order.layers()) count += layer.experts_size();
       CHECK_GT(count, 0) << "rank " << rank << " loads nothing by order " << order.order();
-      LogEvent("place", rank,
+      LogEvent(EventKind::kPlace, rank,
                absl::StrFormat("order %d: %d experts to load, %d held", order.order(), count,
                                hosts.held_count(rank)));
     }
@@ -68,17 +68,19 @@ void World::Tell(const ExpertGroup& group, Placement placement) {
 void World::Carry(const Ruling& ruling) {
   switch (ruling.kind) {
     case Ruling::Kind::kRevoke:
-      return Lose(ruling.rank, "revoke", ruling.evidence, ruling.unexplained);
+      return Lose(ruling.rank, EventKind::kRevoke, ruling.evidence, ruling.unexplained);
     case Ruling::Kind::kSuspect:
-      return LogEvent("suspect", ruling.rank,
+      return LogEvent(EventKind::kSuspect, ruling.rank,
                       absl::StrCat("not revoked, all is frozen: ", ruling.evidence));
     case Ruling::Kind::kLinkBroken:
-      return LogEvent("link", ruling.rank,
+      return LogEvent(EventKind::kLink, ruling.rank,
                       absl::StrCat("to rank ", ruling.other, " is broken: ", ruling.evidence));
     case Ruling::Kind::kLinkHealed:
-      return LogEvent("link", ruling.rank, absl::StrCat("to rank ", ruling.other, " is up"));
+      return LogEvent(EventKind::kLink, ruling.rank,
+                      absl::StrCat("to rank ", ruling.other, " is up"));
     case Ruling::Kind::kMoveSequences:
-      LogEvent("link", ruling.rank, "its requests move: what it cannot reach has no replica");
+      LogEvent(EventKind::kLink, ruling.rank,
+               "its requests move: what it cannot reach has no replica");
       actions_.move.push_back(ruling.rank);
       return;
   }
@@ -89,7 +91,7 @@ absl::Status World::Drain(int rank, absl::Time now) {
   if (drains_.draining(rank)) return absl::OkStatus();
   // An operator is told at once, rather than left with a drain that cannot end.
   RETURN_IF_ERROR(readiness_.CheckDispensable(rank));
-  LogEvent("drain", rank, "its experts and requests go elsewhere");
+  LogEvent(EventKind::kDrain, rank, "its experts and requests go elsewhere");
   drains_.Begin(rank, DrainState::kByOperator, now);
   // Ranks of an epoch keep their experts: they serve the others until all leave.
   if (group_) group_->hosts().SetLeaving(rank, true);
@@ -105,7 +107,7 @@ absl::Status World::CancelDrain(int rank) {
   if (!drains_.cancellable(rank)) {
     return absl::FailedPreconditionError(absl::StrCat("rank ", rank, " is ending already"));
   }
-  LogEvent("drain", rank, "cancelled");
+  LogEvent(EventKind::kDrain, rank, "cancelled");
   StopDraining(rank);
   return absl::OkStatus();
 }
@@ -132,7 +134,8 @@ void World::StopDraining(int rank) {
 }
 
 void World::LogEndAllTheSame(int rank, const absl::Status& missed) {
-  LogEvent("drain", rank, absl::StrCat("it ends all the same: ", std::string(missed.message())));
+  LogEvent(EventKind::kDrain, rank,
+           absl::StrCat("it ends all the same: ", std::string(missed.message())));
 }
 
 void World::ReconsiderDrains() {
@@ -144,7 +147,8 @@ void World::ReconsiderDrains() {
       LogEndAllTheSame(rank, status);
       drains_.Escalate(rank, DrainState::kMustEnd);
     } else {
-      LogEvent("drain", rank, absl::StrCat("taken back: ", std::string(status.message())));
+      LogEvent(EventKind::kDrain, rank,
+               absl::StrCat("taken back: ", std::string(status.message())));
       StopDraining(rank);
     }
   }
@@ -165,7 +169,7 @@ void World::AdvanceDrains(absl::Time now, const std::map<int, int>& sequences) {
     v1::ControlMessage message;
     message.mutable_drain();
     SendTo(rank, std::move(message));
-    LogEvent("drain", rank, "nothing is left there; it may end");
+    LogEvent(EventKind::kDrain, rank, "nothing is left there; it may end");
   }
 }
 

@@ -127,7 +127,7 @@ class WorldTest : public testing::Test {
   cluster::ExpertMap MapOf(int rank) { return *cluster::ExpertMapFrom(ranks_.at(rank).map); }
   std::vector<std::string> Kinds() {
     std::vector<std::string> kinds;
-    for (const Event& event : log_.Read(0)) kinds.push_back(event.kind);
+    for (const Event& event : log_.Read(0)) kinds.emplace_back(NameOf(event.kind));
     return kinds;
   }
   std::string Why() { return std::string(world_->Ready().message()); }

@@ -328,7 +328,7 @@ void SimWorld::JudgeLosses() {
     Violation(absl::StrCat(verdict_.ranks_lost, " ranks were lost, and nothing was wrong"));
   }
   for (const coordinator::Event& event : core_.events().Read(1)) {
-    if (event.kind != "revoke" || fenced_.contains(event.rank)) continue;
+    if (event.kind != coordinator::EventKind::kRevoke || fenced_.contains(event.rank)) continue;
     for (const auto& [from, to] : frozen_) {
       if (event.time <= from || event.time >= to) continue;
       Violation(absl::StrCat("rank ", event.rank, " was revoked in a freeze: ", event.text));
@@ -365,8 +365,8 @@ Verdict SimWorld::Run() {
   }
   JudgeLosses();
   for (const coordinator::Event& event : core_.events().Read(1)) {
-    absl::StrAppend(&verdict_.log, "  ", absl::FormatDuration(event.time - began_), " ", event.kind,
-                    " rank ", event.rank, ": ", event.text, "\n");
+    absl::StrAppend(&verdict_.log, "  ", absl::FormatDuration(event.time - began_), " ",
+                    NameOf(event.kind), " rank ", event.rank, ": ", event.text, "\n");
   }
   return std::move(verdict_);
 }
