@@ -4,8 +4,10 @@
 
 #include <atomic>
 #include <deque>
-#include <mutex>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "base/check.h"
 #include "coordinator/frontend/api_key.h"
 #include "coordinator/frontend/grpc_requests.h"
 #include "coordinator/frontend/task_pool.h"
@@ -14,6 +16,7 @@
 namespace epic::coordinator {
 namespace {
 
+// Tokens turned into responses at once: bounds what waits for one client, as over HTTP.
 constexpr int kTokensPerPull = 256;
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -41,14 +44,14 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     self_ = shared_from_this();
     absl::Status status = Submit(call, message);
     if (!status.ok()) return End(ToGrpc(status));
-    generation_->SetListener([weak = weak_from_this(), pool = pool_] { Wake(pool, weak); });
   }
 
   void OnWriteDone(bool ok) override {
     bool gone;
     {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       writing_ = false;
+      // The client is gone. Dropping the generation cancels the request.
       if (!ok) generation_.reset();
       gone = generation_ == nullptr;
     }
@@ -57,8 +60,9 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
 
   void OnCancel() override {
     {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       generation_.reset();
+      // gRPC may not be told of an end while it writes: OnWriteDone does it.
       if (writing_) return;
     }
     End(grpc::Status::CANCELLED);
@@ -80,14 +84,20 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     if (absl::Status status = CheckKey(context_, call); !status.ok()) return status;
     absl::StatusOr<Request> request = ReadGenerate(context_, message);
     if (!request.ok()) return request.status();
-    id_ = request->id;
+    const ModelInfo model = context_.inference.model();
+    identity_ = {.request_id = request->id,
+                 .system_fingerprint = model.system_fingerprint,
+                 .weights = model.weights};
     std::vector<Request> requests;
     requests.push_back(*std::move(request));
     absl::StatusOr<std::unique_ptr<Generation>> generation =
         Generation::Start(context_, std::move(requests));
     if (!generation.ok()) return generation.status();
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
+    CHECK(generation_ == nullptr) << " a call is submitted once";
     generation_ = *std::move(generation);
+    // The listener holds no reference: one that outlived the call would keep it alive for ever.
+    generation_->SetListener([weak = weak_from_this(), pool = pool_] { Wake(pool, weak); });
     return absl::OkStatus();
   }
 
@@ -95,7 +105,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     grpc::Status status;
     bool write = false;
     {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       if (writing_ || generation_ == nullptr) return;
       if (ready_.empty()) status = Pull();
       if (status.ok() && ready_.empty() && !generation_->done()) return;
@@ -110,29 +120,33 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     write ? StartWrite(&response_) : End(status);
   }
 
-  grpc::Status Pull() {
+  // Only called with nothing ready, so at most one pull of tokens waits for the client.
+  grpc::Status Pull() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    CHECK(ready_.empty());
     absl::StatusOr<std::vector<Generation::Output>> outputs = generation_->Pull(kTokensPerPull);
     if (!outputs.ok()) return ToGrpc(outputs.status());
-    for (v1::GenerateResponse& response : ToResponses(context_, id_, *generation_, *outputs)) {
+    for (v1::GenerateResponse& response : ToResponses(identity_, *generation_, *outputs)) {
       ready_.push_back(std::move(response));
     }
     return grpc::Status::OK;
   }
 
+  // A cancel, a failed write and the last response may each end the call; gRPC allows one end.
   void End(const grpc::Status& status) {
     if (!ended_.exchange(true)) Finish(status);
   }
 
   const FrontendContext& context_;
   const std::weak_ptr<TaskPool> pool_;
-  std::string id_;
+  GrpcIdentity identity_;               // set before the listener is, and not changed any more
   std::shared_ptr<GenerateCall> self_;  // until OnDone
   std::atomic<bool> ended_ = false;
-  std::mutex mutex_;  // guards what follows
-  std::unique_ptr<Generation> generation_;
-  std::deque<v1::GenerateResponse> ready_;
-  v1::GenerateResponse response_;  // being written
-  bool writing_ = false;
+  absl::Mutex mutex_;
+  std::unique_ptr<Generation> generation_ ABSL_GUARDED_BY(mutex_);  // null: the call ends
+  std::deque<v1::GenerateResponse> ready_ ABSL_GUARDED_BY(mutex_);
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  // gRPC reads it while writing_ is set; changed only under the lock while it is not.
+  v1::GenerateResponse response_;
 };
 
 class GrpcInference : public v1::Inference::CallbackService {

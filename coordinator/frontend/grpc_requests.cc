@@ -139,19 +139,17 @@ v1::ListModelsResponse ListModels(const FrontendContext& context) {
   return response;
 }
 
-std::vector<v1::GenerateResponse> ToResponses(const FrontendContext& context,
-                                              const std::string& request_id,
+std::vector<v1::GenerateResponse> ToResponses(const GrpcIdentity& identity,
                                               const Generation& generation,
                                               const std::vector<Generation::Output>& outputs) {
   std::vector<v1::GenerateResponse> responses;
   for (const Generation::Output& output : outputs) {
     if (responses.empty() || responses.back().choice() != output.index) {
       v1::GenerateResponse& fresh = responses.emplace_back();
-      fresh.set_request_id(request_id);
+      fresh.set_request_id(identity.request_id);
       fresh.set_choice(output.index);
-      const ModelInfo model = context.inference.model();
-      fresh.set_system_fingerprint(model.system_fingerprint);
-      fresh.set_weights_id(NumberOf(model.weights));
+      fresh.set_system_fingerprint(identity.system_fingerprint);
+      fresh.set_weights_id(NumberOf(identity.weights));
     }
     v1::GenerateResponse& response = responses.back();
     response.mutable_reasoning()->append(output.reasoning);

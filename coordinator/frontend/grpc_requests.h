@@ -21,10 +21,17 @@ absl::StatusOr<v1::DetokenizeResponse> Detokenize(const FrontendContext& context
                                                   const v1::DetokenizeRequest& message);
 v1::ListModelsResponse ListModels(const FrontendContext& context);
 
+// What all responses of a call have in common. It is asked for once per call, for it costs the
+// core's lock and a copy.
+struct GrpcIdentity {
+  std::string request_id;
+  std::string system_fingerprint;
+  cluster::WeightsId weights = cluster::WeightsId::kFirst;
+};
+
 // The outputs as responses, runs of one choice in one; the very last of a generation carries the
 // usage.
-std::vector<v1::GenerateResponse> ToResponses(const FrontendContext& context,
-                                              const std::string& request_id,
+std::vector<v1::GenerateResponse> ToResponses(const GrpcIdentity& identity,
                                               const Generation& generation,
                                               const std::vector<Generation::Output>& outputs);
 

@@ -1,10 +1,12 @@
 #include "coordinator/frontend/task_pool.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 
 namespace epic::coordinator {
 
 TaskPool::TaskPool(Threads& threads, const std::string& name, int thread_count) {
+  CHECK_GT(thread_count, 0);
   for (int i = 0; i < thread_count; ++i) {
     handles_.push_back(threads.Start(absl::StrCat(name, " ", i), [this] { Run(); }));
   }
@@ -12,27 +14,23 @@ TaskPool::TaskPool(Threads& threads, const std::string& name, int thread_count) 
 
 TaskPool::~TaskPool() {
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     stopped_ = true;
   }
-  changed_.notify_all();
+  // Joins, without the lock: a thread needs it to see that the pool has stopped.
   handles_.clear();
 }
 
 void TaskPool::Post(Task task) {
-  {
-    const std::lock_guard lock(mutex_);
-    tasks_.push_back(std::move(task));
-  }
-  changed_.notify_one();
+  const absl::MutexLock lock(&mutex_);
+  tasks_.push_back(std::move(task));
 }
 
 void TaskPool::Run() {
   for (;;) {
     Task task;
     {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return stopped_ || !tasks_.empty(); });
+      const absl::MutexLock lock(&mutex_, absl::Condition(this, &TaskPool::HasNews));
       if (stopped_) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();

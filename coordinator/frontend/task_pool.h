@@ -1,12 +1,13 @@
 // TaskPool: a few threads that run tasks. For the core's listeners, which may only hand over.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <memory>
-#include <mutex>
+#include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/env.h"
 
 namespace epic::coordinator {
@@ -25,11 +26,12 @@ class TaskPool {
 
  private:
   void Run();
+  // What a thread waits for.
+  bool HasNews() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_ || !tasks_.empty(); }
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Task> tasks_;
-  bool stopped_ = false;
+  absl::Mutex mutex_;
+  std::deque<Task> tasks_ ABSL_GUARDED_BY(mutex_);
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::unique_ptr<Threads::Handle>> handles_;
 };
 

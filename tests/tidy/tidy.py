@@ -74,11 +74,6 @@ PLAIN_MUTEXES: set[str] = {
     "cluster/transport/testing/nccl_world.cc",
     "cluster/transport/threads_collective.cc",
     "cluster/transport/threads_collective.h",
-    "coordinator/frontend/grpc_inference.cc",
-    "coordinator/frontend/task_pool.cc",
-    "coordinator/frontend/task_pool.h",
-    "coordinator/frontend/testing/fake_inference.cc",
-    "coordinator/frontend/testing/fake_inference.h",
     "tests/epochs/epochs_over_nccl_test.cc",
 }
 

@@ -8,21 +8,21 @@ class FakeInference::Stream : public RequestStream {
  public:
   Stream(FakeInference& inference, int number) : inference_(inference), number_(number) {}
   ~Stream() override {
-    const std::lock_guard lock(inference_.mutex_);
+    const absl::MutexLock lock(&inference_.mutex_);
     inference_.entries_[number_].alive = false;
     inference_.entries_[number_].listener = nullptr;
   }
 
   void SetListener(std::function<void()> listener) override {
     {
-      const std::lock_guard lock(inference_.mutex_);
+      const absl::MutexLock lock(&inference_.mutex_);
       inference_.entries_[number_].listener = listener;
     }
     if (listener) listener();
   }
 
   Slice Read(int choice, int from, int count_max) const override {
-    const std::lock_guard lock(inference_.mutex_);
+    const absl::MutexLock lock(&inference_.mutex_);
     const Journal& journal = inference_.entries_[number_].journals[choice];
     const auto first = journal.tokens.begin() + from;
     const auto count = std::min<ptrdiff_t>(count_max, journal.tokens.end() - first);
@@ -37,7 +37,7 @@ class FakeInference::Stream : public RequestStream {
   int cached_tokens() const override { return kCachedTokens; }
 
   std::vector<JournalToken> prompt_logprobs() const override {
-    const std::lock_guard lock(inference_.mutex_);
+    const absl::MutexLock lock(&inference_.mutex_);
     const Request& request = inference_.entries_[number_].request;
     std::vector<JournalToken> scored;
     if (!request.prompt_logprobs) return scored;
@@ -53,7 +53,7 @@ class FakeInference::Stream : public RequestStream {
 };
 
 absl::StatusOr<std::shared_ptr<RequestStream>> FakeInference::Submit(Request request) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   if (!refusal_.ok()) return refusal_;
   Entry& entry = entries_.emplace_back();
   entry.journals.resize(request.choices);
@@ -73,7 +73,7 @@ absl::StatusOr<std::shared_ptr<RequestStream>> FakeInference::Submit(Request req
 absl::Status FakeInference::Cancel(const std::string& request_id) {
   int found = -1;
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     for (size_t i = 0; i < entries_.size(); ++i) {
       if (entries_[i].request.id == request_id && entries_[i].alive) found = static_cast<int>(i);
     }
@@ -91,7 +91,7 @@ ModelInfo FakeInference::model() const {
 }
 
 ClusterStatus FakeInference::status() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   int running = 0;
   for (const Entry& entry : entries_) running += entry.alive;
   ClusterStatus status{.ready = ready_, .reason = reason_, .requests_running = running};
@@ -101,25 +101,25 @@ ClusterStatus FakeInference::status() const {
 }
 
 void FakeInference::AnswerWith(std::vector<int32_t> tokens, FinishReason finish) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   answer_ = std::move(tokens);
   answer_finish_ = finish;
 }
 
 void FakeInference::RefuseWith(absl::Status status) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   refusal_ = std::move(status);
 }
 
 void FakeInference::SetReady(bool ready, std::string reason) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   ready_ = ready;
   reason_ = std::move(reason);
 }
 
 void FakeInference::Append(int request, int choice, std::vector<int32_t> tokens) {
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     Journal& journal = entries_.at(request).journals.at(choice);
     for (const int32_t token : tokens) journal.tokens.push_back({.token = token});
   }
@@ -128,7 +128,7 @@ void FakeInference::Append(int request, int choice, std::vector<int32_t> tokens)
 
 void FakeInference::Finish(int request, int choice, FinishReason finish, absl::Status error) {
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     entries_.at(request).journals.at(choice).finish = finish;
     entries_.at(request).journals.at(choice).error = std::move(error);
   }
@@ -138,29 +138,29 @@ void FakeInference::Finish(int request, int choice, FinishReason finish, absl::S
 void FakeInference::Notify(int request) {
   std::function<void()> listener;
   {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     listener = entries_[request].listener;
   }
   if (listener) listener();
 }
 
 Request FakeInference::request(int request) const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return entries_[request].request;
 }
 
 int FakeInference::request_count() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return static_cast<int>(entries_.size());
 }
 
 int64_t FakeInference::tokens_read() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return tokens_read_;
 }
 
 int FakeInference::live_stream_count() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   int alive = 0;
   for (const Entry& entry : entries_) alive += entry.alive;
   return alive;

@@ -5,10 +5,11 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "coordinator/frontend/context.h"
 #include "coordinator/frontend/metrics.h"
 #include "coordinator/inference.h"
@@ -54,14 +55,14 @@ class FakeInference : public Inference {
   };
   void Notify(int request);
 
-  mutable std::mutex mutex_;
-  std::deque<Entry> entries_;
-  std::vector<int32_t> answer_;
-  FinishReason answer_finish_ = v1::FINISH_REASON_NONE;
-  absl::Status refusal_;
-  int64_t tokens_read_ = 0;
-  bool ready_ = true;
-  std::string reason_;
+  mutable absl::Mutex mutex_;
+  std::deque<Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int32_t> answer_ ABSL_GUARDED_BY(mutex_);
+  FinishReason answer_finish_ ABSL_GUARDED_BY(mutex_) = v1::FINISH_REASON_NONE;
+  absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
+  int64_t tokens_read_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool ready_ ABSL_GUARDED_BY(mutex_) = true;
+  std::string reason_ ABSL_GUARDED_BY(mutex_);
 };
 
 // A context around a FakeInference and the tokenizer of models/tiny-r1.
