@@ -186,7 +186,7 @@ TEST_F(HttpApiTest, BodiesThatAreNotJsonAreRefused) {
 TEST_F(HttpApiTest, FieldsReachTheRequest) {
   world_.inference.AnswerWith({1008});
   EXPECT_EQ(PostChat(Json::parse(R"({"temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1,
-      "seed": -1, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
+      "seed": -2, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
       "max_completion_tokens": 33, "min_tokens": 2, "stop": "END", "stop_token_ids": [3], "n": 2,
       "logprobs": true, "top_logprobs": 4, "priority": -6, "user": "me", "unheard_of": 5})"))
                 .status,
@@ -196,7 +196,7 @@ TEST_F(HttpApiTest, FieldsReachTheRequest) {
   EXPECT_FLOAT_EQ(request.sampling.top_p(), 0.5);
   EXPECT_EQ(request.sampling.top_k(), 7);
   EXPECT_FLOAT_EQ(request.sampling.min_p(), 0.1);
-  EXPECT_EQ(request.sampling.seed(), ~uint64_t{0});
+  EXPECT_EQ(request.sampling.seed(), ~uint64_t{1});
   EXPECT_EQ(request.sampling.repetition_penalty(), 1.5);
   EXPECT_EQ(request.sampling.presence_penalty(), 1);
   EXPECT_EQ(request.sampling.frequency_penalty(), -1);

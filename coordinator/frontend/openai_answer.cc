@@ -102,7 +102,7 @@ Json WholeAnswer::CompletionChoice(int index) const {
   const std::vector<int32_t>& prompt_ids = generation_.prompt(prompt);
   Json logprobs;
   if (request_.logprobs >= 0) {
-    CompletionLogprobs format(*context_.tokenizer, request_.logprobs);
+    CompletionLogprobs format(*context_.tokenizer, request_.logprobs, request_.skip_special);
     if (request_.echo) logprobs = format.Prompt(prompt_ids, generation_.prompt_logprobs(prompt));
     Json generated = format.Next(choice.tokens);
     if (logprobs.is_null()) {

@@ -25,7 +25,7 @@ Json Entry(const text::Tokenizer& tokenizer, int32_t token, float logprob) {
           {"bytes", Bytes(tokenizer.TokenBytes(token))}};
 }
 
-size_t CharacterCount(std::string_view text) {
+int64_t CharacterCount(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
 }
 
@@ -62,24 +62,32 @@ Json ChatLogprob(const text::Tokenizer& tokenizer, const JournalToken& token,
 
 Json CompletionLogprobs::Next(absl::Span<const JournalToken> tokens) {
   Json part = EmptyPart();
-  for (const JournalToken& token : tokens) Append(token.token, &token, &part);
+  for (const JournalToken& token : tokens) Append(token.token, &token, &answer_text_, &part);
   return part;
 }
 
 Json CompletionLogprobs::Prompt(absl::Span<const int32_t> prompt,
                                 absl::Span<const JournalToken> scored) {
   Json part = EmptyPart();
+  // As the echo is made: special tokens are left out, and a character ends with the prompt.
+  text::IncrementalDetokenizer prompt_text(tokenizer_, /*skip_special=*/true);
   for (size_t i = 0; i < prompt.size(); ++i) {
-    Append(prompt[i], i > 0 && i <= scored.size() ? &scored[i - 1] : nullptr, &part);
+    Append(prompt[i], i > 0 && i <= scored.size() ? &scored[i - 1] : nullptr, &prompt_text, &part);
   }
+  character_count_ += CharacterCount(prompt_text.Flush());
   return part;
 }
 
-void CompletionLogprobs::Append(int32_t token, const JournalToken* scored, Json* part) {
+void CompletionLogprobs::Append(int32_t token, const JournalToken* scored,
+                                text::IncrementalDetokenizer* detokenizer, Json* part) {
   const std::string text = TokenText(tokenizer_, token);
-  (*part)["text_offset"].push_back(offset_);
+  const std::string added = detokenizer->Push(token);
+  // What the token adds may begin with what is left of an unfinished character before it.
+  const int64_t before =
+      added.ends_with(text) ? CharacterCount(added) - CharacterCount(text) : int64_t{0};
+  (*part)["text_offset"].push_back(character_count_ + before);
   (*part)["tokens"].push_back(text);
-  offset_ += CharacterCount(text);
+  character_count_ += CharacterCount(added);
   Json top, logprob;
   if (scored != nullptr) {
     logprob = Finite(scored->logprob);

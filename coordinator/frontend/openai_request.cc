@@ -99,7 +99,8 @@ GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
   }
   spec.min_tokens = fields.Integer("min_tokens");
   spec.answer.split_reasoning = request->chat;
-  spec.answer.skip_special = fields.Bool("skip_special_tokens").value_or(true);
+  request->skip_special = fields.Bool("skip_special_tokens").value_or(true);
+  spec.answer.skip_special = request->skip_special;
   spec.answer.stop = fields.Strings("stop");
   spec.stop_token_ids = fields.Ids("stop_token_ids");
   spec.ignore_eos = fields.Bool("ignore_eos").value_or(false);
@@ -228,7 +229,9 @@ absl::StatusOr<OpenAiRequest> ReadCompletionRequest(const FrontendContext& conte
   FieldReader fields(body);
   GenerateSpec spec = ReadCommon(fields, &request);
   spec.max_tokens_default = context.limits.completion_tokens_default;
-  spec.logprobs = fields.Integer("logprobs");
+  // Some clients send chat's `false` here; it asks for nothing.
+  const Json* logprobs = fields.Find("logprobs");
+  if (logprobs == nullptr || *logprobs != false) spec.logprobs = fields.Integer("logprobs");
   request.echo = fields.Bool("echo").value_or(false);
   spec.prompt_logprobs = request.echo && spec.logprobs.has_value();
   const bool add_special = fields.Bool("add_special_tokens").value_or(true);

@@ -21,9 +21,10 @@ struct OpenAiRequest {
   bool stream = false;
   bool include_usage = false;      // a last chunk with the usage
   bool include_event_ids = false;  // each event counts the tokens up to its end
-  bool echo = false;           // completions: the prompt comes first
+  bool echo = false;               // completions: the prompt comes first
   bool return_token_ids = false;
-  int logprobs = -1;  // as Request::logprobs
+  bool skip_special = true;  // as AnswerFormat::skip_special
+  int logprobs = -1;         // as Request::logprobs
 };
 
 // Unsupported fields that would change the answer are errors that name them; fields that nobody

@@ -16,7 +16,7 @@ StreamedAnswer::StreamedAnswer(const FrontendContext& context, const OpenAiReque
   before_choice_ = bytes.substr(0, choices);
   after_choice_ = bytes.substr(choices);
   for (int i = 0; i < generation.choice_count(); ++i) {
-    logprobs_.emplace_back(*context.tokenizer, request.logprobs);
+    logprobs_.emplace_back(*context.tokenizer, request.logprobs, request.skip_special);
   }
 }
 

@@ -37,7 +37,9 @@ v1::Sampling ReadSampling(FieldReader& fields) {
     if (!status.ok()) fields.Fail("top_k", std::string(status.message()));
     sampling.set_top_k(static_cast<int32_t>(*top_k));
   }
-  if (const auto seed = fields.Integer("seed")) sampling.set_seed(static_cast<uint64_t>(*seed));
+  // Clients that always send the field mean "draw one" by -1.
+  const std::optional<int64_t> seed = fields.Integer("seed");
+  if (seed && *seed != -1) sampling.set_seed(static_cast<uint64_t>(*seed));
   return sampling;
 }
 
