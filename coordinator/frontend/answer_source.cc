@@ -61,6 +61,7 @@ class WholeSource : public AnswerSource {
   }
   bool streams() const override { return false; }
 
+  // Takes all that is there: nothing is sent before the end, so nothing has to wait for a socket.
   Part Pull() override {
     for (;;) {
       absl::StatusOr<std::vector<Generation::Output>> outputs = generation_->Pull(kTokensPerPull);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "base/status.h"
 #include "coordinator/frontend/metrics.h"
 
@@ -39,6 +40,7 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
     std::vector<int32_t> tokens = request.prompt;
     absl::StatusOr<std::shared_ptr<RequestStream>> stream =
         context.inference.Submit(std::move(request));
+    // Requests accepted before this one end with the generation, which nobody will see.
     if (!stream.ok()) {
       context.metrics.OnRefused(stream.status().code());
       return stream.status();
@@ -53,6 +55,7 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
 }
 
 Generation::~Generation() {
+  // No listener may be called once the members begin to go.
   for (Prompt& prompt : prompts_) prompt.stream->SetListener(nullptr);
   for (Choice& choice : choices_) {
     if (!choice.finished) Finish(choice, v1::FINISH_REASON_CANCELLED, nullptr);
@@ -64,7 +67,9 @@ void Generation::SetListener(std::function<void()> listener) {
 }
 
 absl::StatusOr<std::vector<Generation::Output>> Generation::Pull(int token_count_max) {
+  CHECK_GT(token_count_max, 0);
   std::vector<Output> outputs;
+  // Each pull begins with the next choice, so one that is long cannot keep the others waiting.
   for (size_t turn = 0; turn < choices_.size(); ++turn) {
     const int room = token_count_max - static_cast<int>(outputs.size());
     if (room <= 0) break;
@@ -104,8 +109,10 @@ absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<
 
 // `output`: takes what the parser held back; null if nobody reads it any more.
 void Generation::Finish(Choice& choice, FinishReason reason, Output* output) {
+  CHECK(!choice.finished) << " choice " << choice.choice << " of prompt " << choice.prompt;
   choice.finished = true;
   --open_choices_;
+  CHECK_GE(open_choices_, 0);
   if (output != nullptr) {
     const text::AnswerDelta rest = choice.parser.Finish();
     output->reasoning += rest.reasoning;
@@ -125,6 +132,7 @@ void Generation::CountTokens(Choice& choice, int count) {
   if (choice.last_token_at == absl::InfinitePast()) {
     context_.metrics.OnFirstToken(now - arrival_);
   } else {
+    // Tokens that were read together came apart; their mean is the best guess at when.
     const absl::Duration each = (now - choice.last_token_at) / count;
     for (int i = 0; i < count; ++i) context_.metrics.OnNextToken(each);
   }
@@ -142,6 +150,7 @@ UsageCounts Generation::usage() const {
     usage.prompt_tokens += static_cast<int>(prompt.tokens.size());
     usage.cached_tokens += prompt.stream->cached_tokens();
   }
+  // Every token that was read counts, also those that gave no text.
   for (const Choice& choice : choices_) {
     usage.completion_tokens += choice.position;
     usage.reasoning_tokens += choice.reasoning_tokens;

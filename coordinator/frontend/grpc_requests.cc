@@ -85,6 +85,7 @@ absl::StatusOr<Request> ReadGenerate(const FrontendContext& context,
   switch (message.input_case()) {
     case v1::GenerateRequest::kText: {
       ASSIGN_OR_RETURN(prompt, PromptFromText(context, message.text(), /*add_special=*/true));
+      // As /v1/completions: whoever writes the prompt reads all that follows it.
       spec.answer.split_reasoning = false;
       break;
     }
@@ -93,6 +94,7 @@ absl::StatusOr<Request> ReadGenerate(const FrontendContext& context,
       ASSIGN_OR_RETURN(prompt, ReadChat(context, message.messages()));
       break;
     }
+    // Token ids may be a rendered chat, which only its last marker tells.
     case v1::GenerateRequest::kTokenIds:
       spec.prompt_field = "token_ids";
       prompt.assign(message.token_ids().ids().begin(), message.token_ids().ids().end());
@@ -159,6 +161,7 @@ std::vector<v1::GenerateResponse> ToResponses(const GrpcIdentity& identity,
     response.add_token_ids(output.token->token);
     if (generation.logprobs() >= 0) AddLogprob(*output.token, response.add_logprobs());
   }
+  // Only now are the counts final. A generation's last pull is never empty: it brings an end.
   if (generation.done() && !responses.empty()) {
     FillUsage(generation.usage(), responses.back().mutable_usage());
   }

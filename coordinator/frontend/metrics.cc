@@ -13,6 +13,7 @@ namespace {
 
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
+// From one step of a small model to the longest wait for a first token; powers of four for tokens.
 const Buckets kSeconds = {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2,
                           0.5,   1,     2,     5,    10,   20,   60,  300};
 const Buckets kTokens = {1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144};

@@ -11,6 +11,7 @@ AnswerIdentity::AnswerIdentity(const FrontendContext& context, const OpenAiReque
       created(absl::ToUnixSeconds(context.clock.Now())) {}
 
 Json AnswerIdentity::Envelope(const char* object) const {
+  // Null until a worker has said what it computes with.
   Json fingerprint;
   if (!system_fingerprint.empty()) fingerprint = system_fingerprint;
   return {{"id", id},
@@ -30,6 +31,7 @@ Json UsageJson(const UsageCounts& usage) {
 }
 
 std::string Dump(const Json& value) {
+  // A client's own string may hold bytes that are not UTF-8; an answer must not.
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -59,6 +61,7 @@ void WholeAnswer::Add(Generation::Output output) {
   choice.reasoning += output.reasoning;
   choice.text += output.content;
   choice.finish = output.finish;
+  // The tokens of long answers are large, so they are kept only for those who asked.
   const bool keep = request_.logprobs >= 0 || request_.return_token_ids;
   if (keep && output.token) choice.tokens.push_back(*std::move(output.token));
 }
@@ -79,6 +82,7 @@ Json WholeAnswer::ChatChoice(int index) const {
   const Choice& choice = choices_[index];
   Json message = {{"role", "assistant"}, {"content", choice.text}};
   const Json reasoning = choice.reasoning.empty() ? Json() : Json(choice.reasoning);
+  // DeepSeek's name and the newer one of vLLM; clients read one or the other.
   message["reasoning_content"] = reasoning;
   message["reasoning"] = reasoning;
   Json logprobs;

@@ -25,6 +25,7 @@ Json Entry(const text::Tokenizer& tokenizer, int32_t token, float logprob) {
           {"bytes", Bytes(tokenizer.TokenBytes(token))}};
 }
 
+// Code points: every byte that does not continue one begins one.
 int64_t CharacterCount(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
 }
@@ -38,6 +39,7 @@ Json EmptyPart() {
 
 }  // namespace
 
+// A part of a character has no text that JSON could hold, so its bytes are spelled out.
 std::string TokenText(const text::Tokenizer& tokenizer, int32_t token) {
   const std::string_view bytes = tokenizer.TokenBytes(token);
   std::string text = text::LossyUtf8(bytes);
@@ -97,6 +99,7 @@ void CompletionLogprobs::Append(int32_t token, const JournalToken* scored,
       if (listed++ >= alternative_count_) break;
       top[TokenText(tokenizer_, alternative.token_id())] = Finite(alternative.logprob());
     }
+    // The token itself is always listed, also where it is not among the likeliest.
     top[text] = Finite(scored->logprob);
   }
   (*part)["token_logprobs"].push_back(std::move(logprob));

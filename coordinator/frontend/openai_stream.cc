@@ -1,5 +1,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/check.h"
 #include "coordinator/frontend/errors.h"
 #include "coordinator/frontend/openai_answer.h"
 
@@ -12,7 +13,9 @@ StreamedAnswer::StreamedAnswer(const FrontendContext& context, const OpenAiReque
   if (request.include_usage) chunk["usage"] = nullptr;
   const std::string bytes = Dump(chunk);
   // No string holds this: a quote within one is escaped.
-  const size_t choices = bytes.find(R"("choices":[])") + sizeof(R"("choices":[)") - 1;
+  const size_t found = bytes.find(R"("choices":[])");
+  CHECK(found != bytes.npos) << bytes;
+  const size_t choices = found + sizeof(R"("choices":[)") - 1;
   before_choice_ = bytes.substr(0, choices);
   after_choice_ = bytes.substr(choices);
   for (int i = 0; i < generation.choice_count(); ++i) {
@@ -72,6 +75,7 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
 
 std::string StreamedAnswer::CompletionEvents(const Generation::Output& output) {
   std::string events;
+  // Not before the first token: the prompt's log-probabilities are known from then on.
   if (request_.echo && output.position <= 1 && output.token) {
     events += Event(Dump(Echo(output.index)));
   }
