@@ -42,6 +42,7 @@ __attribute__((target("sse4.2"))) uint32_t ExtendCrc32cSse42(uint32_t crc,
   size_t left = bytes.size();
   uint64_t state = ~crc;
   for (; left >= 8; at += 8, left -= 8) {
+    // Copied: the bytes need not be aligned.
     uint64_t word;
     std::memcpy(&word, at, 8);
     state = _mm_crc32_u64(state, word);
@@ -65,6 +66,7 @@ uint32_t internal::ExtendCrc32cPortable(uint32_t crc, std::span<const std::byte>
   const std::byte* at = bytes.data();
   size_t left = bytes.size();
   uint32_t state = ~crc;
+  // The bytes are put together by hand, so that any byte order gives the same sum.
   const auto byte = [&at](size_t i) { return static_cast<uint32_t>(at[i]); };
   for (; left >= 8; at += 8, left -= 8) {
     const uint32_t low = state ^ (byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24);

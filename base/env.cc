@@ -50,6 +50,7 @@ class StdThreads : public Threads {
 
  public:
   std::unique_ptr<Handle> Start(const std::string& name, std::function<void()> body) override {
+    // The thread names itself, so that debuggers tell it from the others from its first step on.
     std::thread thread([name, body = std::move(body)] {
       pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
       body();

@@ -26,6 +26,7 @@ void EpollLoop::Post(Task task) {
   bool first;
   {
     const absl::MutexLock lock(&mutex_);
+    // One ring for all that is posted until the loop takes it: a ring is a system call.
     first = posted_.empty();
     posted_.push_back(std::move(task));
   }
@@ -56,6 +57,7 @@ void EpollLoop::Unwatch(int fd) { descriptors_.Unwatch(fd); }
 
 void EpollLoop::Run() {
   while (!stopped_) RunOnce(absl::InfiniteDuration());
+  // What was posted before Stop still runs, as Stop promises.
   RunPosted();
 }
 
@@ -71,6 +73,7 @@ void EpollLoop::RunOnce(absl::Duration wait) {
 }
 
 void EpollLoop::Stop() {
+  // As a task: the flag is the loop's own, and what was posted before comes first.
   Post([this] { stopped_ = true; });
 }
 
@@ -80,12 +83,15 @@ void EpollLoop::RunPosted() {
     const absl::MutexLock lock(&mutex_);
     tasks.swap(posted_);
   }
+  // Without the lock: a task may post. What it posts runs in the next round, so that timers and
+  // descriptors are never starved by tasks that post themselves.
   for (Task& task : tasks) task();
 }
 
 void EpollLoop::RunTimers() {
   const absl::Time now = clock_.Now();
   while (!timers_.empty() && timers_.begin()->first.first <= now) {
+    // Out of the table before it runs: it may cancel itself, or set a timer.
     auto node = timers_.extract(timers_.begin());
     timer_times_.erase(node.key().second);
     node.mapped()();

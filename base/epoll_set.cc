@@ -34,6 +34,7 @@ void EpollSet::SetEvents(int fd, uint32_t events) {
 }
 
 void EpollSet::Unwatch(int fd) {
+  // Errors are ignored: a descriptor that is closed already has left the set by itself.
   if (watched_.erase(fd) > 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
 }
 
@@ -49,6 +50,7 @@ int EpollSet::Wait(absl::Duration wait) {
   for (int i = 0; i < count; ++i) {
     auto found = watched_.find(events[i].data.fd);
     if (found == watched_.end()) continue;  // unwatched by an earlier event of this round
+    // Held for the call, which may unwatch, and so free, what is being called.
     const std::shared_ptr<Ready> ready = found->second;
     (*ready)(events[i].events);
   }

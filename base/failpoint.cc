@@ -22,6 +22,7 @@ static_assert(std::size(kNames) == static_cast<size_t>(Failpoint::kStepReported)
 
 int signal_number = 0;
 std::atomic<int> passes_left = 0;
+// Never freed: a thread may pass a failpoint while the process ends.
 std::string* once_file = nullptr;
 
 }  // namespace
@@ -58,6 +59,7 @@ void HitFailpoint() {
   if (--passes_left > 0) return;
   armed_failpoint = -1;
   if (once_file != nullptr) {
+    // Only one process can create the file: it is the one that fails.
     const int file = open(once_file->c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
     if (file < 0) return;
     close(file);

@@ -13,6 +13,7 @@ void InitLog(std::string_view process, std::string_view level) {
   logger->set_pattern("%H:%M:%S.%e %^%L%$ %n: %v");
   spdlog::level::level_enum parsed = spdlog::level::from_str(std::string(level));
   logger->set_level(parsed == spdlog::level::off ? spdlog::level::info : parsed);
+  // A line that waits in a buffer is lost with a process that is killed, when it is needed most.
   logger->flush_on(spdlog::level::info);
   spdlog::set_default_logger(std::move(logger));
 }

@@ -24,6 +24,7 @@ void SimLoop::Advance(absl::Duration duration) {
   while (!timers_.empty() && timers_.begin()->first.first <= end) {
     auto node = timers_.extract(timers_.begin());
     timer_times_.erase(node.key().second);
+    // A timer that was set for the past runs now: time never goes back.
     now_ = std::max(now_, node.key().first);
     node.mapped()();
     RunPosted();
@@ -33,6 +34,7 @@ void SimLoop::Advance(absl::Duration duration) {
 
 void SimLoop::RunPosted() {
   while (!posted_.empty()) {
+    // Taken out first: the task may post, which moves the queue.
     Task task = std::move(posted_.front());
     posted_.pop_front();
     task();

@@ -71,6 +71,7 @@ absl::Status SimStorage::Rename(const std::string& from, const std::string& to) 
   if (last && Chance()) return PowerIsGone();
   const auto found = files_.find(from);
   if (found == files_.end()) return absl::NotFoundError(absl::StrCat("no file ", from));
+  // The file itself moves, with what of it is synced: a name does not make its bytes safe.
   const std::shared_ptr<File> file = std::move(found->second);
   files_.erase(found);
   file->name_synced = true;
@@ -131,11 +132,13 @@ void SimStorage::LosePowerAt(int count) {
 
 void SimStorage::Restart() {
   const absl::MutexLock lock(&mutex_);
+  // Files that are open are of the life before, and fail from now on.
   ++life_;
   operations_left_.reset();
   for (auto it = files_.begin(); it != files_.end();) {
     File& file = *it->second;
     CHECK_LE(file.synced, file.bytes.size());
+    // Any part of what was not synced may have reached the disk.
     file.bytes.resize(file.synced + random_.Next() % (file.bytes.size() - file.synced + 1));
     file.synced = file.bytes.size();
     const bool lost = !file.name_synced && Chance();

@@ -38,6 +38,7 @@ class RealAppendFile : public AppendFile {
       if (count < 0) return ErrorOf(errno, "write", path_);
       CHECK_LE(static_cast<size_t>(count), bytes.size());
       bytes.remove_prefix(static_cast<size_t>(count));
+      // Also when the next write fails: readers of size() learn that a part is there.
       size_ += static_cast<uint64_t>(count);
     }
     return absl::OkStatus();

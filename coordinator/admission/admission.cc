@@ -10,6 +10,7 @@ absl::Status Admission::Admit(int64_t tokens) {
     return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", requests_,
                                                      " requests, at most ", limits_.requests_max));
   }
+  // One request is taken whatever its size: else it would be refused for ever.
   if (requests_ > 0 && tokens_ + tokens > limits_.tokens_max) {
     return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", tokens_, " tokens and ",
                                                      tokens, " more, at most ",
@@ -23,6 +24,7 @@ absl::Status Admission::Admit(int64_t tokens) {
 void Admission::Release(int64_t tokens) {
   --requests_;
   tokens_ -= tokens;
+  // A request that is released twice would let the queue grow without a limit.
   CHECK_GE(requests_, 0);
   CHECK_GE(tokens_, 0);
 }

@@ -10,10 +10,12 @@ namespace epic::coordinator {
 AppendResult Journal::Append(int choice, uint32_t attempt, int position, JournalToken token) {
   const absl::MutexLock lock(&mutex_);
   Choice& at = choices_[choice];
+  // A rank that was given up may still send: only the newest submission of a choice is believed.
   const bool current = attempt == at.attempt && attempt != 0;
   if (!current || at.finish != v1::FINISH_REASON_NONE) return AppendResult::kStale;
   const int length = static_cast<int>(at.tokens.size());
   if (position > length || position < 0) return AppendResult::kGap;
+  // It is told again: it must be the token that clients may have read.
   if (position < length) {
     return at.tokens[position].token == token.token ? AppendResult::kRepeated
                                                     : AppendResult::kMismatch;
@@ -31,6 +33,7 @@ uint32_t Journal::BeginAttempt(int choice) {
 void Journal::Seal(int choice, FinishReason finish, absl::Status error) {
   const absl::MutexLock lock(&mutex_);
   Choice& at = choices_[choice];
+  // The first end counts: a cancel and the last token may come at the same time.
   if (at.finish != v1::FINISH_REASON_NONE) return;
   at.finish = finish;
   at.error = std::move(error);
@@ -77,6 +80,7 @@ Slice Journal::Read(int choice, int from, int count_max) const {
 
 void Journal::SetPrompt(int cached_tokens, std::vector<JournalToken> logprobs) {
   const absl::MutexLock lock(&mutex_);
+  // Later attempts compute the prompt again, and say the same.
   if (std::exchange(prompt_known_, true)) return;
   cached_tokens_ = cached_tokens;
   prompt_logprobs_ = std::move(logprobs);
@@ -102,6 +106,7 @@ void Journal::SetListener(std::function<void()> listener) {
     const absl::MutexLock lock(&mutex_);
     listener_ = listener;
   }
+  // Without the lock, and at once: what came before the listener was set is not missed.
   if (listener) listener();
 }
 
@@ -109,6 +114,7 @@ void Journal::Notify() const {
   std::function<void()> listener;
   {
     const absl::MutexLock lock(&mutex_);
+    // A copy: the listener may be replaced while it is called, and it may read the journal.
     listener = listener_;
   }
   if (listener) listener();

@@ -32,6 +32,7 @@ class Watcher : public grpc::ServerWriteReactor<v1::ClusterEvent>,
       : events_(events), next_(from > 0 ? from : events.last() + 1) {}
 
   void Begin() {
+    // Its own owner until gRPC says that it is done (OnDone).
     self_ = shared_from_this();
     listener_ = events_.AddListener([weak = weak_from_this()] {
       if (const auto self = weak.lock()) self->WriteNext();
@@ -56,6 +57,7 @@ class Watcher : public grpc::ServerWriteReactor<v1::ClusterEvent>,
   void WriteNext() {
     const absl::MutexLock lock(&mutex_);
     if (writing_ || finished_) return;
+    // One at a time: a slow watcher holds one event, and the log holds the rest.
     const std::vector<Event> found = events_.Read(next_, 1);
     if (found.empty()) return;
     next_ = found[0].number + 1;

@@ -40,11 +40,15 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Start(
   }
   int port = -1;
   builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
+  // A port that another process listens on is an error here, not shared with it in turn.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A peer whose machine is gone sends nothing at all: it is noticed within 20 s.
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Workers are trusted, and one message of theirs tells of all experts of a large model: it may
+  // be larger than gRPC's 4 MiB.
   if (!options.client_api) builder.SetMaxReceiveMessageSize(-1);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
@@ -65,6 +69,7 @@ void GrpcListener::SetServing(bool serving) {
 
 void GrpcListener::Stop() {
   if (server_ == nullptr) return;
+  // Nothing is waited for: whoever stops has drained, or does not want to.
   server_->Shutdown(gpr_time_0(GPR_CLOCK_REALTIME));
   server_->Wait();
   server_.reset();
