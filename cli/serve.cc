@@ -17,7 +17,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/flags.h"
+#include "base/status.h"
 #include "cli/commands.h"
+#include "cli/free_address.h"
 #include "cli/supervisor.h"
 #include "coordinator/api_keys.h"
 #include "coordinator/options.h"
@@ -208,6 +210,15 @@ int DryRun(const ServeOptions& options) {
   return 0;
 }
 
+// Another instance would not only have the port: its answers could be taken for this one's.
+absl::Status CheckAddresses(const coordinator::CoordinatorOptions& options) {
+  const bool ip6 = options.host.find(':') != std::string::npos;
+  const std::string host = ip6 ? absl::StrCat("[", options.host, "]") : options.host;
+  RETURN_IF_ERROR(CheckFree("--operators", options.operators));
+  RETURN_IF_ERROR(CheckFree("--port", absl::StrCat(host, ":", options.port)));
+  return CheckFree("--grpc-port", absl::StrCat(host, ":", options.grpc_port));
+}
+
 int Serve(const ServeOptions& options) {
   if (!std::filesystem::is_directory(options.coordinator.model)) {
     std::cerr << "error: model: " << options.coordinator.model << " is no folder" << std::endl;
@@ -220,6 +231,10 @@ int Serve(const ServeOptions& options) {
     return 1;
   }
   if (options.dry_run) return DryRun(options);
+  if (const absl::Status free = CheckAddresses(options.coordinator); !free.ok()) {
+    std::cerr << "error: " << free.message() << std::endl;
+    return 1;
+  }
   const RunFolder folder;
   if (folder.path().empty()) {
     std::perror("error: no folder for the control sockets");

@@ -249,3 +249,13 @@ def test_a_worker_that_dies_ten_times_in_a_minute_loses_no_request(tmp_path):
         assert server.children("epic-worker")[0] == steady, "the other worker was touched"
         assert server.process.poll() is None
         assert "after death 10 in a row" in server.log.read_text()
+
+
+def test_a_second_instance_names_the_flag_of_the_taken_port(server):
+    taken = {"--port": str(server.port), "--grpc-port": str(server.grpc_port), "--operators": server.operators}
+    for flag, value in taken.items():
+        free = {"--port": str(free_port()), "--grpc-port": str(free_port()), "--operators": f"127.0.0.1:{free_port()}"}
+        flags = [word for pair in (free | {flag: value}).items() for word in pair]
+        result = subprocess.run([BIN / "epic", "serve", MODEL, *flags], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 1 and result.stderr.startswith(f"error: {flag}: another process listens on"), result.stderr
+        assert len(result.stderr.splitlines()) == 1 and "ready" not in result.stdout + result.stderr
