@@ -3,11 +3,13 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status.h"
 
 namespace epic::cluster {
 namespace {
 
+// Ascending, so that Find may search by halves, and each rank at most once.
 absl::Status CheckRanks(const ExpertMap& map) {
   int last = -1;
   for (const RankEntry& entry : map.ranks) {
@@ -20,6 +22,8 @@ absl::Status CheckRanks(const ExpertMap& map) {
   return absl::OkStatus();
 }
 
+// The message is flat: counts, and all ranks in one row. Both come from another process, so each
+// count is held against what is left before it is used.
 absl::Status ReadLayer(const v1::MapLayer& layer, int number, ExpertMap& map) {
   auto& of_layer = map.replicas.emplace_back();
   of_layer.reserve(layer.counts_size());
@@ -39,11 +43,13 @@ absl::Status ReadLayer(const v1::MapLayer& layer, int number, ExpertMap& map) {
                                                  next - layer.ranks().begin()));
 }
 
+// What later code relies on without looking again: layers with experts have equally many, replicas
+// ascend (so no rank stands twice), and each is a rank of this map that holds experts.
 absl::Status CheckReplicas(const ExpertMap& map) {
   size_t experts = 0;
   for (size_t layer = 0; layer < map.replicas.size(); ++layer) {
     const auto& of_layer = map.replicas[layer];
-    if (of_layer.empty()) continue;
+    if (of_layer.empty()) continue;  // a dense layer
     if (experts != 0 && of_layer.size() != experts) {
       return absl::InvalidArgumentError(absl::StrCat(
           "map.layers[", layer, "] has ", of_layer.size(), " experts, others ", experts));
@@ -69,6 +75,7 @@ absl::Status CheckReplicas(const ExpertMap& map) {
 }  // namespace
 
 const RankEntry* ExpertMap::Find(int rank) const {
+  CHECK_GE(rank, -1) << "ranks are counted from 0; -1 is none";
   const auto found = std::ranges::lower_bound(ranks, rank, {}, &RankEntry::rank);
   return found != ranks.end() && found->rank == rank ? &*found : nullptr;
 }
@@ -107,6 +114,7 @@ v1::PublishMap ToMessage(const ExpertMap& map, const RankEntry& told) {
   message.set_term(map.version.term);
   message.set_number(map.version.number);
   for (const RankEntry& entry : map.ranks) {
+    // The rest is none of its business: links, and so this message, grow with its partners alone.
     if (entry.rank != told.rank && !entry.ExchangesWith(told)) continue;
     v1::MapRank& to = *message.add_ranks();
     to.set_rank(entry.rank);
@@ -118,6 +126,7 @@ v1::PublishMap ToMessage(const ExpertMap& map, const RankEntry& told) {
     to.set_address(entry.address);
     to.set_pair_key(entry.pair_key);
   }
+  // Only an owner of rows chooses hosts.
   if (!told.attention) return message;
   for (const auto& of_layer : map.replicas) {
     v1::MapLayer& layer = *message.add_layers();

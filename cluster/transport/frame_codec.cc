@@ -55,6 +55,7 @@ absl::Status CheckHeader(const FrameHeader& header) {
     return absl::DataLossError(
         absl::StrCat("frame version is ", header.version, ", not ", kFrameVersion));
   }
+  // Before any number of the header is used: what follows may be believed to be meant so.
   if (header.crc != HeaderCrc(header)) return absl::DataLossError("crc of a frame header is wrong");
   if ((header.flags & kFrameExtended) != 0) {
     return absl::DataLossError(absl::StrCat("frame flags is ", header.flags,
@@ -68,6 +69,7 @@ absl::Status CheckHeader(const FrameHeader& header) {
   return absl::OkStatus();
 }
 
+// Not initialised: each byte is received before it is read, and payloads are megabytes.
 AlignedBytes::AlignedBytes(size_t size)
     : data_(static_cast<std::byte*>(::operator new (size, std::align_val_t{kFrameAlignment}))),
       size_(size) {}
@@ -85,6 +87,7 @@ absl::StatusOr<size_t> FrameReader::Read(Bytes bytes, OnFrame on_frame) {
     RETURN_IF_ERROR(CheckHeader(header));
     RETURN_IF_ERROR(CheckSource(header));
     const size_t padded = PaddedBytes(header.payload_bytes);
+    // Memory is taken only for a header that was checked, and no more than kPayloadBytesMax.
     if (sizeof(header) + padded > in_place_max_) {
       header_ = header;
       if (payload_.size() < padded) payload_ = AlignedBytes(padded);
@@ -109,6 +112,7 @@ absl::Status FrameReader::Received(size_t count, OnFrame on_frame) {
   CHECK(count <= payload_wanted_ - payload_got_);
   payload_got_ += count;
   if (payload_got_ < payload_wanted_) return absl::OkStatus();
+  // Reset before the handler, which may end the connection that this reader belongs to.
   payload_wanted_ = payload_got_ = 0;
   const Bytes payload(payload_.data(), header_.payload_bytes);
   RETURN_IF_ERROR(CheckPayload(header_, payload));
@@ -146,6 +150,8 @@ void OutQueue::Append(std::span<const Bytes> parts, size_t skip) {
   }
 }
 
+// In chunks of one size, so that memory which was used once serves the next frame whatever its
+// length.
 void OutQueue::Append(Bytes bytes) {
   bytes_ += bytes.size();
   while (!bytes.empty()) {

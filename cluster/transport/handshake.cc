@@ -22,7 +22,8 @@ Hello Seal(Hello hello, FrameOrigin self, FrameOrigin peer, HelloStage stage) {
   return hello;
 }
 
-// Of all that was agreed on, bound to the role of who proves.
+// The proof of one side: over everything that the two agree on. The role is part of it, so a proof
+// cannot be sent back to the one who made it; both nonces are, so it fits this hello alone.
 std::array<char, 32> Proof(const std::string& key, const char* role, FrameOrigin dialer,
                            FrameOrigin listener, uint16_t wire, uint64_t ring_bytes,
                            const Nonce& dialer_nonce, const Nonce& listener_nonce) {
@@ -36,6 +37,7 @@ std::array<char, 32> Proof(const std::string& key, const char* role, FrameOrigin
   return proof;
 }
 
+// In constant time: how long a comparison takes must not tell how much of a guess was right.
 bool Same(const std::array<char, 32>& a, const std::array<char, 32>& b) {
   return SameProof({a.data(), a.size()}, {b.data(), b.size()});
 }
@@ -56,6 +58,8 @@ absl::Status StageError(const Hello& hello, HelloStage stage) {
       absl::StrCat("hello has stage ", hello.header.detail, ", not ", static_cast<int>(stage)));
 }
 
+// A refusal is not authenticated, so it is never believed to be final: the dial is tried again,
+// over another wire where this one is refused.
 absl::Status RefusalError(const Hello& hello) {
   switch (static_cast<NackReason>(hello.refusal)) {
     case NackReason::kBadFrame:
@@ -118,6 +122,7 @@ absl::Status DialerHandshake::CheckFrom(const Hello& hello, HelloStage stage) co
 
 absl::StatusOr<Hello> DialerHandshake::OnAnswer(const Hello& answer) {
   RETURN_IF_ERROR(CheckFrom(answer, HelloStage::kAnswer));
+  // The listener proves itself first: the dialler's proof goes only to who holds the key.
   const auto wire = static_cast<uint16_t>(wire_);
   answer_nonce_ = answer.nonce;
   if (!Same(answer.proof,
@@ -158,6 +163,8 @@ ListenerHandshake::Step ListenerHandshake::OnBegin(const Hello& begin) {
     return Refuse(NackReason::kNotHere,
                   absl::StrCat("it wants ", Name(begin.target_rank, begin.target_generation)));
   }
+  // Judged by the newest map here. A dialler that is not in it may only be ahead, so it is refused
+  // with NOT_HERE and comes again.
   const RankAddress* entry = find_(peer_.rank);
   if (entry == nullptr) return Refuse(NackReason::kNotHere, "it is not of the newest map here");
   if (entry->generation != peer_.generation) {
@@ -170,6 +177,7 @@ ListenerHandshake::Step ListenerHandshake::OnBegin(const Hello& begin) {
   if (begin.wire != static_cast<uint16_t>(wire_)) {
     return Refuse(NackReason::kBadFrame, absl::StrCat("hello wire is ", begin.wire));
   }
+  // The key is taken now: the map may change before the proof comes, and Establish looks again.
   key_ = entry->pair_key;
   Hello hello;
   hello.nonce = nonce_;

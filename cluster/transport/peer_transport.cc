@@ -11,7 +11,8 @@
 namespace epic::cluster {
 namespace {
 
-// The longest sleep while a doorbell could be missed.
+// The longest sleep while a doorbell could be missed: long enough to cost nothing, short enough not
+// to look like a hung rank (protocol: a rank ticks at least every 50 ms of work).
 constexpr absl::Duration kSleepMax = absl::Milliseconds(50);
 
 }  // namespace
@@ -34,6 +35,7 @@ PeerTransport::~PeerTransport() {
 }
 
 absl::Status PeerTransport::SetSelf(int rank, uint64_t generation) {
+  // It ends every link, and a handler is called from within one.
   CHECK(!polling_) << "not from a handler";
   if (rank == rank_ && generation == generation_) return absl::OkStatus();
   SetPeers({});
@@ -45,6 +47,7 @@ absl::Status PeerTransport::SetSelf(int rank, uint64_t generation) {
 }
 
 void PeerTransport::SetPeers(const AddressBook& peers) {
+  // Poll goes through peers_ and their links, so from a handler the change waits for its end.
   if (polling_) {
     next_peers_ = peers;
     return;
@@ -89,6 +92,7 @@ bool PeerTransport::Send(int peer, FrameHeader header, std::span<const Bytes> pa
   if (!up(peer)) return false;
   PeerLink& link = *peers_.at(peer).link;
   link.Send(header, parts);
+  // Told by the next Poll and never from Send: callers are in the middle of their own changes.
   if (!link.broken().ok()) poll_again_ = true;
   return true;
 }
@@ -129,6 +133,7 @@ void PeerTransport::Poll() {
     });
   }
   sockets_.Wait(absl::ZeroDuration());
+  // After all frames: what came before the end is handed over before the end is told.
   ReportBroken();
   polling_ = false;
   if (std::optional<AddressBook> next = std::exchange(next_peers_, std::nullopt)) {
@@ -165,6 +170,7 @@ void PeerTransport::Down(Peer& peer, const absl::Status& why) {
         absl::StrCat("rank ", peer.entry.rank, " generation ", absl::Hex(peer.entry.generation)),
         why);
   }
+  // Before the handler: for it the peer is down, and a dial may begin anew.
   peer.link = nullptr;
   peer.down_since = clock_.Now();
   peer.last_error = why;
@@ -176,6 +182,7 @@ void PeerTransport::Down(Peer& peer, const absl::Status& why) {
 absl::Duration PeerTransport::BeforeSleep() {
   if (poll_again_) return absl::ZeroDuration();
   if (options_.spin > absl::ZeroDuration() && SpinForNews()) return absl::ZeroDuration();
+  // Every link is armed even if one has news: AfterSleep disarms them all.
   bool news = false, shared = false;
   for (auto& [rank, peer] : peers_) {
     if (peer.link == nullptr) continue;

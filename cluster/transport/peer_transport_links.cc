@@ -1,4 +1,9 @@
 // How PeerTransport listens, dials and accepts.
+//
+// Of each pair the higher rank dials and the lower listens, so two connections never cross. A dial
+// goes: socket → greeting → link. It has one timer at a time: the deadline of the hello while it is
+// under way, else the pause before the next. What comes in is a stranger until its greeting is
+// done: little memory, a deadline, and a bounded number of them.
 #include <dirent.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -11,6 +16,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "cluster/transport/peer_transport.h"
@@ -21,8 +27,10 @@
 namespace epic::cluster {
 namespace {
 
-// A hello that takes longer is over.
+// A hello that takes longer is over: a peer answers within one turn of its loop, and one that loads
+// may take a second for a turn.
 constexpr absl::Duration kHelloTime = absl::Seconds(2);
+// Between two dials, jittered (docs/protocol.md). Short at first: most breaks are over at once.
 constexpr absl::Duration kPauseMin = absl::Milliseconds(50);
 constexpr absl::Duration kPauseMax = absl::Milliseconds(500);
 // Connections that have proved nothing yet; beyond, the oldest goes.
@@ -128,8 +136,10 @@ Wire PeerTransport::FirstWire(const RankAddress& entry) const {
 
 void PeerTransport::Dial(int rank) { DialOver(rank, FirstWire(peers_.at(rank).entry)); }
 
+// Afterwards the peer has a greeting and its deadline, or (DialFailed) the timer of the next dial.
 void PeerTransport::DialOver(int rank, Wire wire) {
   Peer& peer = peers_.at(rank);
+  CHECK(peer.greeting == nullptr && peer.timer == 0) << "rank " << rank << " is dialled already";
   const RankAddress& entry = peer.entry;
   absl::StatusOr<UniqueFd> socket = wire == Wire::kTcp
                                         ? DialTcp(entry.address)
@@ -163,6 +173,8 @@ void PeerTransport::OnDialEvents(int rank, uint32_t events) {
 void PeerTransport::DialFailed(int rank, Wire wire, const absl::Status& why) {
   Peer& peer = peers_.at(rank);
   EndDial(peer);
+  // FailedPrecondition: this wire will not be had, so the other is tried at once and without a
+  // pause. Any other failure may pass, and is tried again over the same wire.
   const std::string what = absl::StrCat(NameOf(wire), ": ", why.message());
   if (wire == Wire::kShm && options_.wires == WireChoice::kAuto &&
       absl::IsFailedPrecondition(why) && !peer.entry.address.empty()) {
@@ -202,6 +214,8 @@ void PeerTransport::Accept(int listener, Wire wire) {
       if (scarce) PauseAccepting(listener, wire);
       return;
     }
+    // The oldest goes, not the newest: whoever floods the listener must not keep out a peer that
+    // needs two turns of the loop to prove itself.
     if (inbound_.size() >= kInboundMax) {
       ++refused_count_;
       EndInbound(std::min_element(inbound_.begin(), inbound_.end(), [](auto& a, auto& b) {
@@ -226,6 +240,8 @@ void PeerTransport::Accept(int listener, Wire wire) {
   }
 }
 
+// Descriptors or memory are short. The listener stays readable, so it is not watched for a while:
+// else the loop would spin.
 void PeerTransport::PauseAccepting(int listener, Wire wire) {
   WarnOnce(address_, absl::ErrnoToStatus(errno, "accept"));
   sockets_.Unwatch(listener);
@@ -264,12 +280,15 @@ void PeerTransport::EndInbound(int fd) {
 }
 
 void PeerTransport::Establish(Peer& peer, Greeting& greeting) {
+  // The dialler knows that its old connection is gone before this side does.
   if (peer.link != nullptr) {
     Down(peer, absl::UnavailableError("the peer has connected anew"));
   }
   const int rank = peer.entry.rank;
   const FrameOrigin from{rank, peer.entry.generation};
   const Wire wire = greeting.wire();
+  CHECK(peer.link == nullptr);
+  // The greeting's watch ends when its owner sees that it has no socket any more.
   UniqueFd socket = greeting.TakeSocket();
   sockets_.Watch(socket.get(), EPOLLIN,
                  [this, rank](uint32_t events) { OnLinkEvents(rank, events); });

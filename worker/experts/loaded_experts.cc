@@ -1,6 +1,7 @@
 #include "worker/experts/loaded_experts.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/failpoint.h"
 #include "base/status.h"
 
@@ -16,6 +17,7 @@ LoadedExperts::LoadedExperts(const Clock& clock, const model::ModelConfig& confi
       slots_(slots),
       expert_bytes_(expert_bytes),
       by_layer_(config.layer_count) {
+  CHECK_GE(slots, 0);
   for (int layer = 0; layer < config.layer_count; ++layer) {
     if (config.is_sparse(layer)) by_layer_[layer].resize(config.expert_count);
   }
@@ -27,6 +29,7 @@ void LoadedExperts::Order(ExpertOrder order) {
   order_bytes_ = 0;
   order_total_bytes_ = 0;
   missing_.clear();
+  // Advance tells why an order cannot be met. Until then all that is held stays.
   if (!CheckOrder().ok()) return;
   for (auto held = held_.begin(); held != held_.end();) {
     const auto wanted = order_->wanted.find(held->first);
@@ -36,6 +39,7 @@ void LoadedExperts::Order(ExpertOrder order) {
       ++held;
       continue;
     }
+    // First out of sight, then gone: rows that ask for it from now on are refused.
     by_layer_[held->first.layer][held->first.expert] = nullptr;
     held = held_.erase(held);
   }
@@ -45,6 +49,7 @@ void LoadedExperts::Order(ExpertOrder order) {
   order_total_bytes_ = static_cast<int64_t>(missing_.size()) * expert_bytes_;
 }
 
+// Orders come from another process: each name is held against the model before it is an index.
 absl::Status LoadedExperts::CheckOrder() const {
   if (static_cast<int>(order_->wanted.size()) > slots_) {
     return absl::ResourceExhaustedError(absl::StrCat("the order wants ", order_->wanted.size(),
@@ -81,6 +86,7 @@ absl::Status LoadedExperts::LoadOne() {
                                             absl::Hex(loaded.proof, absl::kZeroPad16), ", not ",
                                             absl::Hex(known, absl::kZeroPad16)));
   }
+  // Proved: from here on it may be asked for. Two ranks that hold it have the same bytes.
   missing_.pop_front();
   order_bytes_ += loaded.source_bytes;
   by_layer_[name.layer][name.expert] = loaded.mlp.get();
@@ -98,6 +104,7 @@ ExpertOutcome LoadedExperts::Finish(absl::Status status) {
     const auto held = held_.find(name);
     if (held != held_.end()) outcome.proofs[name] = held->second.proof;
   }
+  // What was loaded stays, whatever became of the order: the next one may want it.
   order_.reset();
   missing_.clear();
   return outcome;
@@ -117,6 +124,7 @@ bool LoadedExperts::Holds(int layer, int expert) const {
 
 void LoadedExperts::Compute(int layer, kernels::Tensor rows,
                             std::span<const kernels::ExpertRow> pairs, kernels::Tensor out) {
+  CHECK(layer >= 0 && layer < static_cast<int>(by_layer_.size())) << "layer " << layer;
   backend_.Experts(by_layer_[layer], rows, pairs, out);
 }
 
