@@ -1,11 +1,11 @@
 #include "cluster/grpc/control_client.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/log.h"
 #include "cluster/grpc/control_stream.h"
 #include "cluster/grpc/session_driver.h"
@@ -22,35 +22,34 @@ class ClientStream;
 class Graveyard {
  public:
   void Begin() {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     ++open_;
   }
   // The stream's last event; from any thread.
   void End(std::shared_ptr<ClientStream> stream) {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     dead_.push_back(std::move(stream));
     --open_;
-    changed_.notify_all();
   }
   // Destroys those that have ended.
   void Clear() {
     std::vector<std::shared_ptr<ClientStream>> dead;
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     dead.swap(dead_);
   }
   // Also waits for the others, all of them closed.
   void ClearAll() {
     std::vector<std::shared_ptr<ClientStream>> dead;
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return open_ == 0; });
+    const absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](int* open) { return *open == 0; }, &open_));
     dead.swap(dead_);
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int open_ = 0;
-  std::vector<std::shared_ptr<ClientStream>> dead_;
+  absl::Mutex mutex_;
+  int open_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<std::shared_ptr<ClientStream>> dead_ ABSL_GUARDED_BY(mutex_);
 };
 
 class ClientStream

@@ -38,7 +38,7 @@ class ThreadsWorld::End : public Collective {
                           std::span<const std::span<std::byte>> receive) override {
     CHECK_EQ(static_cast<int>(send.size()), size());
     CHECK_EQ(static_cast<int>(receive.size()), size());
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     const Operation operation = next_++;
     // Operations are matched by their number: the n-th of each rank is the same one.
     Meeting& meeting = Come(operation, {});
@@ -52,7 +52,7 @@ class ThreadsWorld::End : public Collective {
   }
 
   Operation StartAllReduce(Reduction reduction, std::span<int64_t> values) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     const Operation operation = next_++;
     const bool first = !world_.meetings_.contains(operation);
     Meeting& meeting = Come(operation, {.reduces = true, .reduction = reduction});
@@ -69,7 +69,7 @@ class ThreadsWorld::End : public Collective {
   }
 
   absl::StatusOr<bool> Done(Operation operation) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     const auto open = open_.find(operation);
     CHECK(open != open_.end()) << "operation " << operation;
     if (world_.status_.ok() && world_.meetings_.at(operation).came < size()) return false;
@@ -81,29 +81,35 @@ class ThreadsWorld::End : public Collective {
   }
 
   void Abort(const std::string& reason) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     world_.Fail(rank_, reason);
   }
 
  private:
-  struct Open {
+  // Where the results of an operation go.
+  struct Wanted {
     std::vector<std::span<std::byte>> receive;
     std::span<int64_t> values;
   };
 
-  Meeting& Come(Operation operation, Meeting shape) {
+  // The first rank to come brings the shape that the others' operation must have.
+  Meeting& Come(Operation operation, Meeting shape)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     shape.first = rank_;
     Meeting& meeting = world_.meetings_.try_emplace(operation, std::move(shape)).first->second;
     ++meeting.came;
     return meeting;
   }
 
-  void Mismatch(Operation operation, const Meeting& meeting, const std::string& what) {
+  void Mismatch(Operation operation, const Meeting& meeting, const std::string& what)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     world_.Fail(rank_, absl::StrCat("its operation ", operation, " is an ", what, ", rank ",
                                     meeting.first, "'s is not"));
   }
 
-  void Take(Operation operation, const Open& open) {
+  // The last rank to take its share ends the meeting.
+  void Take(Operation operation, const Wanted& open)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     Meeting& meeting = world_.meetings_.at(operation);
     if (meeting.reduces) std::ranges::copy(meeting.values, open.values.begin());
     for (size_t from = 0; from < open.receive.size(); ++from) {
@@ -122,7 +128,7 @@ class ThreadsWorld::End : public Collective {
   ThreadsWorld& world_;
   const int rank_;
   Operation next_ = 0;
-  std::map<Operation, Open> open_;
+  std::map<Operation, Wanted> open_;
 };
 
 ThreadsWorld::ThreadsWorld(int size) : size_(size) {

@@ -7,10 +7,11 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "cluster/transport/collective.h"
 
 namespace epic::cluster {
@@ -37,13 +38,13 @@ class ThreadsWorld {
     std::vector<std::vector<std::vector<std::byte>>> sent;  // [from][to]
   };
 
-  void Fail(int rank, const std::string& reason);  // with the lock
+  void Fail(int rank, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int size_;
-  std::mutex mutex_;  // guards all below
-  absl::Status status_;
-  std::map<Collective::Operation, Meeting> meetings_;
-  std::vector<std::unique_ptr<End>> ends_;
+  std::vector<std::unique_ptr<End>> ends_;  // made with the world, never changed
+  absl::Mutex mutex_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  std::map<Collective::Operation, Meeting> meetings_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace epic::cluster

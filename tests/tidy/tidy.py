@@ -67,13 +67,6 @@ MUTEX_MEMBER = re.compile(r"\b(?:\w+::)?Mutex\s+(\w+)\s*;")
 PLAIN_MUTEX_EXCEPTIONS = {"kernels/mutex.h"}
 # Those that have plain ones still. The list shrinks, and never grows.
 PLAIN_MUTEXES: set[str] = {
-    "cluster/grpc/control_client.cc",
-    "cluster/mailbox.h",
-    "cluster/transport/testing/fake_nccl.cc",
-    "cluster/transport/testing/fake_nccl.h",
-    "cluster/transport/testing/nccl_world.cc",
-    "cluster/transport/threads_collective.cc",
-    "cluster/transport/threads_collective.h",
     "tests/epochs/epochs_over_nccl_test.cc",
 }
 

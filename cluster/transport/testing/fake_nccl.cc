@@ -16,7 +16,7 @@ class FakeNccl::Card : public NcclApi {
   Card(FakeNccl& world, int index) : world_(world), index_(index) {}
 
   NcclResult GetUniqueId(NcclUniqueId& id) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     if (const NcclResult failure = Failure("GetUniqueId"); failure != NcclResult::kSuccess) {
       return failure;
     }
@@ -27,7 +27,7 @@ class FakeNccl::Card : public NcclApi {
   }
 
   NcclResult InitRank(NcclComm& comm, int size, const NcclUniqueId& id, int rank) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     if (const NcclResult failure = Failure("InitRank"); failure != NcclResult::kSuccess) {
       return failure;
     }
@@ -41,7 +41,7 @@ class FakeNccl::Card : public NcclApi {
   NcclResult AsyncError(NcclComm comm) override { return GiveWay(StateOf(comm)); }
 
   NcclResult StateOf(NcclComm comm) {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     if (const NcclResult failure = Failure("AsyncError"); failure != NcclResult::kSuccess) {
       At(comm).error = failure;
     }
@@ -59,7 +59,7 @@ class FakeNccl::Card : public NcclApi {
   }
 
   NcclResult GroupStart() override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     CHECK(!group_) << "a group is open";
     const NcclResult failure = Failure("GroupStart");
     if (failure == NcclResult::kSuccess) group_.emplace();
@@ -76,7 +76,7 @@ class FakeNccl::Card : public NcclApi {
   }
 
   NcclResult AllReduce(NcclComm comm, Reduction reduction, int64_t* values, size_t count) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     Idle(comm);
     CHECK(world_.Reaches(reinterpret_cast<std::byte*>(values), count * sizeof *values));
     group_comm_ = comm;
@@ -87,7 +87,7 @@ class FakeNccl::Card : public NcclApi {
   }
 
   NcclResult GroupEnd() override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     CHECK(group_.has_value());
     Group group = *std::exchange(group_, std::nullopt);
     if (const NcclResult failure = Failure("GroupEnd"); failure != NcclResult::kSuccess) {
@@ -101,14 +101,14 @@ class FakeNccl::Card : public NcclApi {
   }
 
   NcclResult Finalize(NcclComm comm) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     Idle(comm);
     At(comm).finalized = true;
     return NcclResult::kInProgress;
   }
 
   NcclResult Destroy(NcclComm comm) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     Idle(comm);
     CHECK(At(comm).finalized && At(comm).stream.empty());
     Free(comm);
@@ -117,17 +117,17 @@ class FakeNccl::Card : public NcclApi {
 
   NcclResult Abort(NcclComm comm) override {
     {
-      const std::lock_guard lock(world_.mutex_);
+      const absl::MutexLock lock(&world_.mutex_);
       At(comm).over = true;
     }
     while (world_.aborts_hang) std::this_thread::yield();
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     Free(comm);
     return NcclResult::kSuccess;
   }
 
   NcclResult Mark(NcclEvent& event) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     if (const NcclResult failure = Failure("Mark"); failure != NcclResult::kSuccess) {
       return failure;
     }
@@ -146,7 +146,7 @@ class FakeNccl::Card : public NcclApi {
   NcclResult Reached(NcclEvent event) override { return GiveWay(StateAt(event)); }
 
   NcclResult StateAt(NcclEvent event) {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     if (const NcclResult failure = Failure("Reached"); failure != NcclResult::kSuccess) {
       return failure;
     }
@@ -157,17 +157,17 @@ class FakeNccl::Card : public NcclApi {
   }
 
   void FreeMark(NcclEvent event) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     CHECK_EQ(world_.marks_.erase(event), 1u);
   }
 
   bool Reaches(const void* memory) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     return world_.Reaches(static_cast<const std::byte*>(memory), 1);
   }
 
   std::byte* AllocatePinned(size_t bytes) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     if (Failure("AllocatePinned") != NcclResult::kSuccess) return nullptr;
     auto block = std::make_unique<std::byte[]>(bytes);
     std::byte* memory = block.get();
@@ -177,7 +177,7 @@ class FakeNccl::Card : public NcclApi {
   }
 
   void FreePinned(std::byte* memory) override {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     CHECK_EQ(world_.pinned_.erase(memory), 1u);
     world_.reached_.erase(memory);
   }
@@ -193,21 +193,21 @@ class FakeNccl::Card : public NcclApi {
     return result;
   }
 
-  Comm& At(NcclComm comm) {
+  Comm& At(NcclComm comm) ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     const auto found = world_.comms_.find(comm);
     CHECK(found != world_.comms_.end()) << "the communicator is freed";
     return *found->second;
   }
 
   // The communicator may be asked for more.
-  void Idle(NcclComm comm) {
+  void Idle(NcclComm comm) ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     const Comm& at = At(comm);
     CHECK(at.formed && at.launching.empty() && !at.over) << "in progress";
     CHECK(at.error == NcclResult::kSuccess) << "it has failed";
   }
 
   NcclResult Add(const std::string& call, NcclComm comm, Transfer transfer) {
-    const std::lock_guard lock(world_.mutex_);
+    const absl::MutexLock lock(&world_.mutex_);
     Idle(comm);
     CHECK(group_.has_value()) << "outside of a group";
     CHECK(world_.Reaches(transfer.at, transfer.bytes)) << "the card does not reach it";
@@ -216,7 +216,7 @@ class FakeNccl::Card : public NcclApi {
     return Failure(call);
   }
 
-  NcclResult Failure(const std::string& call) {
+  NcclResult Failure(const std::string& call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     const auto found = world_.failures_.find({index_, call});
     if (found == world_.failures_.end()) return NcclResult::kSuccess;
     const NcclResult result = found->second;
@@ -224,7 +224,7 @@ class FakeNccl::Card : public NcclApi {
     return result;
   }
 
-  void Free(NcclComm comm) {
+  void Free(NcclComm comm) ABSL_EXCLUSIVE_LOCKS_REQUIRED(world_.mutex_) {
     Comm& at = At(comm);
     for (auto& [event, mark] : world_.marks_) {
       if (mark->comm == &at) mark->comm = nullptr;
@@ -247,7 +247,7 @@ FakeNccl::~FakeNccl() = default;
 NcclApi& FakeNccl::card(int index) { return *cards_.at(index); }
 
 void FakeNccl::Kill(int card, bool noticed) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   for (auto& [comm, at] : comms_) {
     if (at->card == card) {
       at->over = true;
@@ -258,22 +258,22 @@ void FakeNccl::Kill(int card, bool noticed) {
 }
 
 void FakeNccl::FailNext(int card, const std::string& call, NcclResult result) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   failures_[{card, call}] = result;
 }
 
 void FakeNccl::AddDeviceMemory(const std::byte* memory, size_t bytes) {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   reached_[memory] = bytes;
 }
 
 int FakeNccl::held_count() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return static_cast<int>(comms_.size() + marks_.size() + pinned_.size());
 }
 
 int FakeNccl::pinned_count() const {
-  const std::lock_guard lock(mutex_);
+  const absl::MutexLock lock(&mutex_);
   return static_cast<int>(pinned_.size());
 }
 

@@ -17,10 +17,11 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/sim_loop.h"
 #include "cluster/transport/nccl/nccl_api.h"
 
@@ -82,25 +83,25 @@ class FakeNccl {
     uint64_t at = 0;
   };
 
-  // All below with the lock.
-  void Form(const NcclUniqueId& id, int size);
-  bool Finalized(const Comm& comm) const;
-  Comm* Peer(const Comm& comm, int rank) const;
-  void Run();
-  bool RunGroup(Comm& comm);
-  bool RunReduce(Comm& comm);
-  bool RunTransfer(Comm& comm, Transfer& send);
-  bool Reaches(const std::byte* memory, size_t bytes) const;
+  void Form(const NcclUniqueId& id, int size) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Finalized(const Comm& comm) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Comm* Peer(const Comm& comm, int rank) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Run() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool RunGroup(Comm& comm) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool RunReduce(Comm& comm) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool RunTransfer(Comm& comm, Transfer& send) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Reaches(const std::byte* memory, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  mutable std::mutex mutex_;
-  SeededRandom random_;
-  std::vector<std::unique_ptr<Card>> cards_;
-  std::map<NcclComm, std::unique_ptr<Comm>> comms_;
-  std::map<NcclEvent, std::unique_ptr<Mark>> marks_;
-  std::map<const std::byte*, std::unique_ptr<std::byte[]>> pinned_;
-  std::map<const std::byte*, size_t> reached_;  // by first byte
-  std::map<std::pair<int, std::string>, NcclResult> failures_;
-  int ids_ = 0;
+  std::vector<std::unique_ptr<Card>> cards_;  // made with the fake, never changed
+  mutable absl::Mutex mutex_;
+  SeededRandom random_ ABSL_GUARDED_BY(mutex_);
+  std::map<NcclComm, std::unique_ptr<Comm>> comms_ ABSL_GUARDED_BY(mutex_);
+  std::map<NcclEvent, std::unique_ptr<Mark>> marks_ ABSL_GUARDED_BY(mutex_);
+  std::map<const std::byte*, std::unique_ptr<std::byte[]>> pinned_ ABSL_GUARDED_BY(mutex_);
+  // What the cards reach, by first byte.
+  std::map<const std::byte*, size_t> reached_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::pair<int, std::string>, NcclResult> failures_ ABSL_GUARDED_BY(mutex_);
+  int ids_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace epic::cluster

@@ -1,8 +1,9 @@
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/check.h"
 #include "base/env.h"
 #include "cluster/transport/nccl/nccl_collective.h"
@@ -16,17 +17,17 @@ namespace {
 class News {
  public:
   void Tell(const std::string& reason) {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     if (reason_.empty()) reason_ = reason;
   }
   std::string Hear() const {
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     return reason_;
   }
 
  private:
-  mutable std::mutex mutex_;
-  std::string reason_;
+  mutable absl::Mutex mutex_;
+  std::string reason_ ABSL_GUARDED_BY(mutex_);
 };
 
 // A rank that hears the news whenever it asks for its operations.
