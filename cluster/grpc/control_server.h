@@ -48,8 +48,8 @@ class ControlServer {
   void Close();
 
  private:
-  struct State;
-  std::shared_ptr<State> state_;
+  struct Sessions;
+  std::shared_ptr<Sessions> sessions_;
 };
 
 }  // namespace epic::cluster

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "base/check.h"
+
 namespace epic::cluster {
 
 absl::Status SessionDriver::Send(v1::ControlMessage message) {
@@ -14,6 +16,7 @@ absl::Status SessionDriver::Attach(std::shared_ptr<ControlStream> stream,
                                    uint64_t peer_acknowledged, bool write_busy) {
   Detach(grpc::Status(grpc::StatusCode::CANCELLED, "replaced by a newer connection"));
   if (absl::Status status = session_.Connect(peer_acknowledged); !status.ok()) return status;
+  CHECK(stream != nullptr);
   stream_ = std::move(stream);
   write_busy_ = write_busy;
   stream_->SetEvents({.on_frame = [this](const v1::ControlFrame& frame) { OnFrame(frame); },
@@ -32,6 +35,7 @@ void SessionDriver::Detach(const grpc::Status& status) {
   std::exchange(stream_, nullptr)->Close(status);
 }
 
+// The message's handler may destroy this driver, so `alive_` is looked at before anything else is.
 void SessionDriver::OnFrame(const v1::ControlFrame& frame) {
   bool fresh = false;
   if (const absl::Status status = session_.OnFrame(frame, &fresh); !status.ok()) {
@@ -42,6 +46,7 @@ void SessionDriver::OnFrame(const v1::ControlFrame& frame) {
   if (*alive) Pump();
 }
 
+// gRPC takes one write at a time; on_written comes back here for the next.
 void SessionDriver::Pump() {
   if (stream_ == nullptr || write_busy_) return;
   std::optional<v1::ControlFrame> frame = session_.NextFrame();
@@ -51,6 +56,7 @@ void SessionDriver::Pump() {
 }
 
 void SessionDriver::Break(const grpc::Status& status) {
+  // Detached first: the owner finds no stream, and may destroy this driver.
   Detach(status);
   on_broken_(status);
 }
