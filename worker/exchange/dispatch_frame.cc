@@ -13,6 +13,7 @@ struct Counts {
   uint32_t pairs = 0;
 };
 
+// In 64 bits: counts from the wire are multiplied before they are known to be small.
 int64_t HeadBytes(int64_t pairs) {
   const int64_t bytes = int64_t{sizeof(Counts)} + pairs * int64_t{sizeof(FramePair)};
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -50,6 +51,7 @@ void WriteDispatchHead(std::span<const FramePair> pairs, int row_count,
                        std::vector<std::byte>& head) {
   head.assign(HeadBytes(static_cast<int64_t>(pairs.size())), std::byte{0});
   const Counts counts{static_cast<uint32_t>(row_count), static_cast<uint32_t>(pairs.size())};
+  // Padded, so that the rows behind the head are aligned where the payload is.
   std::memcpy(head.data(), &counts, sizeof counts);
   std::memcpy(head.data() + sizeof counts, pairs.data(), pairs.size_bytes());
 }
@@ -67,6 +69,7 @@ std::optional<DispatchFrame> ReadDispatch(const ExchangeShape& shape, const Exch
   if (static_cast<int64_t>(payload.size()) != head_bytes + counts.rows * shape.row_bytes()) {
     return std::nullopt;
   }
+  // The payload is this rank's own copy, so its numbers stay as they are checked.
   DispatchFrame frame;
   frame.pairs = {reinterpret_cast<const FramePair*>(payload.data() + sizeof counts), counts.pairs};
   frame.row_count = static_cast<int>(counts.rows);

@@ -12,10 +12,10 @@
 
 namespace epic::worker {
 
-// Of the model.
+// What an exchange must know of the model.
 struct ExchangeShape {
   int layer_count = 0;
-  int expert_count = 0;  // of each layer with experts
+  int expert_count = 0;  // in each layer with experts
   int experts_per_token = 0;
   int hidden = 0;
   cluster::WeightsId weights = cluster::WeightsId::kFirst;
@@ -25,14 +25,14 @@ struct ExchangeShape {
 
 // Equal on all ranks of a world.
 struct ExchangeLimits {
-  int tile_rows_max = 512;  // of a frame, and of a commit
+  int tile_rows_max = 512;  // rows of a frame, and rows of a commit
   // The answers of a frame fit in this: with two tiles a peer under way, below socket buffers.
   int64_t answer_bytes_max = int64_t{4} << 20;
   // Frames under way per peer and direction: the credits that a connection starts with.
   int tiles_in_flight_max = 2;
   absl::Duration prompt_patience = absl::Milliseconds(50);
 
-  // Of a frame.
+  // The most pairs of a frame.
   int64_t pairs_max(const ExchangeShape& shape) const;
 };
 

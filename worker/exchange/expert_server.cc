@@ -18,6 +18,7 @@ using kernels::Tensor;
 
 namespace {
 
+// What the kernels want of a tensor's rows (kernels/backend.h).
 constexpr uintptr_t kTensorAlignment = 64;
 
 }  // namespace
@@ -41,6 +42,8 @@ void ExpertServer::OnDispatch(int peer, bool known, const FrameHeader& header,
     ++counters_.refused_revoked;
     return Refuse(peer, header, NackReason::kRevoked);
   }
+  // An honest sender keeps to its credits. A sender that does not has forgotten what it sent, or it
+  // wants this rank's memory.
   const auto queued = std::ranges::count(jobs_, peer, &Job::peer);
   if (queued >= limits_.tiles_in_flight_max) {
     ++counters_.refused_no_credit;
@@ -58,6 +61,7 @@ void ExpertServer::OnDispatch(int peer, bool known, const FrameHeader& header,
     ++counters_.refused_bad_frame;
     return Refuse(peer, header, NackReason::kBadFrame);
   }
+  // Copied before it is judged: on shared memory the sender could change what was checked.
   Job job = TakeJob();
   std::memcpy(job.bytes.Reserve(bytes), payload.data(), payload.size());
   const auto frame = ReadDispatch(shape_, limits_, {job.bytes.data(), payload.size()});
@@ -83,6 +87,8 @@ void ExpertServer::Drop(int peer) {
 
 void ExpertServer::AddLocal(int ticket, const model::ExpertDispatch& dispatch,
                             std::span<const int32_t> pairs) {
+  CHECK(!pairs.empty() && std::ranges::is_sorted(pairs)) << "ticket " << ticket;
+  CHECK_EQ(dispatch.experts.cols, shape_.experts_per_token);
   Job job = TakeJob();
   job.peer = -1;
   job.decode = dispatch.decode;
@@ -111,9 +117,9 @@ bool ExpertServer::Commit() {
     Answer();
   }
   RemoveDone();
-  for (const auto& [ticket, pair] : std::exchange(missing_pairs_, {})) {
-    local_.on_missing(ticket, pair);
-  }
+  // Last, for the handler may add rows, and so move the jobs.
+  const std::vector<LocalPair> missing = std::exchange(missing_pairs_, {});
+  if (!missing.empty()) local_.on_missing(missing);
   return true;
 }
 
@@ -121,6 +127,8 @@ bool ExpertServer::Urgent(const Job& job) const {
   return job.decode || clock_.Now() - job.arrived > limits_.prompt_patience;
 }
 
+// Who decides the layer of the next group. Urgent rows come first because a whole step of another
+// rank waits for them; the patience bounds how long a stream of them can hold up a prompt.
 const ExpertServer::Job& ExpertServer::Head() const {
   const auto urgent = std::ranges::find_if(jobs_, [&](const Job& job) { return Urgent(job); });
   return urgent != jobs_.end() ? *urgent : jobs_.front();
@@ -140,7 +148,8 @@ void ExpertServer::ChooseParts() {
   }
 }
 
-// False: it does not fit into this group any more.
+// A frame is taken whole, for its answer is one frame. False: there is no room for it in this
+// group, and nothing behind it may overtake it.
 bool ExpertServer::AddFrame(Job& job) {
   const auto pair_count = static_cast<int64_t>(job.frame.pairs.size());
   if (job.frame.row_count > rows_left_ || pair_count > pairs_left_) return false;
@@ -152,6 +161,8 @@ bool ExpertServer::AddFrame(Job& job) {
   return true;
 }
 
+// Judged only now and not on arrival: an order may have dropped or brought experts meanwhile. One
+// missing expert refuses the whole frame, since an answer has a row for every pair.
 bool ExpertServer::Refused(Job& job) {
   missing_experts_.clear();
   for (const FramePair& pair : job.frame.pairs) {
@@ -168,7 +179,7 @@ bool ExpertServer::Refused(Job& job) {
   return true;
 }
 
-// As many pairs as fit; false if some are left over.
+// Takes as many pairs as fit, for own answers need no frame; false if some are left over.
 bool ExpertServer::AddLocalPart(Job& job) {
   SkipMissing(job);
   const int64_t k = shape_.experts_per_token;
@@ -193,13 +204,17 @@ void ExpertServer::SkipMissing(Job& job) {
   };
   const auto begin = job.pairs.begin() + static_cast<std::ptrdiff_t>(job.next_pair);
   for (auto pair = begin; pair != job.pairs.end(); ++pair) {
-    if (dropped(*pair)) missing_pairs_.emplace_back(job.ticket, *pair);
+    if (dropped(*pair)) missing_pairs_.push_back({job.ticket, *pair});
   }
   job.pairs.erase(std::remove_if(begin, job.pairs.end(), dropped), job.pairs.end());
 }
 
-// Makes rows_, pairs_ and out_ of the parts. A part that is alone is read where it lies.
+// Makes rows_, pairs_ and out_ of the parts. A part that is alone is not copied but read where it
+// lies: a frame in the job's buffer, own rows in the step's. Own rows are also answered in place
+// where their pairs have no gap and their place is aligned: then `out_` is the ticket's own `out`,
+// and AnswerLocal finds nothing to copy.
 void ExpertServer::Gather() {
+  CHECK(!parts_.empty());
   pairs_.clear();
   row_count_ = 0;
   const Part& first = parts_[0];
@@ -257,7 +272,9 @@ void ExpertServer::GatherLocal(const Part& part) {
   }
 }
 
+// The answers lie in the order of the parts and, within a part, of its pairs.
 void ExpertServer::Answer() {
+  CHECK_EQ(out_.rows, static_cast<int64_t>(pairs_.size()));
   const auto* answers = out_.As<std::byte>();
   for (const Part& part : parts_) {
     const auto pair_count = static_cast<int64_t>(part.pair_count);
@@ -307,6 +324,7 @@ void ExpertServer::Refuse(int peer, const FrameHeader& header, NackReason reason
   network_.Send(Channel::kRows, peer, reply, {&payload, 1});
 }
 
+// Keeps the order of arrival, and the memory of the jobs that are done.
 void ExpertServer::RemoveDone() {
   size_t kept = 0;
   for (size_t i = 0; i < jobs_.size(); ++i) {

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <functional>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -37,19 +36,24 @@ struct ServerCounters {
 // One thread, the rank's loop.
 class ExpertServer {
  public:
-  // What becomes of a rank's own rows; called from Commit.
+  // A product of this rank's own: the pair (row · k + j) of a ticket.
+  struct LocalPair {
+    int ticket = 0;
+    int32_t pair = 0;
+  };
+  // What becomes of a rank's own rows; called at the end of Commit, and may add rows.
   struct LocalHandlers {
-    // So many more products of the ticket are in its `out`.
+    // `count` more products of the ticket are in its `out`.
     std::function<void(int ticket, int64_t count)> on_done;
-    // The expert of this pair (row · k + j) has been dropped since.
-    std::function<void(int ticket, int32_t pair)> on_missing;
+    // The experts of these pairs have been dropped since. Once a commit, with all of them.
+    std::function<void(std::span<const LocalPair> missing)> on_missing;
   };
 
   // All references outlive this.
   ExpertServer(const ExchangeShape& shape, const ExchangeLimits& limits, const Clock& clock,
                cluster::PeerNetwork& network, ExpertSet& experts, LocalHandlers local);
 
-  // Of the map held here; refusals tell it.
+  // The version of the map held here; answers and refusals tell it.
   void set_version(cluster::MapVersion version) { version_ = version; }
 
   // A dispatch has arrived: it is queued, or refused at once. `known`: the peer is in the map.
@@ -75,11 +79,11 @@ class ExpertServer {
     bool done = false;
     int layer = 0;
     absl::Time arrived;
-    // Of a frame.
+    // Members used only for frames from other ranks.
     cluster::FrameHeader header;
     RowBuffer bytes;
     DispatchFrame frame;  // views into `bytes`
-    // Of this rank's own.
+    // Members used only for this rank's own rows.
     int ticket = 0;
     model::ExpertDispatch dispatch;
     std::vector<int32_t> pairs;
@@ -88,7 +92,7 @@ class ExpertServer {
   // What a job gives to the group being computed.
   struct Part {
     Job* job = nullptr;
-    size_t first_pair = 0;  // of the job
+    size_t first_pair = 0;  // index into the job's pairs
     size_t pair_count = 0;
   };
 
@@ -119,18 +123,18 @@ class ExpertServer {
   ExpertSet& experts_;
   const LocalHandlers local_;
   cluster::MapVersion version_;
-  std::vector<Job> jobs_;   // by arrival
+  std::vector<Job> jobs_;   // in order of arrival
   std::vector<Job> spare_;  // done; their memory is used again
-  // The group.
+  // The group of one commit; `parts_` point into `jobs_`, which must not move until RemoveDone.
   std::vector<Part> parts_;
-  int64_t rows_left_ = 0;  // that it may still take
+  int64_t rows_left_ = 0;  // room in the group
   int64_t pairs_left_ = 0;
   std::vector<kernels::ExpertRow> pairs_;
   RowBuffer gathered_, answers_;
   int64_t row_count_ = 0;  // in gathered_
   kernels::Tensor rows_, out_;
   std::vector<uint16_t> missing_experts_;
-  std::vector<std::pair<int, int32_t>> missing_pairs_;  // (ticket, pair)
+  std::vector<LocalPair> missing_pairs_;  // told at the end of the commit
   ServerCounters counters_;
 };
 

@@ -100,6 +100,7 @@ class ExpertServerTest : public testing::Test {
   std::vector<std::string> commits_;
   std::vector<std::pair<int, int64_t>> local_done_;
   std::vector<std::pair<int, int32_t>> local_missing_;
+  int missing_calls_ = 0;
   uint64_t dispatch_ = 0;
   ExpertServer server_{
       kShape,
@@ -108,7 +109,11 @@ class ExpertServerTest : public testing::Test {
       network_,
       experts_,
       {.on_done = [this](int t, int64_t n) { local_done_.emplace_back(t, n); },
-       .on_missing = [this](int t, int32_t pair) { local_missing_.emplace_back(t, pair); }}};
+       .on_missing =
+           [this](std::span<const ExpertServer::LocalPair> missing) {
+             ++missing_calls_;
+             for (const auto& [t, pair] : missing) local_missing_.emplace_back(t, pair);
+           }}};
 };
 
 TEST_F(ExpertServerTest, AnswersRowByRowInTheOrderOfTheDispatch) {
@@ -305,6 +310,7 @@ TEST_F(ExpertServerTest, GivesBackOwnRowsWhoseExpertIsGone) {
   experts_.Drop(3, 6);
   EXPECT_THAT(CommitAll(), ElementsAre("layer 3: 2"));
   EXPECT_THAT(local_missing_, ElementsAre(std::pair(0, 1), std::pair(0, 3)));
+  EXPECT_EQ(missing_calls_, 1);  // told once a commit, for each telling routes all that waits
   EXPECT_EQ(own.out, own.Expected(3, {0, 2}));
   server_.AddLocal(0, own.dispatch(3, false), std::vector<int32_t>{0});
   server_.DropLocal(0);

@@ -7,13 +7,12 @@
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/mutant.h"
-#include "worker/exchange/message_exchange_peer.h"
+#include "worker/exchange/message_exchange_state.h"
 
 namespace epic::worker {
 
 using cluster::Channel;
 using cluster::FrameHeader;
-using cluster::FrameKind;
 
 namespace {
 
@@ -34,8 +33,8 @@ MessageExchange::MessageExchange(const ExchangeShape& shape, const ExchangeLimit
       handlers_(std::move(handlers)),
       server_(shape, limits, clock, network, experts,
               {.on_done = [this](int ticket, int64_t count) { OnLocalDone(ticket, count); },
-               .on_missing = [this](int ticket, int32_t pair) { OnLocalMissing(ticket, pair); }}),
-      open_(std::make_unique<Open[]>(kTickets)) {
+               .on_missing = [this](auto missing) { OnLocalMissing(missing); }}),
+      tickets_(std::make_unique<OpenTicket[]>(kTickets)) {
   network_.Open(
       Channel::kRows,
       {.credits = limits_.tiles_in_flight_max,
@@ -45,7 +44,7 @@ MessageExchange::MessageExchange(const ExchangeShape& shape, const ExchangeLimit
        .on_down = [this](int rank, const absl::Status& why) { OnDown(rank, why); },
        .on_room =
            [this](int rank) {
-             if (Peer* peer = Find(rank)) Pump(*peer);
+             if (Partner* partner = Find(rank)) Pump(*partner);
              return false;  // Pump has sent all that there is room for
            }});
 }
@@ -53,59 +52,64 @@ MessageExchange::MessageExchange(const ExchangeShape& shape, const ExchangeLimit
 MessageExchange::~MessageExchange() { network_.Close(Channel::kRows); }
 
 void MessageExchange::Join(int rank) {
+  CHECK_GE(rank, 0);
+  // Answers to what was sent under the old number cannot be told from those of another life.
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
-    open_[ticket].aborted = open_[ticket].used && !EPIC_MUTANT("rejoined_ranks_keep_tickets");
-    open_[ticket].unrouted.clear();
+    tickets_[ticket].aborted = tickets_[ticket].used && !EPIC_MUTANT("rejoined_ranks_keep_tickets");
+    tickets_[ticket].unrouted.clear();
     server_.DropLocal(ticket);
   }
   rank_ = rank;
   map_ = {};
   server_.set_version({});
-  UpdatePeers();
+  UpdatePartners();
 }
 
 void MessageExchange::SetMap(cluster::ExpertMap map) {
+  // Maps come in order, but a redialled control stream may bring one again.
   if (map.version <= map_.version) return;
   map_ = std::move(map);
   server_.set_version(map_.version);
-  UpdatePeers();
+  UpdatePartners();
   RouteAll();
 }
 
 // Connections are wanted between ranks of which one has rows for experts of the other.
-void MessageExchange::UpdatePeers() {
+void MessageExchange::UpdatePartners() {
   const cluster::RankEntry* self = map_.Find(rank_);
   std::vector<cluster::RankEntry> wanted;
   for (const cluster::RankEntry& entry : map_.ranks) {
     if (self != nullptr && entry.ExchangesWith(*self)) wanted.push_back(entry);
   }
-  std::vector<std::unique_ptr<Peer>> kept;
-  auto next = peers_.begin();  // both ascend by rank
+  std::vector<std::unique_ptr<Partner>> kept;
+  auto next = partners_.begin();  // both ascend by rank
   for (const cluster::RankEntry& entry : wanted) {
-    while (next != peers_.end() && (*next)->entry.rank < entry.rank) ++next;
-    if (next != peers_.end() && (*next)->entry.rank == entry.rank &&
+    while (next != partners_.end() && (*next)->entry.rank < entry.rank) ++next;
+    if (next != partners_.end() && (*next)->entry.rank == entry.rank &&
         (*next)->entry.generation == entry.generation) {
       kept.push_back(std::move(*next++));
     } else {
-      kept.push_back(std::make_unique<Peer>());
+      kept.push_back(std::make_unique<Partner>());
       kept.back()->tries.resize(limits_.tiles_in_flight_max);
     }
     kept.back()->entry = entry;
     if (!EPIC_MUTANT("refusals_are_kept")) kept.back()->absent.clear();
   }
-  for (const auto& gone : peers_) {
+  // A host that left the map never answers: what it had goes back to be routed. Its rows in the
+  // server's queue are dropped, for nobody is left to take their answers.
+  for (const auto& gone : partners_) {
     if (gone == nullptr) continue;
     FailTries(*gone);
     TakeQueued(*gone);
     server_.Drop(gone->entry.rank);
   }
-  peers_ = std::move(kept);
+  partners_ = std::move(kept);
   network_.SetPeers(Channel::kRows, {wanted.begin(), wanted.end()});
 }
 
 model::ExpertExchange::Ticket MessageExchange::Begin(const model::ExpertDispatch& dispatch) {
-  const Ticket ticket = open_[0].used ? 1 : 0;
-  Open& open = open_[ticket];
+  const Ticket ticket = tickets_[0].used ? 1 : 0;
+  OpenTicket& open = tickets_[ticket];
   CHECK(!open.used) << "two tickets are open";
   const int64_t pair_count = dispatch.rows.rows * dispatch.experts.cols;
   CHECK_EQ(dispatch.rows.cols, shape_.hidden);
@@ -115,25 +119,27 @@ model::ExpertExchange::Ticket MessageExchange::Begin(const model::ExpertDispatch
   open.aborted = false;
   open.dispatch = dispatch;
   open.number = next_ticket_++;
-  open.attempt = 1;
+  open.try_number = 1;
   open.unanswered = pair_count;
   open.local = 0;
   open.unrouted.clear();
   open.began = clock_.Now();
   local_pairs_.clear();
+  // All pairs are routed before any is sent, so that each host gets as few and as full frames as
+  // its share allows.
   for (int64_t pair = 0; pair < pair_count; ++pair) Route(ticket, static_cast<int32_t>(pair));
   AddLocal(ticket);
-  for (const auto& peer : peers_) Pump(*peer);
+  for (const auto& partner : partners_) Pump(*partner);
   return ticket;
 }
 
 bool MessageExchange::Ready(Ticket ticket) {
-  CHECK(open_[ticket].used) << "ticket " << ticket;
-  return open_[ticket].done();
+  CHECK(tickets_[ticket].used) << "ticket " << ticket;
+  return tickets_[ticket].done();
 }
 
 absl::Status MessageExchange::Finish(Ticket ticket, kernels::Tensor out) {
-  Open& open = open_[ticket];
+  OpenTicket& open = tickets_[ticket];
   CHECK(open.used && open.done()) << "ticket " << ticket;
   CHECK(out.data == open.dispatch.out.data)
       << "ticket " << ticket << ": another `out` than Begin's";
@@ -150,71 +156,84 @@ bool MessageExchange::Serve() {
 }
 
 void MessageExchange::OnLocalDone(Ticket ticket, int64_t count) {
-  open_[ticket].local -= count;
-  open_[ticket].unanswered -= count;
+  CHECK(count > 0 && count <= tickets_[ticket].local) << "ticket " << ticket << ": " << count;
+  tickets_[ticket].local -= count;
+  tickets_[ticket].unanswered -= count;
 }
 
-void MessageExchange::OnLocalMissing(Ticket ticket, int32_t pair) {
-  --open_[ticket].local;
-  open_[ticket].unrouted.push_back(pair);
+// All of a commit at once: routing is linear in everything that is not under way, so routing once
+// for each dropped pair would be quadratic.
+void MessageExchange::OnLocalMissing(std::span<const ExpertServer::LocalPair> missing) {
+  for (const auto& [ticket, pair] : missing) {
+    CHECK_GT(tickets_[ticket].local, 0) << "ticket " << ticket;
+    --tickets_[ticket].local;
+    tickets_[ticket].unrouted.push_back(pair);
+  }
   RouteAll();
 }
 
 void MessageExchange::AddLocal(Ticket ticket) {
   if (local_pairs_.empty()) return;
-  open_[ticket].local += static_cast<int64_t>(local_pairs_.size());
-  server_.AddLocal(ticket, open_[ticket].dispatch, local_pairs_);
+  tickets_[ticket].local += static_cast<int64_t>(local_pairs_.size());
+  server_.AddLocal(ticket, tickets_[ticket].dispatch, local_pairs_);
   local_pairs_.clear();
 }
 
 void MessageExchange::Route(Ticket ticket, int32_t pair) {
-  Open& open = open_[ticket];
+  OpenTicket& open = tickets_[ticket];
   const int layer = open.dispatch.layer;
   const int32_t expert = open.dispatch.experts.As<int32_t>()[pair];
   CHECK(expert >= 0 && expert < shape_.expert_count) << "expert " << expert;
   if (experts_.Holds(layer, expert)) {
     local_pairs_.push_back(pair);
-  } else if (Peer* host = ChooseHost(layer, expert, pair / shape_.experts_per_token)) {
+  } else if (Partner* host = ChooseHost(layer, expert, pair / shape_.experts_per_token)) {
     host->queues[ticket].pairs.push_back(pair);
   } else {
     open.unrouted.push_back(pair);
   }
 }
 
+// May be entered from handlers of the network and of the server, and never from itself: Route and
+// Pump call neither back, for the network tells nothing from within a send and the server only
+// queues what AddLocal gives it. So `unrouted` and the queues do not change under the loops here.
 void MessageExchange::RouteAll() {
-  if (!open_[0].used && !open_[1].used) return;  // each of many links that come up
+  // Without a ticket nothing is routed; hundreds of links may come up in a row as a world starts.
+  if (!tickets_[0].used && !tickets_[1].used) return;
   std::vector<int32_t> pairs;
-  for (const auto& peer : peers_) TakeQueued(*peer);
+  for (const auto& partner : partners_) TakeQueued(*partner);
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
-    if (!open_[ticket].used || open_[ticket].aborted) continue;
+    if (!tickets_[ticket].used || tickets_[ticket].aborted) continue;
     pairs.clear();
-    pairs.swap(open_[ticket].unrouted);
+    pairs.swap(tickets_[ticket].unrouted);
+    // Pairs of one row side by side: a frame carries a row once for all its experts of that host.
     std::ranges::sort(pairs);
     for (const int32_t pair : pairs) Route(ticket, pair);
     AddLocal(ticket);
   }
-  for (const auto& peer : peers_) Pump(*peer);
+  for (const auto& partner : partners_) Pump(*partner);
 }
 
-void MessageExchange::TakeQueued(Peer& peer) {
+void MessageExchange::TakeQueued(Partner& partner) {
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
-    Peer::Queue& queue = peer.queues[ticket];
-    std::vector<int32_t>& unrouted = open_[ticket].unrouted;
+    Partner::Queue& queue = partner.queues[ticket];
+    std::vector<int32_t>& unrouted = tickets_[ticket].unrouted;
     unrouted.insert(unrouted.end(), queue.pairs.begin() + static_cast<std::ptrdiff_t>(queue.next),
                     queue.pairs.end());
     queue.Clear();
   }
 }
 
-// Among the replicas that can be reached, else among those that may come up.
-MessageExchange::Peer* MessageExchange::ChooseHost(int layer, int expert, int32_t row) {
+// Among the replicas that can be reached, else among those that may come up. The choice depends on
+// the row's number and this rank alone, so it needs no state, and blocks of neighbouring rows stay
+// together: a replica reads its weights once for many rows. Ranks start at different replicas.
+MessageExchange::Partner* MessageExchange::ChooseHost(int layer, int expert, int32_t row) {
   if (layer >= static_cast<int>(map_.replicas.size())) return nullptr;
   if (expert >= static_cast<int>(map_.replicas[layer].size())) return nullptr;
   const std::vector<int>& replicas = map_.replicas[layer][expert];
   for (const bool up : {true, false}) {
     const auto fits = [&](int rank) {
-      const Peer* peer = Find(rank);
-      return peer != nullptr && (peer->up || !up) && !peer->refuses(layer, expert);
+      const Partner* partner = Find(rank);
+      return partner != nullptr && (partner->up || !up) && !partner->refuses(layer, expert);
     };
     const auto count = std::ranges::count_if(replicas, fits);
     if (count == 0) continue;
@@ -226,111 +245,64 @@ MessageExchange::Peer* MessageExchange::ChooseHost(int layer, int expert, int32_
   return nullptr;
 }
 
-MessageExchange::Peer* MessageExchange::Find(int rank) const {
-  const auto found =
-      std::ranges::lower_bound(peers_, rank, {}, [](const auto& peer) { return peer->entry.rank; });
-  return found != peers_.end() && (*found)->entry.rank == rank ? found->get() : nullptr;
+MessageExchange::Partner* MessageExchange::Find(int rank) const {
+  const auto rank_of = [](const auto& partner) { return partner->entry.rank; };
+  const auto found = std::ranges::lower_bound(partners_, rank, {}, rank_of);
+  return found != partners_.end() && (*found)->entry.rank == rank ? found->get() : nullptr;
 }
 
-void MessageExchange::Pump(Peer& peer) {
-  while (peer.up && network_.HasRoom(Channel::kRows, peer.entry.rank) &&
-         peer.FreeTry() != nullptr) {
-    const Open *first = &open_[0], *second = &open_[1];
-    const Ticket older = first->number <= second->number ? 0 : 1;
-    const Ticket ticket = !peer.queues[older].empty() ? older : 1 - older;
-    if (peer.queues[ticket].empty() || !SendNext(peer, ticket)) return;
+void MessageExchange::FailTries(Partner& partner) {
+  for (Try& each : partner.tries) {
+    if (each.used) Abandon(each);
   }
 }
 
-bool MessageExchange::SendNext(Peer& peer, Ticket ticket) {
-  const Open& open = open_[ticket];
-  Peer::Queue& queue = peer.queues[ticket];
-  const int32_t k = shape_.experts_per_token;
-  const auto pairs_max = static_cast<size_t>(limits_.pairs_max(shape_));
-  Try& attempt = *peer.FreeTry();
-  attempt.pairs.clear();
-  frame_pairs_.clear();
-  frame_parts_.assign(1, {});  // the head's place
-  int row_count = 0;
-  int32_t row = -1;
-  for (size_t i = queue.next; i < queue.pairs.size() && attempt.pairs.size() < pairs_max; ++i) {
-    const int32_t pair = queue.pairs[i];
-    if (pair / k != row) {
-      if (row_count == limits_.tile_rows_max) break;
-      AddFrameRow(open.dispatch.rows, pair / k, /*follows=*/pair / k == row + 1 && row_count > 0);
-      row = pair / k;
-      ++row_count;
-    }
-    attempt.pairs.push_back(pair);
-    const int32_t expert = open.dispatch.experts.As<int32_t>()[pair];
-    frame_pairs_.push_back({static_cast<uint16_t>(row_count - 1), static_cast<uint16_t>(expert)});
-  }
-  WriteDispatchHead(frame_pairs_, row_count, frame_head_);
-  frame_parts_[0] = frame_head_;
-  const uint16_t decode = open.dispatch.decode ? cluster::kFrameDecode : 0;
-  const FrameHeader header{.kind = FrameKind::kDispatch,
-                           .layer = static_cast<uint16_t>(open.dispatch.layer),
-                           .attempt = open.attempt,
-                           .term = map_.version.term,
-                           .map_number = map_.version.number,
-                           .dispatch = next_dispatch_,
-                           .flags = static_cast<uint16_t>(
-                               decode | cluster::WeightsFlags(shape_.weights))};
-  if (!network_.SendOnCredit(Channel::kRows, peer.entry.rank, header, frame_parts_)) return false;
-  attempt.used = true;
-  attempt.dispatch = next_dispatch_++;
-  attempt.attempt = open.attempt;
-  attempt.ticket = ticket;
-  attempt.sent = clock_.Now();
-  ++counters_.dispatches_sent;
-  Pass(Failpoint::kDispatchSent);
-  queue.next += attempt.pairs.size();
-  if (queue.empty()) queue.Clear();
-  return true;
+void MessageExchange::Abandon(Try& tried) {
+  tried.used = false;
+  ++counters_.dispatches_lost;
+  // A ticket that was finished or aborted since wants nothing any more.
+  OpenTicket& open = tickets_[tried.ticket];
+  if (!open.used || open.aborted) return;
+  ++open.try_number;
+  open.unrouted.insert(open.unrouted.end(), tried.pairs.begin(), tried.pairs.end());
 }
 
-// `follows`: the row lies behind the one added before.
-void MessageExchange::AddFrameRow(const kernels::Tensor& rows, int32_t row, bool follows) {
-  const auto* data = reinterpret_cast<const std::byte*>(rows.Row<kernels::BF16>(row));
-  const auto bytes = static_cast<size_t>(shape_.row_bytes());
-  if (follows) {
-    cluster::Bytes& last = frame_parts_.back();
-    last = {last.data(), last.size() + bytes};
-  } else {
-    frame_parts_.emplace_back(data, bytes);
-  }
+bool MessageExchange::has_ready_ticket() const {
+  return (tickets_[0].used && tickets_[0].done()) || (tickets_[1].used && tickets_[1].done());
 }
 
 std::optional<ExchangeWait> MessageExchange::waiting() const {
-  const Open* oldest = nullptr;
+  // Only the oldest ticket can hold up its step; a wait for the younger would blame the wrong rank.
+  const OpenTicket* oldest = nullptr;
   for (Ticket ticket = 0; ticket < kTickets; ++ticket) {
-    const Open& open = open_[ticket];
+    const OpenTicket& open = tickets_[ticket];
     if (!open.used || open.done()) continue;
     if (oldest == nullptr || open.number < oldest->number) oldest = &open;
   }
   if (oldest == nullptr || oldest->local > 0) return std::nullopt;
-  const auto ticket = static_cast<Ticket>(oldest - open_.get());
+  const auto ticket = static_cast<Ticket>(oldest - tickets_.get());
   ExchangeWait wait{.layer = oldest->dispatch.layer, .since = absl::InfiniteFuture()};
-  for (const auto& peer : peers_) {
-    for (const Try& each : peer->tries) {
+  for (const auto& partner : partners_) {
+    for (const Try& each : partner->tries) {
       if (!each.used || each.ticket != ticket || each.sent >= wait.since) continue;
-      wait.rank = peer->entry.rank;
+      wait.rank = partner->entry.rank;
       wait.since = each.sent;
     }
   }
   if (wait.rank >= 0) return wait;
+  // Nothing was sent: the ticket waits for a credit or a connection, or for a map with a host.
   wait.since = oldest->began;
-  for (const auto& peer : peers_) {
-    if (!peer->queues[ticket].empty()) wait.rank = peer->entry.rank;
+  for (const auto& partner : partners_) {
+    if (!partner->queues[ticket].empty()) wait.rank = partner->entry.rank;
   }
   return wait;
 }
 
 ExchangeGauges MessageExchange::gauges() const {
   ExchangeGauges gauges;
-  for (const auto& peer : peers_) {
-    gauges.outstanding_dispatches += peer->outstanding();
-    gauges.credits += network_.credits(Channel::kRows, peer->entry.rank);
+  for (const auto& partner : partners_) {
+    gauges.outstanding_dispatches += partner->outstanding();
+    gauges.credits += network_.credits(Channel::kRows, partner->entry.rank);
   }
   return gauges;
 }

@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,18 +41,18 @@ struct ExchangeWait {
   absl::Time since;
 };
 
-// As things are now.
+// What the exchange holds at this moment.
 struct ExchangeGauges {
   int outstanding_dispatches = 0;
   int64_t credits = 0;  // granted to this rank and not used
 };
 
-// Since the object was made.
+// Counts since the object was made.
 struct ExchangeCounters {
   int64_t dispatches_sent = 0;
-  int64_t dispatches_lost = 0;  // peer down, revoked or said no: their rows were sent again
-  int64_t stale_frames = 0;     // dropped: of a try that is not outstanding
-  int64_t bad_frames = 0;       // that made no sense; not those refused by the server
+  int64_t dispatches_lost = 0;  // the host is down, revoked or said no: their rows were sent again
+  int64_t stale_frames = 0;     // answers to a try that is not outstanding: dropped
+  int64_t bad_frames = 0;       // frames that made no sense; the server counts its own
   int64_t nacks_received = 0;
   int64_t arrivals = 0;         // frames, and connections that came or broke
 };
@@ -63,7 +64,9 @@ struct ExchangeHandlers {
   std::function<void(const cluster::RankEntry& rank, const absl::Status& why)> on_link_down;
 };
 
-// A plain object on the rank's loop. Two tickets may be open.
+// A plain object on the rank's loop. Two tickets may be open: a second step may begin its exchange
+// before the first has finished, as multi-token prediction will (its drafts go out while rows of
+// the main model are under way). The older ticket is served first.
 class MessageExchange : public model::ExpertExchange {
  public:
   // All references outlive this; the network's channel of rows is opened and closed here.
@@ -91,7 +94,7 @@ class MessageExchange : public model::ExpertExchange {
   // waiting; a rank's own rows are computed here too. False: there was nothing to compute.
   bool Serve();
   // Whether others may ask for experts held here.
-  bool has_peers() const { return !peers_.empty(); }
+  bool has_peers() const { return !partners_.empty(); }
   // Whether Serve would compute something that has already arrived.
   bool serving() const { return server_.busy(); }
 
@@ -105,37 +108,37 @@ class MessageExchange : public model::ExpertExchange {
   const ServerCounters& served() const { return server_.counters(); }
 
  private:
-  struct Open;
+  struct OpenTicket;
   struct Try;
-  struct Peer;
+  struct Partner;
 
   static constexpr int kTickets = 2;
 
   void OnUp(int rank);
   void OnDown(int rank, const absl::Status& why);
   void OnFrame(int rank, const cluster::FrameHeader& header, cluster::Bytes payload);
-  void OnCombine(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
-  void OnNack(Peer& peer, const cluster::FrameHeader& header, cluster::Bytes payload);
-  void NoteAbsent(Peer& peer, const Try& refused, cluster::Bytes payload);
+  void OnCombine(Partner& partner, const cluster::FrameHeader& header, cluster::Bytes payload);
+  void OnNack(Partner& partner, const cluster::FrameHeader& header, cluster::Bytes payload);
+  void NoteAbsent(Partner& partner, const Try& refused, cluster::Bytes payload);
   // Ends the connection.
-  void Distrust(Peer& peer, const std::string& what);
+  void Distrust(Partner& partner, const std::string& what);
   void OnLocalDone(Ticket ticket, int64_t count);
-  void OnLocalMissing(Ticket ticket, int32_t pair);
+  void OnLocalMissing(std::span<const ExpertServer::LocalPair> missing);
 
-  void UpdatePeers();
-  Peer* Find(int rank) const;
-  // Chooses hosts anew for all that is not under way, and sends.
+  void UpdatePartners();
+  Partner* Find(int rank) const;
+  // Chooses hosts anew for all pairs that are not under way, and sends.
   void RouteAll();
   void Route(Ticket ticket, int32_t pair);
   void AddLocal(Ticket ticket);
-  Peer* ChooseHost(int layer, int expert, int32_t row);
+  Partner* ChooseHost(int layer, int expert, int32_t row);
   // Sends what credits allow.
-  void Pump(Peer& peer);
-  bool SendNext(Peer& peer, Ticket ticket);
+  void Pump(Partner& partner);
+  bool SendNext(Partner& partner, Ticket ticket);
   void AddFrameRow(const kernels::Tensor& rows, int32_t row, bool follows);
-  void FailTries(Peer& peer);
-  void Abandon(Try& attempt);
-  void TakeQueued(Peer& peer);
+  void FailTries(Partner& partner);
+  void Abandon(Try& tried);
+  void TakeQueued(Partner& partner);
 
   const ExchangeShape shape_;
   const ExchangeLimits limits_;
@@ -146,8 +149,8 @@ class MessageExchange : public model::ExpertExchange {
   ExpertServer server_;
   cluster::ExpertMap map_;
   int rank_ = -1;
-  std::vector<std::unique_ptr<Peer>> peers_;  // ascending by rank
-  std::unique_ptr<Open[]> open_;              // [kTickets]
+  std::vector<std::unique_ptr<Partner>> partners_;  // ascending by rank
+  std::unique_ptr<OpenTicket[]> tickets_;              // [kTickets]
   uint64_t next_ticket_ = 1;
   uint64_t next_dispatch_ = 1;
   // Scratch.

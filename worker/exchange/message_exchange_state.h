@@ -1,4 +1,7 @@
-// Private to MessageExchange: what it keeps of tickets and peers.
+// Private to MessageExchange: what it keeps of tickets and of its partners, the ranks that it
+// exchanges rows with. At any time a pair of an open ticket is in exactly one place: answered,
+// `unrouted`, queued for one partner, in one used try, or with the server (`local`). All but the
+// answered ones add up to `unanswered`.
 #pragma once
 
 #include <algorithm>
@@ -9,17 +12,17 @@
 
 namespace epic::worker {
 
-// A ticket. Pairs are named by row · k + j.
-struct MessageExchange::Open {
+// An open ticket. Pairs are named by row · k + j.
+struct MessageExchange::OpenTicket {
   bool used = false;
   bool aborted = false;
   model::ExpertDispatch dispatch;
   uint64_t number = 0;     // ascending
-  uint32_t attempt = 1;    // grows with every try that was lost
+  uint32_t try_number = 1;  // grows with every try that was lost
   int64_t unanswered = 0;  // pairs
   int64_t local = 0;       // pairs in the server's queue
   absl::Time began;
-  std::vector<int32_t> unrouted;  // no host is known for them
+  std::vector<int32_t> unrouted;  // pairs for which no host is known
 
   bool done() const { return unanswered == 0 || aborted; }
 };
@@ -28,14 +31,14 @@ struct MessageExchange::Open {
 struct MessageExchange::Try {
   bool used = false;
   uint64_t dispatch = 0;
-  uint32_t attempt = 0;
+  uint32_t try_number = 0;
   Ticket ticket = 0;
   absl::Time sent;
   std::vector<int32_t> pairs;
 };
 
-struct MessageExchange::Peer {
-  // Routed to this peer and not sent.
+struct MessageExchange::Partner {
+  // Routed to this partner and not sent.
   struct Queue {
     std::vector<int32_t> pairs;
     size_t next = 0;
@@ -49,7 +52,7 @@ struct MessageExchange::Peer {
 
   cluster::RankEntry entry;
   bool up = false;
-  std::vector<Try> tries;  // [tiles_in_flight_max]
+  std::vector<Try> tries;  // [tiles_in_flight_max]: as many as there can be credits
   Queue queues[MessageExchange::kTickets];
   // (layer, expert) that it refused with NOT_HERE, until a newer map.
   std::vector<std::pair<int, int>> absent;
@@ -57,9 +60,9 @@ struct MessageExchange::Peer {
   bool refuses(int layer, int expert) const {
     return std::ranges::find(absent, std::pair(layer, expert)) != absent.end();
   }
-  Try* Outstanding(uint64_t dispatch, uint32_t attempt) {
+  Try* Outstanding(uint64_t dispatch, uint32_t try_number) {
     for (Try& each : tries) {
-      if (each.used && each.dispatch == dispatch && each.attempt == attempt) return &each;
+      if (each.used && each.dispatch == dispatch && each.try_number == try_number) return &each;
     }
     return nullptr;
   }
