@@ -8,11 +8,12 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/check.h"
 #include "base/epoll_loop.h"
 #include "cluster/grpc/control_client.h"
@@ -53,7 +54,7 @@ class EpochsOverNcclTest : public testing::Test {
 
   ~EpochsOverNcclTest() override {
     for (int i = 0; i < kRanks; ++i) {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       if (drains_[i]) drains_[i]();
     }
     ranks_.clear();
@@ -97,7 +98,7 @@ class EpochsOverNcclTest : public testing::Test {
         },
         policy, {.asks_to_leave = true});
     {
-      const std::lock_guard lock(mutex_);
+      const absl::MutexLock lock(&mutex_);
       drains_[index] = [&] { loop.Post([&rank] { rank.Drain(); }); };
     }
     attention = *worker::LoadAttention(*plan, env.clock, [&](int64_t bytes) {
@@ -110,7 +111,7 @@ class EpochsOverNcclTest : public testing::Test {
       rank.Turn();
     }
     ended_[index] = rank.status();
-    const std::lock_guard lock(mutex_);
+    const absl::MutexLock lock(&mutex_);
     drains_[index] = nullptr;
   }
 
@@ -163,8 +164,8 @@ class EpochsOverNcclTest : public testing::Test {
       }};
   std::unique_ptr<grpc::Server> server_;
   int next_ = 0;
-  std::mutex mutex_;  // guards drains_
-  std::function<void()> drains_[kRanks];
+  absl::Mutex mutex_;
+  std::function<void()> drains_[kRanks] ABSL_GUARDED_BY(mutex_);
   absl::Status ended_[kRanks];
   std::unique_ptr<Threads::Handle> coordinator_;
   std::vector<std::unique_ptr<Threads::Handle>> ranks_;

@@ -65,10 +65,6 @@ EDGES = re.compile(r"^(cli/|tests/|cluster/grpc/|coordinator/frontend/|coordinat
 PLAIN_MUTEX = re.compile(r"\bstd::(\w*mutex|lock_guard|unique_lock|scoped_lock|shared_lock|condition_variable\w*)\b")
 MUTEX_MEMBER = re.compile(r"\b(?:\w+::)?Mutex\s+(\w+)\s*;")
 PLAIN_MUTEX_EXCEPTIONS = {"kernels/mutex.h"}
-# Those that have plain ones still. The list shrinks, and never grows.
-PLAIN_MUTEXES: set[str] = {
-    "tests/epochs/epochs_over_nccl_test.cc",
-}
 
 LINE_LENGTH_MAX = 100
 FILE_LINES_MAX = 350
@@ -221,10 +217,7 @@ def check_references(path: str, text: str, root: Path = ROOT):
 def check_mutexes(path: str, text: str):
     code = code_of(text)
     plain = PLAIN_MUTEX.search(code)
-    if path in PLAIN_MUTEXES:
-        if not plain:
-            yield "has no plain mutex any more: take it off PLAIN_MUTEXES"
-    elif plain and path not in PLAIN_MUTEX_EXCEPTIONS:
+    if plain and path not in PLAIN_MUTEX_EXCEPTIONS:
         yield f"uses {plain[0]}: use absl::Mutex, with ABSL_GUARDED_BY on what it guards"
     for name in MUTEX_MEMBER.findall(code):
         if not re.search(rf"GUARDED_BY\({name}\)", code):
