@@ -366,7 +366,7 @@ Verdict SimWorld::Run() {
   JudgeLosses();
   for (const coordinator::Event& event : core_.events().Read(1)) {
     absl::StrAppend(&verdict_.log, "  ", absl::FormatDuration(event.time - began_), " ",
-                    NameOf(event.kind), " rank ", event.rank, ": ", event.text, "\n");
+                    std::string(NameOf(event.kind)), " rank ", event.rank, ": ", event.text, "\n");
   }
   return std::move(verdict_);
 }
