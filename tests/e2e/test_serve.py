@@ -246,7 +246,7 @@ def test_a_worker_that_dies_ten_times_in_a_minute_loses_no_request(tmp_path):
         for client in clients:
             client.join()
         assert not failures and set(answers) == {want}
-        assert server.children("epic-worker")[0] == steady, "the other worker was touched"
+        assert steady in server.children("epic-worker"), "the other worker was touched"
         assert server.process.poll() is None
         assert "after death 10 in a row" in server.log.read_text()
 
