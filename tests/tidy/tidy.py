@@ -71,9 +71,7 @@ FILE_LINES_MAX = 350
 TEST_FILE_LINES_MAX = 500
 # Longer for now, each with its length: it may shrink, never grow.
 LONG_FILES: dict[str, int] = {
-    "coordinator/core/core.cc": 370,
     "coordinator/frontend/http_api_test.cc": 532,
-    "worker/service/worker_service_test.cc": 511,
 }
 FUNCTION_LINES_MAX = 70
 # Longer on purpose, each with its length: it may shrink, never grow.
