@@ -19,7 +19,7 @@ TEST(FreeAddressTest, ATakenPortIsToldWithItsFlag) {
   ASSERT_EQ(listen(fd, 1), 0);
   ASSERT_EQ(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
   const std::string port = std::to_string(ntohs(address.sin_port));
-  for (const std::string& host : {"127.0.0.1:", "localhost:", "0.0.0.0:"}) {
+  for (const std::string host : {"127.0.0.1:", "localhost:", "0.0.0.0:"}) {
     const absl::Status status = CheckFree("--operators", host + port);
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << host;
     EXPECT_THAT(std::string(status.message()), testing::HasSubstr("--operators"));
