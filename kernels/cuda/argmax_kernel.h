@@ -19,6 +19,8 @@ struct ArgmaxKernel {
     int32_t id;
   };
 
+  // Ties go to the lowest id, so the order in which lanes and warps compare cannot change the
+  // choice.
   EPIC_DEVICE static void Take(const Best& other, Best& best) {
     const bool tie = other.value == best.value;
     if (tie ? other.id < best.id : other.value > best.value) best = other;
@@ -26,8 +28,10 @@ struct ArgmaxKernel {
 
   EPIC_DEVICE static void Run(const Params& a) {
     const float* logits = a.logits + int64_t{BlockIndex()} * a.columns;
+    // Id 0 stands for a row of −∞ alone, which no comparison improves on.
     Best best = {-std::numeric_limits<float>::infinity(), 0};
     for (int i = ThreadIndex(); i < a.limit; i += kThreads) {
+      // A thread meets its ids in ascending order, so `>` keeps the lowest of equal ones.
       if (logits[i] > best.value) best = {logits[i], i};
     }
     for (int mask = 16; mask > 0; mask /= 2) {
@@ -36,6 +40,7 @@ struct ArgmaxKernel {
     const auto of_warps = SharedAt<Best>(0, kWarps);
     if (LaneIndex() == 0) of_warps.Store(WarpIndex(), best);
     SyncBlock();
+    // No barrier follows, so threads may leave here.
     if (ThreadIndex() != 0) return;
     for (int warp = 1; warp < kWarps; ++warp) Take(of_warps.Load(warp), best);
     a.ids[BlockIndex()] = best.id;

@@ -19,6 +19,8 @@ struct AnyField {
   operator T() const;  // NOLINT
 };
 
+// A struct takes at most as many initialisers as it has fields: one more is tried until it is
+// refused.
 template <typename T, typename... Fields>
 constexpr int CountFields() {
   if constexpr (requires { T{Fields{}..., AnyField{}}; }) {

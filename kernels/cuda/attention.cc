@@ -19,7 +19,8 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
   auto* first = first_.Get<float>(int64_t{rows} * first_width);
   products_.Multiply(attention.first, x, GemmOutput::kF32, first);
 
-  // Records are written before any row attends: a row's own key is read as stored.
+  // Records are written before any row attends: a row's own key is read as stored. kv_a's part of
+  // the joint product begins at kv_row, which FP8's blocks of 128 scales may put past q_a's end.
   const RopeTables rope = arrays.rope(shape.rope_interleaved);
   graphs_.RunOrRecord(WriteRecords, {.rows = rows,
                                      .layout = kv.layout,
@@ -50,6 +51,8 @@ void AttentionRunner::In(const CudaAttention& attention, const StepArrays& array
 
 const float* AttentionRunner::QueryOf(const CudaAttention& attention, int rows, const float* low) {
   const int q_rank = attention.shape.q_rank;
+  // `low` has the rows of the joint product: q_a's values are their first columns, and their width
+  // is the stride.
   const DeviceRows normed = low_normed_.Get(RowForms::Of({&attention.q_b}), 1, rows, q_rank);
   graphs_.RunOrRecord(RmsNorm, {.rows = rows,
                                 .columns = q_rank,
@@ -66,6 +69,8 @@ const float* AttentionRunner::QueryOf(const CudaAttention& attention, int rows, 
 void AttentionRunner::Attend(const CudaAttention& attention, const StepArrays& arrays,
                              const StepArrays::Mla& mla, const KvView& kv, int layer, Tensor query,
                              Tensor output) {
+  // A launch for any plan asks for the most partial rows that any of them needs (ForAnyPlan), so
+  // that a replay never runs into memory that it lacks.
   const AttentionShape& shape = attention.shape;
   graphs_.RunOrRecord(
       MlaDecode,
@@ -94,7 +99,8 @@ void AttentionRunner::Out(const CudaAttention& attention, Tensor output, Tensor 
   const AttentionShape& shape = attention.shape;
   const auto rows = static_cast<int>(output.rows);
   const int width = shape.heads * shape.v_dim;
-  // The product rounds them once; quantisation starts from there.
+  // MultiplyHeads writes BF16, the one rounding that the profile has here; an FP8 o projection
+  // quantises these rounded values, so the rounded form is needed in either case.
   RowForms forms = RowForms::Of({&attention.o});
   forms.rounded = true;
   const DeviceRows values = value_rows_.Get(forms, 1, rows, width);
@@ -102,11 +108,13 @@ void AttentionRunner::Out(const CudaAttention& attention, Tensor output, Tensor 
                           output.As<BF16>(), values.rounded, shape.v_dim);
   if (forms.quantised) {
     RowOutputs codes = values.outputs();
+    // The rounded rows are this launch's input: codes and scales alone are written.
     codes.rounded = nullptr;
     graphs_.RunOrRecord(
         QuantiseRows,
         {.rows = {.places = rows}, .columns = width, .x = values.rounded, .out = codes});
   }
+  // The product adds into the FP32 residual itself, so no rounding comes between.
   products_.Multiply(attention.o, values, GemmOutput::kAddF32, residual.data);
 }
 

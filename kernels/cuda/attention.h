@@ -41,7 +41,7 @@ class AttentionRunner {
   DeviceRuntime& runtime_;
   const Products& products_;
   OperationGraphs& graphs_;
-  // Scratch of one operation each: nothing in it outlives the operation.
+  // Each is scratch of one operation: nothing in it outlives the operation.
   RowScratch normed_, low_normed_, value_rows_;
   Scratch first_, q_, nope_, partial_values_, partial_states_;
 };

@@ -10,6 +10,7 @@ namespace epic::kernels {
 CudaBackendResult MakeCudaBackend(const CudaOptions& options) {
   std::string error;
   auto runtime = cuda::DeviceRuntime::Open(options.ordinal, error);
+  // The reason goes to the user: a missing card is no fault of the program.
   if (runtime == nullptr) return {.error = std::move(error)};
   return cuda::MakeBackendOn(std::move(runtime), options, cuda::BlockGemm);
 }

@@ -32,7 +32,7 @@ struct CudaBackendResult {
 // Tests every tile of its products on the card before it uses any.
 CudaBackendResult MakeCudaBackend(const CudaOptions& options);
 
-// What of a model the kernels are made for.
+// The sizes of a model that the kernels must be made for.
 struct CudaModelShape {
   int hidden = 0;
   int q_rank = 0;  // 0: none
@@ -45,10 +45,10 @@ struct CudaModelShape {
   std::vector<int> intermediates;  // of every MLP: dense, shared, experts
   GateShape gate;
 };
-// The first limit that it breaks, with field, value and limit; empty: none.
+// The first limit that `shape` breaks, with field, value and limit; empty: it breaks none.
 std::string CudaShapeProblem(const CudaModelShape& shape);
-// What steps of so many rows take of the card beside weights, pages and the caller's buffers; an
-// upper estimate.
+// Bytes of the card that steps of `rows_max` rows take beside weights, pages and the caller's
+// buffers: an upper estimate.
 int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_rows);
 
 }  // namespace epic::kernels

@@ -8,7 +8,7 @@
 namespace epic::kernels::cuda {
 namespace {
 
-// Rows of K; a box is 128 bytes of it by `box_rows`.
+// The matrix has rows of K; a box is 128 bytes of K by `box_rows`.
 TileShape Matrix(const void* data, GemmType type, int64_t k, int64_t rows, int64_t groups,
                  int64_t row_stride, int64_t group_stride, int box_rows) {
   const int bytes = type == GemmType::kE4M3 ? 1 : 2;
@@ -32,9 +32,12 @@ int RowTile(const BlockGemmArguments& a) {
 template <typename Kernel>
 BlockGemmTiles TilesFor(const BlockGemmArguments& a) {
   constexpr int kRowTile = Kernel::kRows;
+  // Only masked groups have rows of their own; dense and contiguous rows are one matrix.
   const int64_t x_groups = a.layout == GemmLayout::kMasked ? a.groups : 1;
   const int64_t x_row_stride = a.x_row_stride == 0 ? a.k : a.x_row_stride;
   const int64_t k_blocks = CeilingOf(a.k, kScaleBlock);
+  // An upper bound for masked groups: how many of their places are taken stands in device memory
+  // alone.
   const int64_t tiles =
       CeilingOf(a.rows, kRowTile) * CeilingOf(a.n, Kernel::kColumnTile) * x_groups;
   return {
@@ -47,7 +50,8 @@ BlockGemmTiles TilesFor(const BlockGemmArguments& a) {
                   .extent = {a.rows, k_blocks, x_groups},
                   .stride_bytes = {a.x_scale_stride * int64_t{4}, a.x_scale_stride * k_blocks * 4},
                   .box = {kRowTile, 1, 1}},
-      // Each block walks over tiles, so more than fit at once would only wait.
+      // Each block walks over tiles until none is left: more blocks than fit at once would wait for
+      // a place and then find nothing to do.
       .blocks = std::min(tiles, int64_t{a.sm_count} * Kernel::kBlocksPerSm)};
 }
 
@@ -78,6 +82,7 @@ void CheckArguments(const BlockGemmArguments& a) {
   KERNEL_CHECK_EQ(a.k * (fp8 ? 1 : 2) % 16, 0);  // rows of K go by bulk copies
   KERNEL_CHECK(a.x != nullptr && a.out != nullptr);
   KERNEL_CHECK(a.w != nullptr || a.w_maps != nullptr);
+  // With a shorter stride the copy of a tile's scales would bring those of the next block of K.
   KERNEL_CHECK(!fp8 || (a.x_scale != nullptr && a.x_scale_stride >= a.rows), "stride %d of %d rows",
                a.x_scale_stride, a.rows);
   KERNEL_CHECK(!fp8 || a.w_scale != nullptr || a.w_scales != nullptr);
@@ -93,6 +98,7 @@ BlockGemmTiles TilesOf(const BlockGemmArguments& arguments) {
 }
 
 int ColumnTile(int row_tile) {
+  // Both types have the same column tiles, so either may be asked.
   return WithTile<GemmType::kE4M3>({.row_tile = row_tile},
                                    [](auto kernel) { return decltype(kernel)::kColumnTile; });
 }
@@ -103,6 +109,7 @@ TensorMap WeightMap(GemmType type, const void* w, int n, int k, int column_tile)
 
 void BlockGemm(Stream stream, const BlockGemmArguments& arguments) {
   CheckArguments(arguments);
+  // A tensor map may not be empty (TileProblem).
   if (arguments.rows == 0) return;
   const BlockGemmTiles tiles = TilesOf(arguments);
   BlockGemmParams params = {.x = MakeTensorMap(tiles.x), .arguments = arguments};

@@ -1,8 +1,9 @@
 // Products of matrices, one family for every number of rows and for dense, contiguous, masked and
 // batched groups (experts, heads).
 //
-//   E4M3: out[r, n] = Σ_b (Σ_{k in block b} x[r, k]·w[g, n, k]) · (x_scale[r, b]·w_scale[g, n/128,
-//   b]) BF16: out[r, n] = Σ_k x[r, k]·w[g, n, k]
+//   E4M3: out[r, n] = Σ_b (Σ_{k in block b} x[r, k]·w[g, n, k])
+//                         · (x_scale[r, b]·w_scale[g, n/128, b])
+//   BF16: out[r, n] = Σ_k x[r, k]·w[g, n, k]
 //
 // Blocks of 128 along K, b ascending, each inner sum by the tensor cores, the outer one by FP32
 // multiply-adds; of BF16 the tensor cores sum all. A row's bits depend on its x, its group's w and
@@ -24,8 +25,10 @@ enum class GemmLayout : uint8_t {
 
 enum class GemmType : uint8_t { kE4M3, kBF16 };
 
+// kAddF32 adds to what `out` holds: each value has one thread, so the addition needs no atomics.
 enum class GemmOutput : uint8_t { kF32, kBF16, kAddF32 };
 
+// As long as the largest row tile, so that no tile holds rows of two groups.
 inline constexpr int kSegmentRows = 128;
 
 // All pointers are to device memory; `x` and `w` are 16-byte aligned, and so are their strides.
@@ -43,7 +46,8 @@ struct BlockGemmArguments {
   int x_scale_stride = 0;          // at least `rows`, a multiple of 4
   const void* w = nullptr;         // [groups, n, k]
   const float* w_scale = nullptr;  // [groups, ceil(n/128), ceil(k/128)]
-  // In place of w and w_scale, where groups lie apart: of each its WeightMap and its scales.
+  // These stand in place of w and w_scale where groups lie apart: each group's WeightMap and
+  // scales.
   const TensorMap* w_maps = nullptr;       // [groups]
   const float* const* w_scales = nullptr;  // [groups]; null for BF16
   const int32_t* segment_group = nullptr;  // contiguous: [ceil(rows/128)]; −1: no rows
@@ -65,9 +69,9 @@ struct BlockGemmTiles {
 BlockGemmTiles TilesOf(const BlockGemmArguments& arguments);
 
 inline constexpr int kRowTiles[] = {16, 32, 64, 128};
-// Of N in a tile with so many rows.
+// How many outputs (of N) a tile of `row_tile` rows has.
 int ColumnTile(int row_tile);
-// By which products with that column tile bring the weights w [n, k] of one group.
+// The map by which products with that column tile bring the weights w [n, k] of one group.
 TensorMap WeightMap(GemmType type, const void* w, int n, int k, int column_tile);
 
 void BlockGemm(Stream stream, const BlockGemmArguments& arguments);

@@ -24,7 +24,8 @@ struct GemmTile {
   int n = 0;        // first
 };
 
-// The tiles of one block, in order.
+// The tiles of one block, in order. Every thread walks by itself: the walk is a function of the
+// arguments alone, so producer and consumers agree without a word.
 template <int kRowTile, int kColumnTile>
 class GemmTileWalk {
  public:
@@ -33,6 +34,7 @@ class GemmTileWalk {
 
   EPIC_DEVICE bool Next(GemmTile& tile) {
     while (true) {
+      // Segments of no group are passed over, and cost a block nothing but the look.
       const int index = index_;
       index_ += BlockCount();
       if (a_.layout == GemmLayout::kMasked) return NextMasked(index, tile);
@@ -45,9 +47,9 @@ class GemmTileWalk {
   }
 
  private:
-  // Tiles go down a band of so many rows of tiles before they go to the next columns, so that
-  // blocks that run at once share weights in the L2 cache. Chosen, not measured: nothing here has
-  // run on a card.
+  // Tiles go down a band of 16 rows of tiles before they go to the next columns, so that blocks
+  // that run at once share weights in the L2 cache. Chosen, not measured: nothing here has run on a
+  // card.
   static constexpr int kBandTiles = 16;
 
   EPIC_DEVICE int Tiles(int rows) const { return (rows + kRowTile - 1) / kRowTile * column_tiles_; }
@@ -107,10 +109,12 @@ struct BlockGemmKernel {
   static constexpr int kWBytes = kColumnTile * kTileRowBytes;
   static constexpr int kXBytes = kRowTile * kTileRowBytes;
   static constexpr int kScaleBytes = kScaled ? kRowTile * 4 : 0;
+  // 128 bytes is the alignment of a copy's target without swizzle.
   static constexpr int kScaleStride = (kScaleBytes + 127) / 128 * 128;
   static constexpr int kScaleOffset = kStageCount * (kWBytes + kXBytes);
   static constexpr int kBarrierOffset = kScaleOffset + kStageCount * kScaleStride;
   static constexpr int kSharedBytes = kBarrierOffset + 2 * kStageCount * 8;
+  // Every stage's tiles then begin where the swizzle's pattern does.
   static_assert(kXBytes % kTileAlignmentBytes == 0);
 
   // A place in the ring of stages, and the parity of its barriers' phase. Producer and consumers
@@ -144,12 +148,16 @@ struct BlockGemmKernel {
   EPIC_DEVICE static void Run(const Params& params) {
     if (ThreadIndex() == 0) {
       for (Stage stage; stage.phase == 0; stage.Advance()) {
+        // Full: the producer's one arrival, and the bytes that it announces with it. Empty: one
+        // arrival of each consuming warp.
         InitBarrier(stage.full(), 1);
         InitBarrier(stage.empty(), kWarpgroups * 4);
       }
       FenceBarrierInit();
     }
+    // No thread may touch a barrier before all are made.
     SyncBlock();
+    // The role is a whole warp's. Of the producer's warp one lane works, and the others are done.
     if (Uniform(WarpIndex()) == kWarpgroups * 4) {
       if (LaneIndex() == 0) Produce(params);
     } else {
@@ -173,11 +181,14 @@ struct BlockGemmKernel {
       const int x_group = masked ? tile.group : 0;
       const TensorMap* maps = params.arguments.w_maps;
       const TensorMap& w = maps == nullptr ? params.w : maps[tile.group];
+      // A map of its own knows one group alone.
       const int w_group = maps == nullptr ? tile.group : 0;
       // The host wrote the map to global memory, where the copy engine has a cache of its own.
       if (maps != nullptr) AcquireTensorMap(w);
       for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
         WaitForPhase(stage.empty(), stage.phase ^ 1);
+        // Whole boxes are announced, since the copy engine fills up what lies outside of the
+        // matrices and counts it too.
         ArriveAndExpect(stage.full(), kWBytes + kXBytes + kScaleBytes);
         CopyTile(w, stage.w(), stage.full(), b * kBlockK, tile.n, w_group);
         CopyTile(params.x, stage.x(), stage.full(), b * kBlockK, tile.row, x_group);
@@ -188,7 +199,8 @@ struct BlockGemmKernel {
     }
   }
 
-  // Of the tile's outputs, one per block of K.
+  // The scales of the tile's outputs, one per block of K. A column tile never crosses a block of
+  // 128 outputs, so one scale serves all of them.
   EPIC_DEVICE static const float* WeightScales(const BlockGemmArguments& a, const GemmTile& tile) {
     if (!kScaled) return nullptr;
     const int k_blocks = BlocksOfK(a);
@@ -206,10 +218,12 @@ struct BlockGemmKernel {
     GemmTile tile;
     while (walk.Next(tile)) {
       const float* w_scale = WeightScales(a, tile);
+      // 64 outputs by kRowTile rows over 128 threads.
       float sums[kRowTile / 2];
       EPIC_UNROLL
       for (int i = 0; i < kRowTile / 2; ++i) sums[i] = 0;
       for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
+        // Read before the wait, so that the load is on its way meanwhile.
         const float scale = kScaled ? w_scale[b] : 1.0f;
         WaitForPhase(stage.full(), stage.phase);
         if constexpr (kScaled) {
@@ -218,6 +232,7 @@ struct BlockGemmKernel {
           AddBlock(stage, b == 0, sums);
         }
         // Products are awaited, so the stage may be filled again.
+        // One lane arrives for its warp, so all lanes must have read the scales before.
         SyncWarp();
         if (LaneIndex() == 0) Arrive(stage.empty());
       }
@@ -249,6 +264,7 @@ struct BlockGemmKernel {
     ProductsBegin();
     EPIC_UNROLL
     for (int k = 0; k < kTileRowBytes; k += kProductBytes) {
+      // The first product overwrites `block`: a block's sum starts from 0.
       MultiplyE4M3<kRowTile>(block, RowsDescriptor(w + k), RowsDescriptor(x + k), k > 0);
     }
     ProductsCommit();
@@ -258,6 +274,8 @@ struct BlockGemmKernel {
     EPIC_UNROLL
     for (int i = 0; i < kRowTile / 2; i += 4) {
       const ScalePair pair = scales.Load(i + LaneIndex() % 4);
+      // The product of both scales is rounded first, as the stated order has it; it is one FMA
+      // then.
       const float first = pair.first * w_scale;
       const float second = pair.second * w_scale;
       sums[i] = Fma(block[i], first, sums[i]);
@@ -295,6 +313,8 @@ struct BlockGemmKernel {
     for (int i = 0; i < kRowTile / 2; ++i) {
       const int row = tile.row + AccumulatorColumn(thread, i);
       const int n = first_n + AccumulatorRow(thread, i);
+      // Columns past the matrix and places that no row took were multiplied like the rest; they are
+      // never written.
       if (row < tile.row_end && n < a.n) store(first + row * row_stride + n, sums[i]);
     }
   }

@@ -21,6 +21,7 @@ constexpr int kHostThreadsMax = 8;
 CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, const CudaOptions& options,
                                 const TileProduct& product) {
   auto heap = std::make_unique<DeviceHeap>(*runtime);
+  // Asked before the tiles' test allocates, so that its passing memory is not taken for used.
   CudaBackendResult result{.free_bytes = runtime->free_bytes()};
   TileChoice tiles = TileChoice::Test(*heap, product);
   result.notes = tiles.rejections();
@@ -90,6 +91,8 @@ void CudaBackend::Attend(const Attention& base, const StepPlan& plan, const KvVi
   const auto& attention = HandleAs<CudaAttention>(base);
   checks_.Attend(attention.shape, plan, kv, layer, query, output);
   const std::span<const StepArrays::Mla> launches = arrays_.MlaFor(plan, attention.shape.heads);
+  // Several launches share the memory of partial results, and another plan has another number of
+  // them: such a step is launched as it is.
   graphs_.Begin(launches.size() == 1 && query.rows <= kBucketRowsMax);
   for (const StepArrays::Mla& mla : launches) {
     // A recording serves every plan of these rows: the launch is as large as any of them needs, and
@@ -111,6 +114,8 @@ void CudaBackend::AttentionOut(const Attention& base, Tensor output, Tensor resi
 
 void CudaBackend::Norm(Tensor weight, float eps, Tensor residual, Tensor rows) {
   StepChecks::Norm(weight, residual, rows);
+  // Only BF16 is written: Experts and ApplyMlp take BF16 rows, which may come from another rank,
+  // and quantise them themselves.
   const auto hidden = static_cast<int>(residual.cols);
   BeginOperation(residual.rows);
   graphs_.RunOrRecord(RmsNorm, {.rows = static_cast<int>(residual.rows),
@@ -127,9 +132,11 @@ void CudaBackend::ChooseExperts(const Gate& base, const GateResult& result) {
   StepChecks::ChooseExperts(gate.shape, result);
   const auto rows = static_cast<int>(result.rows.rows);
   BeginOperation(rows);
+  // All parts of a router are BF16 (weights.h), so the rows need no quantised form.
   const DeviceRows x = {.places = rows,
                         .columns = static_cast<int>(result.rows.cols),
                         .rounded = result.rows.As<BF16>()};
+  // FP32, and added to by later parts: rounding the logits would move choices between experts.
   auto* logits = gate_logits_.Get<float>(int64_t{rows} * gate.shape.experts);
   // A router that is not BF16 is a sum of BF16 matrices, largest first (weights.h).
   GemmOutput output = GemmOutput::kF32;
@@ -150,6 +157,8 @@ void CudaBackend::Experts(std::span<const Mlp* const> experts, Tensor rows,
                           std::span<const ExpertRow> pairs, Tensor out) {
   StepChecks::Experts(experts, rows, pairs, out);
   graphs_.Begin(false);
+  // The tables go up before the launches that read them, so nothing may be held back here; a batch
+  // that can be replayed begins a piece of its own (MlpRunner::RunBatch).
   mlps_.Experts(experts, rows, pairs, out);
 }
 
@@ -192,7 +201,8 @@ void CudaBackend::Head(Tensor norm, float eps, const Matrix& base, const StepPla
                                 .weight = norm.As<float>(),
                                 .eps = eps,
                                 .out = x.outputs()});
-  // A product scatters its values: to the host they go as one copy.
+  // The product writes to device memory and one copy brings all logits to the host: single values
+  // would each cross the bus.
   auto* out = logits_.Get<float>(int64_t{count} * head.n);
   products_.Multiply(head, x, GemmOutput::kF32, out);
   runtime_->Copy(logits.data, out, int64_t{count} * head.n * 4);

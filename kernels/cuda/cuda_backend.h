@@ -56,6 +56,7 @@ class CudaBackend : public Backend {
     runtime_->Zero(at, bytes);
   }
 
+  // Weights are loaded and memory is allocated by any thread; operations come from one thread.
   std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
     return heap_->Allocate(bytes, use);
   }
@@ -78,9 +79,12 @@ class CudaBackend : public Backend {
     return loader_.LoadGate(shape, weight, correction_bias);
   }
 
+  // The caller fills a step up to this many rows, so that steps of a bucket launch the same
+  // kernels.
   int StepRows(int rows) const override { return BucketOf(rows); }
   void BeginStep(const StepPlan& plan, const Rope& rope) override {
     checks_.Begin(plan, rope);
+    // The last step's launches still read the arrays that Begin overwrites.
     graphs_.Flush();
     arrays_.Begin(plan, StepRows(plan.rows()), rope);
   }
@@ -103,7 +107,8 @@ class CudaBackend : public Backend {
   const OperationGraphs& graphs() const { return graphs_; }
 
  private:
-  // Begins an operation on so many rows. Steps that fill no bucket differ in their arguments.
+  // Begins an operation on `rows` rows. Rows beyond the largest bucket are not filled up to a
+  // number that comes again, so their launches are not held back.
   void BeginOperation(int64_t rows) { graphs_.Begin(rows <= kBucketRowsMax); }
 
   // The order matters: memory goes back to the heap, and the heap's to the runtime.

@@ -7,7 +7,7 @@ namespace epic::kernels::cuda {
 
 DeviceMemory::DeviceMemory(DeviceHeap& heap, int64_t bytes, MemoryUse use)
     : heap_(heap),
-      // Never nothing: an address must belong to one allocation.
+      // At least one byte, since each address must belong to one allocation.
       bytes_(std::max<int64_t>(bytes, 1)),
       use_(use),
       data_(heap.runtime_.Allocate(bytes_, use)) {
@@ -17,6 +17,7 @@ DeviceMemory::DeviceMemory(DeviceHeap& heap, int64_t bytes, MemoryUse use)
 
 DeviceMemory::~DeviceMemory() {
   {
+    // The range goes first: once the memory is free, another thread may be given the same address.
     const MutexLock lock(heap_.mutex_);
     heap_.ranges_.erase(data_);
   }
@@ -35,7 +36,10 @@ std::optional<MemoryUse> DeviceHeap::UseOf(const void* address) const {
 
 std::byte* Scratch::GetBytes(int64_t bytes) {
   if (memory_ == nullptr || memory_->bytes() < bytes) {
+    // Launches held back and recordings name the old address; they must be done with before it
+    // goes.
     if (memory_ != nullptr && heap_.before_scratch_moves_) heap_.before_scratch_moves_();
+    // Freed before the larger one is allocated: the memory plan has room for one of them.
     memory_.reset();
     const auto room = std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(bytes, 4096)));
     // Above 64 MiB a power of two wastes too much.

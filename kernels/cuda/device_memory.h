@@ -44,10 +44,11 @@ class DeviceHeap {
   std::unique_ptr<DeviceMemory> Allocate(int64_t bytes, MemoryUse use) {
     return std::make_unique<DeviceMemory>(*this, bytes, use);
   }
-  // Of the memory that `address` lies in; none: it is nobody's here, and no kernel may touch it.
+  // The use of the memory that `address` lies in. Empty: the address is in no memory of this heap,
+  // and no kernel may touch it.
   std::optional<MemoryUse> UseOf(const void* address) const;
-  // `call` is made by each Scratch before it frees its memory for more, on the thread that asks for
-  // it; an empty one: nothing.
+  // Each Scratch makes `call` before it frees its memory for a larger piece, on the thread that
+  // asks for it. An empty function takes the call back.
   void BeforeScratchMoves(std::function<void()> call) { before_scratch_moves_ = std::move(call); }
 
  private:

@@ -21,7 +21,7 @@ const CudaMlp& Of(std::span<const Mlp* const> experts, const PairsByExpert::Grou
   return HandleAs<CudaMlp>(*experts[group.expert]);
 }
 
-// Whether one launch can compute both.
+// Whether one launch can compute both: it has one type and one shape of weights.
 bool SameKind(const CudaMlp& a, const CudaMlp& b) {
   const auto same = [](const DeviceMatrix& x, const DeviceMatrix& y) {
     return x.type == y.type && x.n == y.n && x.k == y.k;
@@ -51,7 +51,8 @@ class TableBuilder {
 DeviceRows MlpRunner::Input(RowForms forms, const BF16* x, int count, int columns) {
   DeviceRows input = {.columns = columns};
   if (forms.quantised) {
-    // A stride of scales for all counts of a bucket.
+    // The stride is that of the bucket: PackRows, which may be replayed, has it among its
+    // arguments, and all counts of a bucket must bring the same one.
     input = input_.Get({.quantised = true}, 1, BucketOf(count), columns);
     graphs_.RunOrRecord(
         QuantiseRows,
@@ -103,6 +104,7 @@ MlpRunner::Batch MlpRunner::Place(std::span<const PairsByExpert::Group> groups) 
   }
   batch.places = places;
   batch.group_capacity = std::max(capacity, kGroupCapacityMin);
+  // Capacities are powers of two, so that few recordings serve all batches.
   batch.pair_capacity = static_cast<int>(std::bit_ceil(static_cast<uint64_t>(pairs)));
   batch.replayed = true;
   return batch;
@@ -143,6 +145,8 @@ void MlpRunner::Experts(std::span<const Mlp* const> experts, Tensor rows,
     first = end;
   }
   if (!use) runtime_.Copy(out.data, to, out.bytes());
+  // The caller may read host memory on return (backend.h). Answers in device memory are ordered by
+  // the stream.
   if (!use || use == MemoryUse::kHost) runtime_.Wait();
 }
 
@@ -258,6 +262,7 @@ void MlpRunner::LaunchBatch(const CudaMlp& mlp, const Batch& batch, const Tables
   auto* answers = answers_.Get<BF16>(places * mlp.down.n);
   products_.MultiplyGroups(mlp.down, tables.groups, tables.down_maps, tables.down_scales, product,
                            GemmOutput::kBF16, answers);
+  // The way back is the same kernel, with places as rows and pairs as places.
   graphs_.RunOrRecord(PackRows, {.pairs = tables.pairs,
                                  .columns = mlp.down.n * 2,
                                  .places = 1,

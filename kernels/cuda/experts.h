@@ -36,8 +36,8 @@ class MlpRunner {
   // out BF16 [T, hidden] ← mlp(rows).
   void Apply(const CudaMlp& mlp, Tensor rows, Tensor out);
   // As Backend::Experts. Experts of one type of weights are computed together, in one launch per
-  // product for so many rows as the scratch memory is to hold. Their weights are found through
-  // tables, so that small batches of every layer replay one recording.
+  // product for as many rows as the scratch memory holds. Their weights are found through tables,
+  // so that small batches of every layer replay one recording.
   void Experts(std::span<const Mlp* const> experts, Tensor rows, std::span<const ExpertRow> pairs,
                Tensor out);
 
@@ -47,12 +47,13 @@ class MlpRunner {
     std::span<const PairsByExpert::Group> groups;
     GemmLayout layout = GemmLayout::kMasked;
     int places = 0;  // of each group; contiguous: of all
-    // For so many its kernels are launched; those that it lacks are empty.
+    // The numbers of groups and pairs for which the kernels are launched; those that the batch
+    // lacks are empty.
     int group_capacity = 0;
     int pair_capacity = 0;
     bool replayed = false;
   };
-  // What a batch tells the kernels.
+  // The tables of a batch, in device memory.
   struct Tables {
     int pairs = 0;
     const int32_t* row = nullptr;    // of each pair, among the rows given

@@ -16,6 +16,7 @@ struct GateKernel {
   static constexpr int kBlocksPerSm = 4;
   // Per warp: the scores that choose, and those that weigh.
   static constexpr int kSharedBytes = kWarps * 2 * kGateExpertsMax * 4;
+  // A lane's experts are marked by the bits of one word, so they are at most 32.
   static constexpr int kPerLane = kGateExpertsMax / 32;
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -31,6 +32,7 @@ struct GateKernel {
   EPIC_DEVICE static void Run(const Params& a) {
     const int warp = WarpIndex();
     const int row = BlockIndex() * kWarps + warp;
+    // Whole warps leave, and no barrier of the block follows.
     if (row >= a.rows) return;
     const int offset = warp * 2 * kGateExpertsMax * 4;
     const auto choice = SharedAt<float>(offset, kGateExpertsMax);
@@ -40,6 +42,7 @@ struct GateKernel {
     bool sound = true;
     for (int e = LaneIndex(); e < a.shape.experts; e += 32) {
       const float value = scores.Load(e) + (a.bias == nullptr ? 0.0f : a.bias[e]);
+      // A NaN would order itself by chance; it ends the row's request instead (docs/numerics.md).
       sound &= value == value;
       choice.Store(e, a.bias == nullptr ? scores.Load(e) : value);
     }
@@ -48,8 +51,10 @@ struct GateKernel {
     if (sound && a.shape.group_score != GroupScore::kNone && a.shape.groups > 1) {
       KeepBestGroups(a.shape, choice);
     }
+    // An unsound row still names experts that exist, so that whoever reads them stays in range.
     uint32_t taken = sound ? TakeBest(a.shape, choice) : FirstExperts(a.shape.top_k);
     if (LaneIndex() == 0) a.faults[row] = sound ? 0 : 1;
+    // V2's masked probabilities weigh nothing; V3 weighs by the unbiased score (gate_choice.cc).
     const bool masked_weigh = a.shape.group_score == GroupScore::kMax;
     Write(a, row, taken, sound, masked_weigh ? choice : scores);
   }
@@ -84,7 +89,7 @@ struct GateKernel {
     SyncWarp();
   }
 
-  // Lane g judges group g, and then masks its experts if it is not kept.
+  // Lane g judges group g, and masks its experts if the group is not kept.
   EPIC_DEVICE static void KeepBestGroups(const GateShape& shape, Shared<float> choice) {
     const int size = shape.experts / shape.groups;
     const int group = LaneIndex();
@@ -105,6 +110,8 @@ struct GateKernel {
       score = pair ? first + second : first;
     }
     int better = 0;
+    // Every lane counts the groups that are better than its own: fewer than kept_groups, and it is
+    // kept.
     for (int g = 0; g < shape.groups; ++g) {
       const float other = ShuffleFrom(score, g);
       if (Better({other, g}, {score, group})) ++better;
@@ -123,6 +130,7 @@ struct GateKernel {
     EPIC_UNROLL
     for (int j = 0; j < kPerLane; ++j) {
       const int e = LaneIndex() + 32 * j;
+      // The values move to registers: k rounds look through them.
       values[j] = e < shape.experts ? choice.Load(e) : 0;
     }
     uint32_t taken = 0;
@@ -138,6 +146,7 @@ struct GateKernel {
         const Candidate other = {ShuffleXor(best.value, mask), ShuffleXor(best.expert, mask)};
         if (Better(other, best)) best = other;
       }
+      // All lanes have found the same expert; the one that holds it marks it.
       if (best.expert % 32 == LaneIndex()) taken |= 1u << (best.expert / 32);
     }
     return taken;
@@ -145,7 +154,8 @@ struct GateKernel {
 
   EPIC_DEVICE static uint32_t FirstExperts(int count) { return LaneIndex() < count ? 1u : 0u; }
 
-  // In ascending order of expert: j outside, lanes inside.
+  // Writes in ascending order of expert: the words of all lanes from j = 0 on, and in each the
+  // lanes in order.
   EPIC_DEVICE static void Write(const GateArguments& a, int row, uint32_t taken, bool sound,
                                 Shared<float> source) {
     const int top_k = a.shape.top_k;
@@ -173,6 +183,7 @@ struct GateKernel {
     a.weights[first + lane] = weight;
     const int slot = Slot(a, row, expert);
     if (a.slots != nullptr) a.slots[first + lane] = slot;
+    // Integers: the order of additions changes nothing.
     if (a.slot_rows != nullptr) AtomicAdd(a.slot_rows + slot, 1);
   }
 

@@ -14,21 +14,22 @@ inline constexpr int kGateTopKMax = 32;
 inline constexpr int kMlaRopeDim = 64;
 inline constexpr int kMlaLatentDims[] = {128, 512};
 
-// Rows of one launch: of experts' products, but those of one expert at least, and of the partial
-// results of attention.
+// Most rows of one launch of experts' products (one expert is always one launch), and most rows of
+// partial results of one launch of attention. Chosen: they bound the scratch memory.
 inline constexpr int kBatchPlacesMax = 8192;
 inline constexpr int kPartialRowsMax = 1 << 16;
 
-// Rows of small steps, the tiles of block_gemm.h: what a bucket pads, a tile would.
+// Small steps are filled up to these numbers of rows, the tiles of block_gemm.h: a bucket pads no
+// more than a tile would.
 inline constexpr int kRowBuckets[] = {16, 32, 64, 128, 256};
 inline constexpr int kBucketRowsMax = 256;
-// The smallest bucket that holds so many; beyond all: `rows`.
+// The smallest bucket that holds `rows`; beyond all of them `rows` itself.
 inline int BucketOf(int rows) {
   const auto* bucket = std::ranges::lower_bound(kRowBuckets, rows);
   return bucket == std::end(kRowBuckets) ? rows : *bucket;
 }
 
-// Of the graphs of all buckets: some kilobytes for each of their launches.
+// Memory that the graphs of all buckets take: some kilobytes for each of their launches. Chosen.
 inline constexpr int64_t kGraphBytes = int64_t{256} << 20;
 
 }  // namespace epic::kernels::cuda

@@ -10,6 +10,7 @@ namespace epic::kernels::cuda {
 namespace {
 
 TileShape Chunks(const void* data, int64_t rows, int64_t columns) {
+  // 64 columns of BF16 are the 128 bytes of a swizzled row (tile_shape.h).
   return {.data = data,
           .element_bytes = 2,
           .extent = {columns, rows, 1},
@@ -22,6 +23,7 @@ TileShape Chunks(const void* data, int64_t rows, int64_t columns) {
 TileShape Bytes(const MlaArguments& a, int offset, int box_bytes) {
   const int64_t record_bytes = MlaLayout(KvType::kFP8, a.latent_dim).record_bytes();
   const int64_t records = int64_t{a.page_count} * kPageTokens;
+  // Not swizzled: threads decode these bytes, and no product reads them where they land.
   return {.data = a.slab + offset,
           .element_bytes = 1,
           .extent = {record_bytes - offset, records, 1},
@@ -73,6 +75,7 @@ MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
   KERNEL_CHECK(heads > 0 && split_tokens > 0, "%d heads, splits of %d", heads, split_tokens);
   MlaPlan out;
   for (const SequenceRows& sequence : plan.sequences) {
+    // A tile never crosses sequences: it has one page table.
     const int queries = sequence.row_count * heads;
     for (int begin = 0; begin < queries; begin += kMlaTileQueries) {
       const MlaTile tile = {.query = sequence.first_row * heads + begin,
@@ -81,6 +84,8 @@ MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens) {
       // The tile's last row sees most keys; rows before it mask what they do not see.
       const int last_row = (begin + tile.queries - 1) / heads;
       const int keys = sequence.first_position + last_row + 1;
+      // Splits begin at absolute positions, so a row has the same ones whatever rows share its
+      // tile.
       for (int key = 0; key < keys; key += split_tokens) {
         MlaUnit unit = {.query = tile.query,
                         .queries = tile.queries,
@@ -107,6 +112,7 @@ std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max) {
     MlaTile tile = plan.tiles[t];
     const size_t begin = tile.first_unit;
     const size_t end = t + 1 < plan.tiles.size() ? plan.tiles[t + 1].first_unit : plan.units.size();
+    // Either all units of a tile have partial results or its only unit has none.
     const int partial_rows =
         plan.units[begin].partial < 0 ? 0 : static_cast<int>(end - begin) * kMlaTileQueries;
     // A tile whose partial results alone exceed the limit still makes a batch of its own.
@@ -127,6 +133,7 @@ std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max) {
 }
 
 void MlaDecode(Stream stream, const MlaArguments& arguments) {
+  // The kernel takes a page of 64 keys at a time, and a split may not begin inside of one.
   KERNEL_CHECK_EQ(arguments.split_tokens % kPageTokens, 0);
   KERNEL_CHECK_LE(arguments.tile_count, arguments.unit_count);
   KERNEL_CHECK_GT(arguments.sm_count, 0);

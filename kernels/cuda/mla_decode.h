@@ -25,6 +25,7 @@
 
 namespace epic::kernels::cuda {
 
+// The rows of one WGMMA (hardware).
 inline constexpr int kMlaTileQueries = 64;
 
 // A query is a pair (row, head), numbered row·heads + head.
@@ -34,7 +35,7 @@ struct MlaTile {
   int32_t first_unit = 0;  // of its units, one per split, ascending
 };
 
-// What one block does at a time: one split of one tile.
+// The work that a block takes at a time: one split of one tile.
 struct MlaUnit {
   int32_t query = 0;
   int32_t queries = 0;
@@ -52,15 +53,16 @@ struct MlaPlan {
 
 // Made once a step, read by every layer.
 MlaPlan PlanMla(const StepPlan& plan, int heads, int split_tokens);
-// The same tiles as plans of their own, for launches one after another, each with at most so many
-// partial rows, but one tile at least: a long context's prompt has gigabytes of them.
+// The same tiles as plans of their own, for launches one after another. Each has at most
+// partial_rows_max partial rows, or is one tile: a long context's prompt has gigabytes of them.
 std::vector<MlaPlan> BatchesOf(const MlaPlan& plan, int partial_rows_max);
 
-// Of a record.
+// The layout of a record with a latent of that type.
 constexpr KvLayout MlaLayout(KvType type, int latent_dim) {
   return {.latent_dim = latent_dim, .rope_dim = kMlaRopeDim, .type = type};
 }
 
+// `sum` adds up unrounded weights, which are relative to `maximum`.
 struct MlaState {
   float maximum;
   float sum;
@@ -83,8 +85,9 @@ struct MlaArguments {
   const MlaUnit* units = nullptr;
   int tile_count = 0;
   int unit_count = 0;
-  // Where a recorded launch is to serve other plans: how many they have, [tiles, units], at most
-  // the above; and splits are merged if there may be more units than tiles.
+  // Set where a recorded launch must serve other plans too: how many tiles and units a plan has,
+  // [tiles, units], at most tile_count and unit_count. Splits are merged if there may be more units
+  // than tiles.
   const int32_t* counts = nullptr;
   float* partial_values = nullptr;     // [partial_rows, latent_dim]
   MlaState* partial_states = nullptr;  // [partial_rows]
@@ -92,7 +95,8 @@ struct MlaArguments {
   int sm_count = 132;
 };
 
-// What the launch copies: boxes of the queries and of the slab's records (of FP8 ones the latents).
+// The boxes that the launch copies: of the queries, and of the slab's records (of FP8 records the
+// latents).
 TileShape MlaQueryTile(const MlaArguments& arguments);
 TileShape MlaRecordTile(const MlaArguments& arguments);
 TileShape MlaRecordEndTile(const MlaArguments& arguments);  // of FP8 records: scales and rope

@@ -53,6 +53,7 @@ struct MlaSplitKernel {
       FenceBarrierInit();
     }
     SyncBlock();
+    // setmaxnreg counts whole warpgroups, so the producer has one though one thread of it works.
     if (Uniform(WarpgroupIndex()) == 2) {
       ReleaseRegisters<kProducerRegisters>();
       if (ThreadIndex() == kConsumers) Produce(params);
@@ -71,6 +72,8 @@ struct MlaSplitKernel {
     const int units = a.counts == nullptr ? a.unit_count : a.counts[1];
     for (int u = BlockIndex(); u < units; u += BlockCount(), ++turn) {
       const MlaUnit unit = a.units[u];
+      // The tile's queries stand in one place: they may come once all warps are done with the last
+      // ones.
       WaitForPhase(Layout::QueryEmpty(), (turn & 1) ^ 1);
       ArriveAndExpect(Layout::QueryFull(), Layout::kTileBytes);
       for (int c = 0; c < Layout::kChunks; ++c) {
@@ -79,6 +82,7 @@ struct MlaSplitKernel {
       }
       for (int key = unit.key_begin; key < unit.key_end; key += kKeys, ++block) {
         const int stage = block % Layout::kStages;
+        // A block of 64 keys is a page of the cache, so each has one entry of the page table.
         const int page = a.pages[unit.first_page + key / kKeys];
         WaitForPhase(Layout::Empty(stage), (block / Layout::kStages & 1) ^ 1);
         ArriveAndExpect(Layout::Full(stage), Layout::kStageBytes);
@@ -122,6 +126,7 @@ struct MlaSplitKernel {
       Softmax softmax;
       for (int half = 0; half < 2; ++half) {
         const int i = AccumulatorRow(ThreadIndex() % 128, 2 * half);
+        // A place without a query sees no key and is never written.
         if (i < unit.queries) softmax.keys[half] = a.positions[(unit.query + i) / a.heads] + 1;
       }
       float out[kColumns / 2];
@@ -132,6 +137,7 @@ struct MlaSplitKernel {
         const int stage = block % Layout::kStages;
         WaitForPhase(Layout::Full(stage), block / Layout::kStages & 1);
         const int at = Layout::kStageOffset + stage * Layout::kStageBytes;
+        // Records past the tile's last position may hold another sequence's bytes, or anything.
         const int records = unit.key_end - key < kKeys ? unit.key_end - key : kKeys;
         if constexpr (Layout::kDecoded) {
           // Nobody multiplies the records decoded before any more.
@@ -143,9 +149,11 @@ struct MlaSplitKernel {
           if (LaneIndex() == 0) Arrive(Layout::Empty(stage));
           AddKeys(a, key, Layout::kDecodedOffset, softmax, out);
         } else {
+          // Only a unit's last block can be short.
           if (records < kKeys) ClearTail(at, records);
           AddKeys(a, key, at, softmax, out);
           SyncWarp();
+          // The values are read by products, which AddKeys has waited for.
           if (LaneIndex() == 0) Arrive(Layout::Empty(stage));
         }
       }
@@ -166,6 +174,7 @@ struct MlaSplitKernel {
       words.Store(chunk * Layout::kChunkBytes / 4 + first * kTileRowBytes / 4 + i % tail_words, 0);
     }
     FenceAsyncProxy();
+    // All of the tail must be clear before any warp multiplies.
     SyncThreads(Layout::kTailBarrier, kConsumers);
   }
 
@@ -180,6 +189,7 @@ struct MlaSplitKernel {
     float correction[2];
     Weigh(MlaExponentScale(a.softmax_scale), key, softmax, scores, correction);
     StoreWeights(scores);
+    // Weights are stored by threads and read by products.
     FenceAsyncProxy();
     // Most blocks of keys change no row's maximum: then a whole warp skips the rescaling.
     if (Ballot(correction[0] != 1 || correction[1] != 1) != 0) {
@@ -193,6 +203,8 @@ struct MlaSplitKernel {
     const uint32_t weights = Layout::Address(Layout::kWeightOffset, Layout::kChunkBytes);
     const uint32_t values = Layout::Address(at, Layout::kTileBytes) +
                             static_cast<uint32_t>(warpgroup * kColumns / 64 * Layout::kChunkBytes);
+    // Weights [64 queries, 64 keys] times values: the same records again, read transposed
+    // (MN-major).
     ProductsBegin();
     EPIC_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
@@ -230,12 +242,14 @@ struct MlaSplitKernel {
     EPIC_UNROLL
     for (int i = 0; i < kWarpgroupKeys / 2; ++i) {
       const int half = i / 2 % 2;
+      // Causal, and past the end of a short block: a key that a row does not see counts as −∞.
       const bool seen = first_key + AccumulatorColumn(thread, i) < softmax.keys[half];
       if (!seen) scores[i] = -kMlaInfinity;
       maximum[half] = scores[i] > maximum[half] ? scores[i] : maximum[half];
     }
     EPIC_UNROLL
     for (int half = 0; half < 2; ++half) {
+      // Four neighbouring lanes hold a row of the accumulator.
       for (int mask = 1; mask < 4; mask *= 2) {
         const float other = ShuffleXor(maximum[half], mask);
         maximum[half] = other > maximum[half] ? other : maximum[half];
@@ -256,6 +270,7 @@ struct MlaSplitKernel {
       EPIC_UNROLL
       for (int i = 0; i < kWarpgroupKeys / 2; ++i) {
         if (i / 2 % 2 != half) continue;
+        // While all keys are masked the maximum is −∞ too, and −∞ − −∞ would be NaN.
         const bool seen = scores[i] != -kMlaInfinity;
         scores[i] = seen ? FastExp2((scores[i] - now) * exponent_scale) : 0.0f;
         sum += scores[i];
@@ -294,8 +309,11 @@ struct MlaSplitKernel {
     EPIC_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int row = AccumulatorRow(thread, 2 * half);
+      // The order of the two halves is fixed, so the sum has the same bits in both warpgroups.
       const float sum = sums.Load(row) + sums.Load(64 + row);
       if (softmax.keys[half] <= unit.key_begin) continue;  // nothing of this split, or no query
+      // By the row's own keys, not the tile's: a row that ends in the first split has no merge to
+      // wait for, though its tile has.
       const bool whole = softmax.keys[half] <= a.split_tokens;
       const float factor = 1.0f / sum;
       if (!whole && warpgroup == 0 && thread % 4 == 0) {

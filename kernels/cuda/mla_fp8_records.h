@@ -14,7 +14,8 @@ struct MlaFp8Records {
     uint32_t words[4];
   };
 
-  // Where 16 bytes of a row lie in the decoded tile; `byte` is of the row's 2·(latent + rope).
+  // Where 16 bytes of a row lie in the decoded tile, in chunks; `byte` counts from the row's start,
+  // latent and then rope, two bytes a value.
   EPIC_DEVICE static int DecodedChunk(int row, int byte) {
     const uint32_t in_chunk = row * kTileRowBytes + byte % kTileRowBytes;
     return static_cast<int>(byte / kTileRowBytes * Layout::kChunkBytes + Swizzled(in_chunk)) / 16;
@@ -32,11 +33,13 @@ struct MlaFp8Records {
       const int row = i / kRowChunks;
       const int column = i % kRowChunks * 16;
       const int box = column / Layout::kCodeBox;
+      // 16 codes of a byte become 16 values of two bytes: two chunks.
       Chunk decoded[2] = {};
       if (row < records) {
         const Chunk chunk = codes.Load(
             (box * 64 * Layout::kCodeBox + row * Layout::kCodeBox + column % Layout::kCodeBox) /
             16);
+        // 16 codes never cross a block of 128, so one scale serves them.
         const float scale = scales.Load(row * Layout::kEndBytes / 4 + column / kKvScaleBlock);
         EPIC_UNROLL
         for (int j = 0; j < 8; ++j) {
@@ -48,6 +51,7 @@ struct MlaFp8Records {
       tile.Store(DecodedChunk(row, column * 2), decoded[0]);
       tile.Store(DecodedChunk(row, column * 2 + 16), decoded[1]);
     }
+    // The rope part is BF16 already and only changes its place: behind the latent, swizzled.
     constexpr int kRopeChunks = kMlaRopeDim * 2 / 16;
     for (int i = ThreadIndex(); i < Layout::kKeys * kRopeChunks; i += Layout::kConsumers) {
       const int row = i / kRopeChunks;

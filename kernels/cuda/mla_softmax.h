@@ -9,7 +9,8 @@ namespace epic::kernels::cuda {
 
 inline constexpr float kMlaInfinity = std::numeric_limits<float>::infinity();
 
-// e^(difference·scale) as 2^(difference·exponent_scale); 1 if nothing changed, also from −∞.
+// e^(difference·scale) as 2^(difference·exponent_scale). It is 1 where nothing changed: from −∞ to
+// −∞ the difference would be NaN.
 EPIC_DEVICE float MlaRescale(float from, float to, float exponent_scale) {
   return from == to ? 1.0f : FastExp2((from - to) * exponent_scale);
 }

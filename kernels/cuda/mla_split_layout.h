@@ -18,6 +18,7 @@ inline constexpr int kMlaCodeBoxBytes = 256;  // of an FP8 record: the widest bo
 template <int kLatent, KvType kType>
 struct MlaSplitLayout {
   static constexpr int kConsumers = 256;  // threads of the two warpgroups that compute
+  // A page at a time, so that one look at the page table finds all keys of a block.
   static constexpr int kKeys = kPageTokens;
   static constexpr int kWarpgroupKeys = kKeys / 2;
   static constexpr int kColumns = kLatent / 2;  // of the output, per warpgroup
@@ -39,6 +40,7 @@ struct MlaSplitLayout {
       static_cast<int>(kLayout.record_bytes() - kLayout.scales_offset_bytes());
   static constexpr int kCodeBytes = 64 * kLatent;
   static constexpr int kStageBytes = 64 * static_cast<int>(kLayout.record_bytes());
+  // Tiles that products read begin at multiples of 1 KiB, as the swizzle wants it.
   static constexpr int kDecodedOffset = kStageOffset + (kStages * kStageBytes + 1023) / 1024 * 1024;
   static constexpr int kWeightOffset = kDecodedOffset + (kDecoded ? kTileBytes : 0);
   static constexpr int kMaximumOffset = kWeightOffset + kChunkBytes;

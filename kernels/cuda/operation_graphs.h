@@ -58,7 +58,8 @@ class OperationGraphs {
     const auto* bytes = reinterpret_cast<const std::byte*>(&arguments);
     stored_.insert(stored_.end(), bytes, bytes + sizeof(Arguments));
   }
-  // Launches held back go to the device. Needed before anything else is given to the runtime.
+  // Sends the launches held back to the device. It must come before anything else is given to the
+  // runtime.
   void Flush();
 
   // Sequences so far, for tests.

@@ -26,8 +26,8 @@ struct PlaceArguments {
 };
 void PlacePairs(Stream stream, const PlaceArguments& arguments);
 
-// Copies each pair's row to its place: codes with their scales, or any bytes without. A negative
-// place is passed over.
+// Copies each pair's row to its place: codes with their scales, or any bytes without scales. A pair
+// with a negative place is passed over.
 struct PackArguments {
   int pairs = 0;
   int top_k = 0;

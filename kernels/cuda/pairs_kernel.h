@@ -19,6 +19,7 @@ struct PlaceKernel {
     for (int first = 0; first < a.pairs; first += 32) {
       const int pair = first + LaneIndex();
       const bool mine = pair < a.pairs && a.slots[pair] == a.first_slot + group;
+      // Lanes are 32 pairs in order, so a pair's number counts the votes below its own lane.
       const uint32_t votes = Ballot(mine);
       const int number = count + CountOnes(votes & ((1u << LaneIndex()) - 1));
       if (mine) a.place[pair] = number < a.places ? group * a.places + number : -1;
@@ -40,6 +41,7 @@ struct PackKernel {
   EPIC_DEVICE static void Run(const Params& a) {
     const int pair = BlockIndex();
     const int place = a.place == nullptr ? pair : a.place[pair];
+    // The pair is another rank's, or fills a table up.
     if (place < 0) return;
     const int row = a.row == nullptr ? pair / a.top_k : a.row[pair];
     const auto* from = reinterpret_cast<const Chunk*>(a.codes + int64_t{row} * a.columns);
@@ -47,6 +49,7 @@ struct PackKernel {
     for (int i = ThreadIndex(); i < a.columns / 16; i += kThreads) to[i] = from[i];
     if (a.scales == nullptr) return;
     const int blocks = (a.columns + kScaleBlock - 1) / kScaleBlock;
+    // Scales of masked groups are a matrix for each group.
     const int64_t scales = int64_t{place / a.places} * blocks;
     for (int b = ThreadIndex(); b < blocks; b += kThreads) {
       a.packed_scales[(scales + b) * a.packed_scale_stride + place % a.places] =
@@ -70,6 +73,7 @@ struct CombineKernel {
         const int64_t from = a.place == nullptr ? first + j : a.place[first + j];
         sum = Fma(a.weights[first + j], ToFloat(a.answers[from * a.columns + i]), sum);
       }
+      // The residual joins last, in one addition (docs/numerics.md).
       a.residual[at] += sum;
     }
   }

@@ -5,7 +5,7 @@ namespace {
 
 constexpr int kScaleStrideUnit = 4;  // floats: strides of bulk copies are multiples of 16 bytes
 
-// What `x` says of a product with a weight of such a type.
+// The part of a product's arguments that follows from `x` and the type of weight that it meets.
 BlockGemmArguments ArgumentsOf(GemmType type, const DeviceRows& x) {
   const bool fp8 = type == GemmType::kE4M3;
   return {.type = type,
@@ -27,12 +27,14 @@ RowForms RowForms::Of(std::initializer_list<const DeviceMatrix*> weights) {
 }
 
 DeviceRows RowScratch::Get(RowForms forms, int groups, int places, int columns) {
-  // Scales stand column by column of blocks, rows next to each other, as a tile of rows reads them.
+  // Scales stand block by block of columns with the rows of a block side by side, so that a tile of
+  // rows reads them in one copy.
   DeviceRows rows = {.groups = groups, .places = places, .columns = columns};
   const int64_t values = int64_t{groups} * places * columns;
   if (forms.rounded) rows.rounded = rounded_.Get<BF16>(values);
   if (forms.quantised) {
     const int64_t blocks = (columns + kScaleBlock - 1) / kScaleBlock;
+    // Rounded up here, so that every matrix of scales can be copied by boxes.
     rows.scale_stride = (places + kScaleStrideUnit - 1) / kScaleStrideUnit * kScaleStrideUnit;
     rows.codes = codes_.Get<uint8_t>(values);
     rows.scales = scales_.Get<float>(groups * blocks * rows.scale_stride);
@@ -53,6 +55,8 @@ void Products::Multiply(const DeviceMatrix& w, const DeviceRows& x, GemmOutput o
 
 void Products::MultiplyHeads(const BF16* w, int heads, int n, int k, int rows, const BF16* x,
                              BF16* out, int out_stride) const {
+  // Heads are groups that lie between one another in x and out: strides reach them, so nothing is
+  // moved.
   Launch({.type = GemmType::kBF16,
           .layout = GemmLayout::kMasked,
           .groups = heads,

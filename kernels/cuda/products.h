@@ -13,7 +13,8 @@
 
 namespace epic::kernels::cuda {
 
-// Rows of `groups` groups of `places` places: as BF16, quantised, or both.
+// Rows of `groups` groups of `places` places each: as BF16, quantised, or both. A view, which owns
+// nothing.
 struct DeviceRows {
   int groups = 1;
   int places = 0;
@@ -70,7 +71,7 @@ class Products {
   // written, ← x [rows, heads, k] · w [heads, n, k].
   void MultiplyHeads(const BF16* w, int heads, int n, int k, int rows, const BF16* x, BF16* out,
                      int out_stride) const;
-  // Of groups; `shape` is any of their weights.
+  // Multiplies each group's rows by its own weight; `shape` is any of these weights.
   void MultiplyGroups(const DeviceMatrix& shape, const RowGroups& groups, const TensorMap* maps,
                       const float* const* scales, const DeviceRows& x, GemmOutput output,
                       void* out) const;

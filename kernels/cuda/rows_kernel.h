@@ -13,12 +13,13 @@ inline constexpr int kRowThreads = 256;
 inline constexpr int kRowWarps = kRowThreads / 32;
 inline constexpr int kLaneColumns = kScaleBlock / 32;
 
-// In all threads of the block; shared memory: kRowWarps floats at 0. The order of sums, which
-// rows.h states, is part of the numeric profile.
+// The result is the same in all threads of the block. It uses kRowWarps floats of shared memory at
+// 0. The order of sums, which rows.h states, is part of the numeric profile.
 EPIC_DEVICE float SumOfSquares(const float* x, int columns) {
   float sum = 0;
   for (int i = ThreadIndex(); i < columns; i += kRowThreads) sum = Fma(x[i], x[i], sum);
   for (int mask = 16; mask > 0; mask /= 2) sum += ShuffleXor(sum, mask);
+  // One barrier is enough: the sums are written once and never overwritten.
   const auto sums = SharedAt<float>(0, kRowWarps);
   if (LaneIndex() == 0) sums.Store(WarpIndex(), sum);
   SyncBlock();
@@ -29,6 +30,7 @@ EPIC_DEVICE float SumOfSquares(const float* x, int columns) {
 
 EPIC_DEVICE float NormFactor(const float* x, int columns, float eps) {
   const float mean = SumOfSquares(x, columns) / static_cast<float>(columns);
+  // Both operations are rounded by IEEE 754, so the host gives the same bits.
   return 1.0f / sqrtf(mean + eps);
 }
 
@@ -49,6 +51,7 @@ EPIC_DEVICE void WriteColumns(const RowOutputs& out, int64_t row, int columns, i
     largest = magnitude > largest ? magnitude : largest;
     if (out.rounded != nullptr && first + i < columns) out.rounded[at + i] = value;
   }
+  // The argument is the same for all lanes, so none is missed by the shuffles below.
   if (out.codes == nullptr) return;
   for (int mask = 16; mask > 0; mask /= 2) {
     const float other = ShuffleXor(largest, mask);
@@ -77,6 +80,7 @@ EPIC_DEVICE void WriteRow(const RowOutputs& out, int64_t row, int columns, int g
     EPIC_UNROLL
     for (int i = 0; i < kLaneColumns; ++i) {
       const int column = block * kScaleBlock + LaneIndex() * kLaneColumns + i;
+      // Columns past the row are zeros, which cannot raise the largest magnitude.
       values[i] = column < columns ? value(column) : 0.0f;
     }
     const int64_t scale_at = (int64_t{group} * blocks + block) * out.scale_stride + place;
@@ -98,7 +102,7 @@ struct RmsNormKernel {
   }
 };
 
-// A block's row in groups of places; false: nobody's.
+// The group and place of a block's row. Returns false where no row took the place.
 EPIC_DEVICE bool PlaceOf(const RowPlaces& rows, int block, int& group, int& place) {
   group = block / rows.places;
   place = block % rows.places;
@@ -112,6 +116,7 @@ struct QuantiseKernel {
   static constexpr int kBlocksPerSm = 4;
   EPIC_DEVICE static void Run(const Params& a) {
     int group, place;
+    // Places that no row took are left as they are: products pass over them.
     if (!PlaceOf(a.rows, BlockIndex(), group, place)) return;
     const BF16* x = a.x + int64_t{BlockIndex()} * a.columns;
     WriteRow(a.out, BlockIndex(), a.columns, group, place,
@@ -144,6 +149,7 @@ struct EmbedKernel {
   EPIC_DEVICE static void Run(const Params& a) {
     const int64_t from = int64_t{a.token_ids[BlockIndex()]} * a.columns;
     float* to = a.residual + int64_t{BlockIndex()} * a.columns;
+    // The residual is FP32, and either type widens to it exactly.
     const bool bf16 = a.type == DType::kBF16;
     for (int i = ThreadIndex(); i < a.columns; i += kThreads) {
       to[i] = bf16 ? ToFloat(static_cast<const BF16*>(a.table)[from + i])
@@ -161,6 +167,7 @@ EPIC_DEVICE float Rotated(const RopeTables& rope, int row, int rope_dim, const f
   const float s = rope.sin[int64_t{row} * pairs + pair];
   const float a = x[rope.interleaved ? 2 * pair : pair];
   const float b = x[rope.interleaved ? 2 * pair + 1 : pair + pairs];
+  // In the order of the oracle's Rotate (kernels/reference/rows.cc).
   return second ? Fma(b, c, a * s) : Fma(a, c, -(b * s));
 }
 
@@ -207,6 +214,7 @@ struct RecordKernel {
     const float factor = NormFactor(kv, latent, a.eps);
     std::byte* record = a.slab + record_index * a.layout.record_bytes();
     auto* rope = reinterpret_cast<BF16*>(record + a.layout.rope_offset_bytes());
+    // Each part of a record is padded to 16 bytes.
     const int rope_places = (rope_dim + 7) / 8 * 8;
     for (int i = ThreadIndex(); i < rope_places; i += kThreads) {
       rope[i] = ToBF16(i < rope_dim ? Rotated(a.rope, row, rope_dim, kv + latent, i) : 0.0f);
@@ -244,6 +252,8 @@ struct RecordKernel {
         largest = other > largest ? other : largest;
       }
       const float scale = KvScale(ToFloat(BF16{static_cast<uint16_t>(largest)}));
+      // The scale NaN makes all values of the block NaN, whatever the codes say: they are zeros
+      // then, so that pages have the same bytes on every device.
       const bool sound = scale == scale;
       const float inverse = sound ? 1.0f / scale : 0.0f;
       EPIC_UNROLL

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kRowUnit = 16;  // values of a row of K, which is copied by 16 bytes
 
+// `field` is the name in the checkpoint's config.json, where the user meets the value.
 std::string Problem(const char* field, int value, const std::string& limit) {
   return std::string(field) + " is " + std::to_string(value) + "; the CUDA kernels take " + limit;
 }
@@ -47,12 +48,15 @@ std::string CudaShapeProblem(const CudaModelShape& shape) {
 }
 
 int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_rows) {
+  // A step that fills a bucket computes all rows of the bucket.
   const int64_t rows = cuda::BucketOf(rows_max);
   const auto widest = std::ranges::max_element(shape.intermediates);
   const int64_t intermediate = widest == shape.intermediates.end() ? 0 : *widest;
-  // Rounded, quantised, and a part of a scale.
+  // Bytes of a value in both forms of a row: BF16, E4M3, and at most one for its share of a scale.
   constexpr int64_t kFormBytes = 2 + 1 + 1;
   const int64_t heads = shape.heads;
+  // The 128 columns to spare, here and below: FP8 parts of a joint matrix begin at multiples of
+  // 128.
   const int64_t attention_row =
       kFormBytes * shape.hidden + (4 + kFormBytes) * shape.q_rank +
       4 * heads * (shape.nope_dim + shape.rope_dim) + 4 * (shape.kv_rank + shape.rope_dim + 128) +
@@ -66,7 +70,8 @@ int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_ro
   const int64_t partial = int64_t{cuda::kPartialRowsMax} * (4 * shape.kv_rank + 8);
   const int64_t head = int64_t{logit_rows} * (4 * int64_t{shape.vocab} + kFormBytes * shape.hidden);
   const int64_t total = rows * attention_row + expert_rows + partial + head;
-  return total + total / 4 + cuda::kGraphBytes;  // memory grows in steps
+  // A quarter is added because scratch memory grows in steps (device_memory.h).
+  return total + total / 4 + cuda::kGraphBytes;
 }
 
 }  // namespace epic::kernels

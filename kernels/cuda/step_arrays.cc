@@ -25,6 +25,8 @@ void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
   };
   const Array arrays[] = {{&plan.token_ids, &token_ids, 0},
                           {&plan.positions, &positions, 0},
+                          // A row that fills a bucket must leave no record: its place belongs to
+                          // some sequence.
                           {&records, &record_index, -1},
                           {&plan.logit_rows, &logit_rows, 0}};
   // One upload for all of them: a copy costs microseconds whatever its size.
@@ -38,6 +40,7 @@ void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
     *array.to = at;
     at += rows;
   }
+  // Page tables grow as sequences do, so they lie apart: the arrays above keep their places.
   pages = Upload(pages_, plan.pages);
 
   table_.Fill(plan, rope);
@@ -48,6 +51,8 @@ void StepArrays::Begin(const StepPlan& plan, int rows, const Rope& rope) {
   cos_and_sin.resize(2 * angles);
   cos_ = Upload(angles_, cos_and_sin);
   sin_ = cos_ + angles;
+  // The last step's tiles are void. MlaFor makes new ones when a layer first asks, since only the
+  // layer knows its heads.
   mla_heads_ = 0;
 }
 

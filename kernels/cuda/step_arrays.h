@@ -29,7 +29,7 @@ class StepArrays {
   // Rows past the plan's, up to `rows`, are those of token 0 at position 0, without a record.
   void Begin(const StepPlan& plan, int rows, const Rope& rope);
 
-  // Of the last Begin: [rows] each, but for `pages`, which is the plan's.
+  // These are of the last Begin: [rows] each, but for `pages`, which is the plan's.
   const int32_t* token_ids = nullptr;
   const int32_t* positions = nullptr;
   const int32_t* record_index = nullptr;  // page·64 + place of each row's record, or −1
@@ -51,8 +51,9 @@ class StepArrays {
     // The same arrays, with the counts that no plan of `rows` rows and `heads` heads exceeds.
     Mla ForAnyPlan(int rows, int heads) const;
   };
-  // The launches that the step needs with so many heads, one after another: more than one only
-  // where partial results would not fit. Made at the first call of a step, valid until Begin.
+  // The launches that the step needs with `heads` heads, one after another: more than one only
+  // where partial results would not fit. They are made at the first call of a step and valid until
+  // Begin.
   std::span<const Mla> MlaFor(const StepPlan& plan, int heads);
 
  private:

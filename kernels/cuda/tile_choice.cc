@@ -60,6 +60,7 @@ class Problem {
   std::vector<float> RunInGroups(const TileProduct& product, int tile) {
     BlockGemmArguments a = arguments_;
     const TensorMap map = WeightMap(a.type, a.w, n_, k_, ColumnTile(tile));
+    // Two maps in device memory: experts' weights are reached so, and the plain runs do not try it.
     const auto maps = Upload(std::vector<TensorMap>{map, map});
     const auto scales = Upload(std::vector<const float*>{a.w_scale, a.w_scale});
     a.row_tile = tile;
@@ -76,6 +77,7 @@ class Problem {
     for (int i = 0; i < kFewRows * n_; ++i) {
       const float expected = Expected(i / n_, i % n_);
       const float limit = kTolerance * std::fmax(1.0f, std::fabs(expected));
+      // Negated, so that a NaN is not near.
       if (!(std::fabs(result[i] - expected) <= limit)) return false;
     }
     return true;
@@ -83,6 +85,7 @@ class Problem {
 
  private:
   std::vector<float> Run(const TileProduct& product, const BlockGemmArguments& a) {
+    // What a tile leaves unwritten must not pass with the last tile's values.
     heap_.runtime().Zero(out_->data(), out_->bytes());
     product(heap_.runtime().stream(), a);
     heap_.runtime().Wait();
@@ -99,10 +102,13 @@ class Problem {
   }
   std::vector<float> Scales(int count) {
     std::vector<float> scales(count);
+    // All differ, so that a scale from the wrong place shows.
     for (float& scale : scales) scale = 0.25f + Draw() / 2;
     return scales;
   }
   float Draw() {
+    // A fixed seed and Knuth's MMIX constants: every start tests the same problem, so a rejection
+    // can be repeated.
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<float>(state_ >> 40) * 0x1p-24f;
   }
@@ -142,6 +148,8 @@ class Problem {
   const int rows_, n_, k_;
   const int k_blocks_ = Blocks(k_);
   const int stride_ = (rows_ + 3) / 4 * 4;
+  // Members are initialised in this order: the sizes and the state of the draws come before the
+  // values that need them.
   uint64_t state_ = 1;
   const std::vector<float> x_, w_, x_scales_, w_scales_;
   const std::unique_ptr<DeviceMemory> x_memory_, w_memory_, x_scale_memory_, w_scale_memory_,
@@ -172,6 +180,7 @@ void TileChoice::TestType(DeviceHeap& heap, const TileProduct& product, GemmType
   // first.
   std::ranges::reverse(tiles);
   for (const int tile : tiles) {
+    // The few rows leave room in the tile: this shows whether its empty places reach them.
     const std::vector<float> few = problem.Run(product, tile, false);
     const char* fault = nullptr;
     if (!problem.Near(few)) {
@@ -195,7 +204,7 @@ void TileChoice::TestType(DeviceHeap& heap, const TileProduct& product, GemmType
 
 int TileChoice::For(GemmType type, GemmLayout layout, int rows) const {
   const std::vector<int>& tiles = admitted(type);
-  // Segments are as large as the largest tile.
+  // A segment is as long as the largest tile: smaller tiles would only be more in number.
   if (layout == GemmLayout::kContiguous) return tiles.back();
   for (const int tile : tiles) {
     if (tile >= rows) return tile;

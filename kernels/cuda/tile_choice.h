@@ -1,5 +1,5 @@
 // Which row tiles of block_gemm.h may be used: those that gave the same row the same bits as the
-// others in a test on this very device. The rest are passed over, and said to be.
+// others in a test on this very device. The rest are passed over, and `rejections` names them.
 #pragma once
 
 #include <functional>
@@ -21,14 +21,14 @@ class TileChoice {
   // from the largest down. Takes milliseconds on a card.
   static TileChoice Test(DeviceHeap& heap, const TileProduct& product);
 
-  // The tile for so many rows: the smallest that holds them if it is admitted, else a larger one,
-  // else the largest. There must be one of that type.
+  // The tile for `rows` rows: the smallest that holds them if it is admitted, else a larger one,
+  // else the largest. At least one tile of that type must be admitted.
   int For(GemmType type, GemmLayout layout, int rows) const;
-  // Empty: no tile of that type can be trusted.
+  // The admitted row tiles, ascending. Empty: no tile of that type can be trusted.
   const std::vector<int>& admitted(GemmType type) const {
     return admitted_[type == GemmType::kE4M3 ? 0 : 1];
   }
-  // A line each.
+  // A line for each tile that is not used: which and why.
   const std::vector<std::string>& rejections() const { return rejections_; }
 
  private:

@@ -25,8 +25,9 @@ int64_t BytesOf(const DeviceArray<T>& array) {
   return array.memory == nullptr ? 0 : array.memory->bytes();
 }
 
-// `values` → what BF16 has of them; they become the rest, exactly: the difference of a number and
-// its rounding has few enough bits for FP32. False: it is nothing.
+// `part` becomes the values rounded to BF16, and `values` what the rounding left. The rest is
+// exact: the difference of a number and its rounding has few enough bits for FP32. Returns false if
+// the part is all zeros.
 bool TakePart(std::vector<float>& values, std::vector<BF16>& part) {
   bool any = false;
   part.resize(values.size());
@@ -42,6 +43,7 @@ bool TakePart(std::vector<float>& values, std::vector<BF16>& part) {
 
 void WeightLoader::LoadBF16(const SourceMatrix& source, std::byte* to) const {
   DeviceRuntime& runtime = heap_.runtime();
+  // BF16 goes up straight from the mapped checkpoint, unconverted.
   if (source.dtype == DType::kBF16) return runtime.Upload(to, source.data, source.data_bytes());
   const int64_t chunk_rows = std::max<int64_t>(1, kChunkValues / source.cols);
   std::vector<float> row(source.cols);
@@ -58,6 +60,7 @@ void WeightLoader::LoadBF16(const SourceMatrix& source, std::byte* to) const {
 }
 
 DeviceMatrix WeightLoader::Load(std::span<const SourceMatrix> parts) const {
+  // A matrix has one type, so parts of mixed types all become BF16.
   const bool fp8 = std::ranges::all_of(
       parts, [](const SourceMatrix& part) { return part.dtype == DType::kF8E4M3; });
   const int64_t cols = parts[0].cols;
@@ -102,6 +105,7 @@ DeviceMatrix WeightLoader::Load(std::span<const SourceMatrix> parts) const {
 template <typename T>
 DeviceArray<T> WeightLoader::Load(std::span<const T> values) const {
   DeviceArray<T> array;
+  // A model without q_a has no norm for it, and a gate may have no bias.
   if (values.empty()) return array;
   array.memory = heap_.Allocate(static_cast<int64_t>(values.size_bytes()), MemoryUse::kOperations);
   array.data = reinterpret_cast<const T*>(array.memory->data());
@@ -127,6 +131,8 @@ std::unique_ptr<CudaMlp> WeightLoader::LoadMlp(const SourceMatrix& gate, const S
   mlp->gate_up = Load(gate_up);
   mlp->up_offset = static_cast<int>(mlp->gate_up.n - up.rows);
   mlp->down = Load({&down, 1});
+  // Maps for either column tile are made once, at loading: which one a step wants follows from its
+  // rows.
   mlp->gate_up_maps = std::make_unique<GroupMaps>(mlp->gate_up);
   mlp->down_maps = std::make_unique<GroupMaps>(mlp->down);
   mlp->packed_bytes = BytesOf(mlp->gate_up) + BytesOf(mlp->down);
@@ -140,7 +146,7 @@ std::unique_ptr<CudaAttention> WeightLoader::LoadAttention(const AttentionSource
   attention->input_norm = Load(source.input_norm);
   attention->q_a_norm = Load(source.q_a_norm);
   attention->kv_a_norm = Load(source.kv_a_norm);
-  // What the normed rows meet is one matrix: one product in place of two.
+  // The normed rows meet both weights, so both are one matrix: one product in place of two.
   const bool low_rank = shape.q_rank > 0;
   const SourceMatrix first[] = {low_rank ? source.q_a : source.q, source.kv_a};
   attention->first = Load(first);
@@ -149,6 +155,8 @@ std::unique_ptr<CudaAttention> WeightLoader::LoadAttention(const AttentionSource
   attention->o = Load({&source.o, 1});
   const int64_t head_keys = int64_t{shape.kv_rank} * shape.nope_dim;
   const int64_t head_values = int64_t{shape.v_dim} * shape.kv_rank;
+  // Absorbed attention multiplies the query by one half of kv_b and the output by the other, head
+  // by head, so the halves are taken apart.
   std::vector<BF16> keys(shape.heads * head_keys), values(shape.heads * head_values);
   for (int h = 0; h < shape.heads; ++h) {
     SplitKvB(source, h, keys.data() + h * head_keys, values.data() + h * head_values);
@@ -175,6 +183,7 @@ std::unique_ptr<CudaGate> WeightLoader::LoadGate(const GateShape& shape, const S
   // Each part takes the 8 leading bits that are left: three make up FP32's 24.
   std::vector<BF16> part;
   while (static_cast<int>(gate->parts.size()) < kRouterPartsMax) {
+    // A router of zeros still has one part.
     if (!TakePart(rest, part) && !gate->parts.empty()) break;
     const SourceMatrix rounded = {
         .dtype = DType::kBF16, .rows = weight.rows, .cols = weight.cols, .data = part.data()};

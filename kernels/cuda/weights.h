@@ -31,7 +31,7 @@ struct DeviceArray {
   std::unique_ptr<DeviceMemory> memory;
 };
 
-// How bulk copies bring a weight to products of groups, for either column tile.
+// The maps by which bulk copies bring a weight to products of groups, for either column tile.
 struct GroupMaps {
   TensorMap of_64, of_128;
 

@@ -24,6 +24,7 @@ class Operand {
   void ReadRow(int row, std::byte* to) const {
     const uint32_t at = address_ + row / 8 * stride_ + row % 8 * kTileRowBytes;
     for (int chunk = 0; chunk < kProductBytes; chunk += kChunkBytes) {
+      // The matrix unit reads through the asynchronous proxy, so it sees only what has been fenced.
       shared_.AsyncRead(Swizzled(at + chunk), to + chunk, kChunkBytes);
     }
   }
@@ -37,6 +38,7 @@ class Operand {
   }
 
  private:
+  // Descriptors hold addresses and strides in units of 16 bytes (PTX ISA).
   static uint32_t Field(uint64_t descriptor, int bit) {
     return static_cast<uint32_t>(descriptor >> bit & 0x3fffu) << 4;
   }
@@ -75,6 +77,8 @@ void Multiply(ProductKind kind, int columns, int thread, float* d, uint64_t a, u
       }
       for (int half = 0; half < 2; ++half) {
         float sum = accumulate ? d[i + j + 2 * half] : 0;
+        // K ascending by FMA, as the oracle sums. A tensor core sums otherwise, which is why the
+        // profile of the emulated device has a family of its own.
         for (int k = 0; k < depth; ++k) sum = Fma(rows[half][k], column[k], sum);
         d[i + j + 2 * half] = sum;
       }
@@ -88,11 +92,13 @@ void SyncBlock() { Block().SyncThreads(0, Block().thread_count()); }
 
 void AddProduct(ProductKind kind, int columns, float* d, uint64_t a, uint64_t b, bool accumulate) {
   EmulatedBlock& block = Block();
+  // One word that mixes all operands: lanes that differ in any of them are found.
   const uint64_t operands = (a * 3 + b) * 2 + (accumulate ? 1 : 0);
   for (const uint64_t other : block.MeetWarp("a matrix product", operands)) {
     if (other != operands) block.Fail("the operands of a product differ within a warp");
   }
   const int thread = block.thread() % 128;
+  // `d` is written when the product happens, which is any moment until its wait.
   block.AddProduct([=, shared = &block.shared()] {
     Multiply(kind, columns, thread, d, a, b, accumulate, *shared);
   });
@@ -104,6 +110,7 @@ TensorMap MakeTensorMap(const TileShape& shape) {
 }
 
 void CopyTile(const TensorMap& map, uint32_t to, Shared<uint64_t> barrier, int x, int y, int z) {
+  // By value: the copy happens later, when the map may be gone.
   const TileShape shape = map.shape;
   EmulatedBlock& block = Block();
   if (to % (shape.swizzled ? kTileAlignmentBytes : 128) != 0) block.Fail("a copy's target");
@@ -131,6 +138,8 @@ void CopyTile(const TensorMap& map, uint32_t to, Shared<uint64_t> barrier, int x
         target += row_bytes;
       }
     }
+    // The whole box counts, with what lies outside of the tensor: as on a card, a barrier expects
+    // the same bytes of every box.
     block.CompleteBytes(at, shape.box_bytes());
   });
 }

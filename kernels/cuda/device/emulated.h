@@ -27,10 +27,12 @@ template <typename T>
 class Shared {
  public:
   Shared(uint32_t address, int count) : address_(address), count_(count) {
+    // The card faults at such an access.
     if (address % alignof(T) != 0) Block().Fail("a misaligned shared array");
   }
   T Load(int index) const {
     Check(index);
+    // Others may run between any two accesses, as on a card.
     Block().MayYield();
     T value;
     Block().shared().Read(address_ + index * sizeof(T), &value, sizeof(T));
@@ -80,6 +82,7 @@ T ShuffleXor(T value, int mask) {
 }
 inline int Uniform(int value) {
   for (const uint64_t other : Block().MeetWarp("Uniform", static_cast<uint32_t>(value))) {
+    // On a card the compiler trusts this and may read one lane's value for all.
     if (static_cast<int>(other) != value) Block().Fail("Uniform of values that differ");
   }
   return value;
@@ -110,9 +113,12 @@ struct TensorMap {
 TensorMap MakeTensorMap(const TileShape& shape);
 // The box at (x, y, z), from the innermost, to `to`, whose bytes `barrier` counts. One thread.
 void CopyTile(const TensorMap& map, uint32_t to, Shared<uint64_t> barrier, int x, int y, int z);
+// Nothing is cached here, so there is nothing to acquire.
 inline void AcquireTensorMap(const TensorMap& map) {}
 inline void FenceAsyncProxy() { Block().shared().Fence(ThreadIndex()); }
 
+// The products' fences and waits are operations of a whole warp: a warp that has diverged is found
+// here.
 inline void ProductsBegin() { Block().MeetWarp("ProductsBegin", 0); }
 inline void ProductsCommit() {
   Block().MeetWarp("ProductsCommit", 0);
@@ -125,7 +131,7 @@ void ProductsWait(float (&d)[kCount]) {
 }
 
 enum class ProductKind { kE4M3, kBF16, kBF16Transposed };
-// Adds the thread's part of D[64×columns] (+)= A·B to its open products.
+// Adds the thread's part of D[64×columns] (+)= A·B to the thread's open products.
 void AddProduct(ProductKind kind, int columns, float* d, uint64_t a, uint64_t b, bool accumulate);
 
 template <int kColumns>
@@ -142,6 +148,7 @@ void MultiplyBF16Transposed(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bo
 }
 
 template <int kRegisters>
+// Registers are not emulated (test/budget_test.cc counts them); that a whole warp comes here is.
 void ReleaseRegisters() {
   Block().MeetWarp("ReleaseRegisters", kRegisters);
 }
@@ -151,6 +158,7 @@ void ClaimRegisters() {
 }
 
 inline float FastExp2(float x) {
+  // ex2.approx.ftz flushes results below the normal numbers.
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
@@ -171,6 +179,7 @@ inline int CountOnes(uint32_t bits) { return std::popcount(bits); }
 inline int CountLeadingZeros(uint32_t bits) { return std::countl_zero(bits); }
 
 inline int32_t AtomicAdd(int32_t* address, int32_t value) {
+  // Fibers run one at a time and never yield in here, so this is atomic.
   const int32_t old = *address;
   *address += value;
   return old;

@@ -8,12 +8,18 @@
 namespace epic::kernels::cuda {
 namespace {
 
+// One for the process: kernels reach it by plain functions, as on a card. So RunEmulated must never
+// run on two threads at once.
 EmulatedBlock* current = nullptr;
 
+// Chosen: threads change places often enough for a missing barrier to show under some seed, and
+// seldom enough for tests to stay quick.
 constexpr int kYieldOneIn = 64;
 constexpr int kCopyOneIn = 8;
+// The named barriers of a block (PTX ISA, bar).
 constexpr int kBarriers = 16;
 
+// SplitMix64, written out so that a seed gives the same order with every standard library.
 uint64_t SplitMix(uint64_t& state) {
   uint64_t z = state += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -28,7 +34,9 @@ void RunEmulated(const EmulatedLaunch& launch, const std::function<void()>& body
     throw DeviceError("a block of " + std::to_string(launch.threads) + " threads");
   }
   uint64_t random = launch.seed;
+  // All blocks share them: a stack for each thread of each block would be dear.
   std::vector<Fiber> fibers(launch.threads);
+  // In a drawn order, so that no kernel relies on which block comes first.
   std::vector<int> order(launch.blocks);
   std::iota(order.begin(), order.end(), 0);
   for (int i = launch.blocks - 1; i > 0; --i) {
@@ -67,12 +75,14 @@ void EmulatedBlock::Run(const std::function<void()>& body) {
         if (!threads_[t].open_products.empty() || !threads_[t].committed_products.empty()) {
           Fail("ends with matrix products that it did not wait for");
         }
+      // No exception may leave a fiber: its stack has no caller that could catch it.
       } catch (const std::exception& error) {
         failure_ = error.what();
       }
     });
   }
   current = this;
+  // After a failure the other fibers stay where they stand, and their stacks are dropped.
   while (alive_ > 0 && failure_.empty()) {
     if (!RunSomething()) failure_ = Deadlock();
   }
@@ -90,6 +100,7 @@ bool EmulatedBlock::RunSomething() {
     return true;
   }
   const int count = launch_.threads;
+  // The first that can run from a drawn thread on.
   const int first = static_cast<int>(Draw() % static_cast<uint64_t>(count));
   for (int i = 0; i < count; ++i) {
     const int t = (first + i) % count;
@@ -103,12 +114,14 @@ bool EmulatedBlock::RunSomething() {
     }
     return true;
   }
+  // All threads wait: now only a copy can free one of them.
   if (copies_.empty()) return false;
   RunCopy();
   return true;
 }
 
 void EmulatedBlock::RunCopy() {
+  // Copies arrive in any order, as the copy engine promises none.
   std::swap(copies_[Draw() % copies_.size()], copies_.back());
   const std::function<void()> copy = std::move(copies_.back());
   copies_.pop_back();
@@ -132,6 +145,7 @@ std::string EmulatedBlock::Deadlock() const {
 }
 
 void EmulatedBlock::MayYield() {
+  // Called at every access to shared memory, so that others may come in between.
   if (Draw() % kYieldOneIn == 0) fibers_[running_].Yield();
 }
 
@@ -144,6 +158,7 @@ void EmulatedBlock::WaitUntil(const char* what, std::function<bool()> ready) {
 
 void EmulatedBlock::Arrive(NamedBarrier& barrier, int number, int threads) {
   if (number < 0 || number >= kBarriers) Fail("barrier " + std::to_string(number));
+  // On a card the behaviour of threads that name different counts is not defined.
   if (barrier.arrived > 0 && barrier.expected != threads) {
     Fail("barrier " + std::to_string(number) + " of " + std::to_string(threads) +
          " threads, where others count " + std::to_string(barrier.expected));
@@ -156,7 +171,10 @@ void EmulatedBlock::Arrive(NamedBarrier& barrier, int number, int threads) {
 }
 
 void EmulatedBlock::SyncThreads(int number, int threads) {
+  // Masked to be a valid index; Arrive reports a number out of range.
   NamedBarrier& barrier = named_[number & (kBarriers - 1)];
+  // The count of arrivals may already belong to the next use when this thread looks again; the
+  // generation tells whether its own use is over.
   const int64_t mine = barrier.generation;
   Arrive(barrier, number, threads);
   WaitUntil("a barrier of threads", [&barrier, mine] { return barrier.generation != mine; });
@@ -170,6 +188,8 @@ void EmulatedBlock::ArriveThreads(int number, int threads) {
 const std::array<uint64_t, kWarpThreads>& EmulatedBlock::MeetWarp(const char* operation,
                                                                   uint64_t value) {
   Warp& warp = warps_[running_ / kWarpThreads];
+  // A thread may enter the next meeting while others still read this one, but not the one after
+  // that, which needs all 32: so two places are enough.
   const int number = threads_[running_].meetings++;
   Meeting& meeting = warp.meetings[number % 2];
   if (meeting.arrived == 0) meeting.operation = operation;
@@ -203,6 +223,7 @@ void EmulatedBlock::InitBarrier(uint32_t address, int arrivals) {
 }
 
 void EmulatedBlock::CheckPhase(PhaseBarrier& barrier) {
+  // A phase ends when all arrivals and all announced bytes are in, whichever comes last.
   if (barrier.pending == 0 && barrier.bytes == 0) {
     barrier.pending = barrier.arrivals;
     ++barrier.phase;
@@ -225,6 +246,8 @@ void EmulatedBlock::CompleteBytes(uint32_t address, int64_t bytes) {
 
 void EmulatedBlock::WaitForPhase(uint32_t address, uint32_t parity) {
   PhaseBarrier& barrier = BarrierAt(address);
+  // As mbarrier.try_wait.parity: the wait ends when the phase of that parity is over, so the other
+  // parity passes at once at a new barrier.
   WaitUntil("a barrier in shared memory",
             [&barrier, parity] { return (barrier.phase & 1) != static_cast<int64_t>(parity); });
 }
@@ -237,8 +260,10 @@ void EmulatedBlock::CommitProducts() {
   Thread& thread = threads_[running_];
   thread.committed_products.push_back(std::move(thread.open_products));
   thread.open_products.clear();
+  // A product that is computed here misses operands that are written too late; one that is computed
+  // at its wait meets operands that were overwritten too soon. Seeds draw both.
   if (Draw() % 2 == 0) {
-    // Early: the groups stay, empty, for the waits to count.
+    // The groups stay, empty, for the waits to count.
     for (auto& group : thread.committed_products) {
       for (const auto& product : group) product();
       group.clear();

@@ -77,11 +77,13 @@ class EmulatedBlock {
     std::deque<std::vector<std::function<void()>>> committed_products;
     int meetings = 0;
   };
+  // bar.sync: `generation` counts its uses, each of which ends at `expected` arrivals.
   struct NamedBarrier {
     int expected = 0;
     int arrived = 0;
     int64_t generation = 0;
   };
+  // One operation that all threads of a warp must make together.
   struct Meeting {
     std::array<uint64_t, kWarpThreads> values;
     const char* operation = nullptr;
@@ -91,6 +93,7 @@ class EmulatedBlock {
     Meeting meetings[2];  // one being left, one being entered
     int completed = 0;
   };
+  // mbarrier: a phase ends when no arrival is pending and all announced bytes have come.
   struct PhaseBarrier {
     int arrivals = 0;
     int pending = 0;
@@ -116,9 +119,11 @@ class EmulatedBlock {
   std::vector<Warp> warps_;
   NamedBarrier named_[16];
   std::map<uint32_t, PhaseBarrier> phase_barriers_;
+  // Bulk copies that were issued and have not happened.
   std::vector<std::function<void()>> copies_;
   int running_ = 0;
   int alive_ = 0;
+  // The first broken rule; fibers cannot throw to the caller, so Run does.
   std::string failure_;
 };
 

@@ -63,6 +63,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
   int64_t free_bytes() const override { return int64_t{1} << 32; }
   ProblemSize tile_test() const override { return {.rows = 66, .n = 72, .k = 144}; }
   Stream stream() override {
+    // A recording takes the launches in place of the queue, and runs none of them.
     return {.queue = recording_ != nullptr ? static_cast<LaunchQueue*>(recording_.get()) : this};
   }
   void BeginRecording() override {
@@ -78,6 +79,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
   std::byte* Allocate(int64_t bytes, MemoryUse use) override {
     CheckNotRecording();
     const int64_t total = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
+    // Fresh pages are zeros, as Allocate promises. One page more becomes the guard behind them.
     void* pages = mmap(nullptr, total + kPageBytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     KERNEL_CHECK(pages != MAP_FAILED, "%ld bytes", bytes);
@@ -93,6 +95,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
   }
 
   void Free(std::byte* data, int64_t bytes, MemoryUse use) override {
+    // Queued work may still name this memory.
     Wait();
     const Pages pages = Pages::Of(data, bytes);
     const MutexLock lock(mutex_);
@@ -102,6 +105,7 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
 
   void Upload(void* to, const void* from, int64_t bytes) override {
     const auto* first = static_cast<const std::byte*>(from);
+    // The bytes are taken now, since the caller may change them before Wait.
     Push([to, copy = std::vector<std::byte>(first, first + bytes)](uint64_t) {
       if (!copy.empty()) std::memcpy(to, copy.data(), copy.size());
     });
@@ -125,14 +129,17 @@ class EmulatedRuntime : public DeviceRuntime, public LaunchQueue {
     CheckNotRecording();
     const MutexLock lock(mutex_);
     if (queue_.empty()) return;
+    // Kernels run on the thread that waits, and denormals are zero wherever rows are computed.
     const ScopedFlushDenormals flush;
     for (const Pages& pages : own_) pages.Protect(true);
     const std::vector<Work> queue = std::exchange(queue_, {});
+    // Each work gets another seed, so that the same launch meets another order every time.
     for (const Work& work : queue) work(seed_++);
     for (const Pages& pages : own_) pages.Protect(false);
   }
 
  private:
+  // Only the recording thread must ask nothing else; others may load weights meanwhile.
   void CheckNotRecording() const { KERNEL_CHECK(recorder_.load() != std::this_thread::get_id()); }
 
   Mutex mutex_;

@@ -8,7 +8,9 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Keeps what a call keeps, on the old stack, and goes on where the other stack stood.
+// Saves on the old stack what the System V ABI lets a callee keep, stores its pointer in *save, and
+// goes on at `load`, where the other stack was left. The compiler saves all else around the call.
+// MXCSR is not switched: fibers share the thread's modes for rounding and denormals.
 extern "C" void epic_switch_stacks(void** save, void* load);
 asm(R"(
 .text
@@ -37,6 +39,7 @@ namespace epic::kernels::cuda {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
+// As many registers as epic_switch_stacks pops before it returns.
 constexpr int kSavedRegisters = 6;
 
 }  // namespace
@@ -53,6 +56,7 @@ struct Fiber::State {
   const void* caller_stack = nullptr;
   size_t caller_stack_bytes = 0;
 
+  // Main takes no argument: it finds here which fiber has been resumed.
   static State* starting;
 
   void EnterFiber() {
@@ -73,6 +77,7 @@ struct Fiber::State {
 
   void LeaveFiber() {
 #if defined(__SANITIZE_ADDRESS__)
+    // Null tells the sanitizer that the fiber never comes back, and frees its fake stack.
     __sanitizer_start_switch_fiber(done ? nullptr : &fake_stack, caller_stack, caller_stack_bytes);
 #endif
     epic_switch_stacks(&stack_pointer, caller_pointer);
@@ -98,12 +103,15 @@ Fiber& Fiber::operator=(Fiber&&) noexcept = default;
 void Fiber::Start(std::function<void()> body) {
   State& state = *state_;
 #if defined(__SANITIZE_ADDRESS__)
+  // A function that was dropped halfway has left poisoned frames on this stack.
   __asan_unpoison_memory_region(state.stack.get(), kStackBytes);
 #endif
   state.body = std::move(body);
   state.fake_stack = nullptr;
   state.done = false;
   const auto top = reinterpret_cast<uintptr_t>(state.stack.get() + kStackBytes) & ~uintptr_t{15};
+  // The first switch pops six registers and returns into Main. The word above is Main's return
+  // address, which is never used, and gives the alignment that the ABI wants at a function's entry.
   auto* slot = reinterpret_cast<uintptr_t*>(top);
   *--slot = 0;  // the return address of Main
   *--slot = reinterpret_cast<uintptr_t>(&State::Main);

@@ -30,9 +30,11 @@ void CheckCuda(cudaError_t status, const char* what);
 
 template <typename Kernel>
 void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
+  // An empty grid is an error of the driver's.
   if (blocks == 0) return;
   if constexpr (Kernel::kSharedBytes > 48 * 1024) {
-    // Of the current card, which may be another next time.
+    // The attribute belongs to the current card, which may be another at the next call: so it is
+    // set every time.
     CheckCuda(cudaFuncSetAttribute(Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    Kernel::kSharedBytes),
               "cudaFuncSetAttribute");
@@ -59,6 +61,7 @@ struct Stream {
 template <typename Kernel>
 void Launch(Stream stream, int blocks, const typename Kernel::Params& params) {
   if (blocks == 0) return;
+  // Parameters are copied, as a launch on a card copies them: the caller's may change at once.
   const auto run = [blocks, params](uint64_t seed) {
     RunEmulated({.blocks = blocks,
                  .threads = Kernel::kThreads,

@@ -27,13 +27,14 @@ class DeviceRuntime {
 
   virtual ~DeviceRuntime() = default;
 
-  // In the numeric profile: it fixes bits.
+  // The family's name in the numeric profile: it stands for the bits of results.
   virtual const char* family() const = 0;
   // For people.
   virtual std::string name() const = 0;
   virtual int sm_count() const = 0;
   virtual int64_t free_bytes() const = 0;
-  // The products by which tiles are tested: as large as time allows, K a multiple of 16.
+  // The size of the products by which tiles are tested: as large as time allows, K a multiple of
+  // 16.
   struct ProblemSize {
     int rows, n, k;
   };
@@ -42,7 +43,8 @@ class DeviceRuntime {
   // Where kernels are launched.
   virtual Stream stream() = 0;
 
-  // Launches with the parameters that they had, as often as wanted.
+  // Launches with the parameters that they had when they were recorded; Launch may be called as
+  // often as wanted.
   class Recording {
    public:
     virtual ~Recording() = default;
@@ -59,7 +61,7 @@ class DeviceRuntime {
 
   // `from` is ordinary memory of the host and is read within the call.
   virtual void Upload(void* to, const void* from, int64_t bytes) = 0;
-  // Both of any memory of this process.
+  // Both take any memory of this process.
   virtual void Copy(void* to, const void* from, int64_t bytes) = 0;
   virtual void Zero(void* at, int64_t bytes) = 0;
   virtual void Wait() = 0;

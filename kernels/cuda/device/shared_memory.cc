@@ -5,6 +5,8 @@
 namespace epic::kernels::cuda {
 namespace {
 
+// One word per byte tells who wrote it: nobody, the copy engine, or a thread with the number of
+// fences it had made, as kFirstTag + fences · kThreadsMax + thread.
 constexpr uint32_t kUnwritten = 0;
 constexpr uint32_t kAsync = 1;
 constexpr uint32_t kFirstTag = 2;
@@ -14,10 +16,12 @@ constexpr uint32_t kThreadsMax = 1024;
 
 SharedMemory::SharedMemory(int bytes, int threads)
     : size_(bytes), bytes_(new std::byte[bytes]), writers_(bytes, kUnwritten), fences_(threads) {
+  // All ones are NaN in FP32, BF16 and E4M3, so memory that no check covers spoils a result.
   std::memset(bytes_.get(), 0xff, bytes);
 }
 
 void SharedMemory::Check(uint32_t address, int bytes, const char* what) const {
+  // Addresses are unsigned: one below the base would wrap round to a large offset.
   if (address < kBase || address - kBase + bytes > static_cast<uint32_t>(size_)) {
     throw DeviceError(std::string(what) + " of " + std::to_string(bytes) + " bytes at " +
                       std::to_string(static_cast<int64_t>(address) - kBase) +
@@ -47,8 +51,10 @@ void SharedMemory::AsyncRead(uint32_t address, void* to, int bytes) const {
   Read(address, to, bytes);
   for (int i = 0; i < bytes; ++i) {
     const uint32_t tag = writers_[address - kBase + i];
+    // The copy engine writes through the same proxy, so its bytes need no fence.
     if (tag == kAsync) continue;
     const uint32_t thread = (tag - kFirstTag) % kThreadsMax;
+    // The writer must have fenced since: then its count has passed the one in the tag.
     if (fences_[thread] <= (tag - kFirstTag) / kThreadsMax) {
       throw DeviceError("asynchronous read of shared byte " + std::to_string(address - kBase + i) +
                         ", which thread " + std::to_string(thread) +

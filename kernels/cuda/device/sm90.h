@@ -14,6 +14,7 @@
 
 namespace epic::kernels::cuda {
 
+// Aligned as tiles are, so that an offset's alignment is the address's.
 extern __shared__ __align__(1024) unsigned char shared_window[];
 
 EPIC_DEVICE int ThreadIndex() { return static_cast<int>(threadIdx.x); }
@@ -59,13 +60,16 @@ template <typename T>
 EPIC_DEVICE T ShuffleXor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+// The shuffle tells the compiler that all lanes have one value: branches on it are a warp's.
 EPIC_DEVICE int Uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 EPIC_DEVICE uint32_t Ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 
+// `memory` in all of these: the compiler must move no access to memory across them.
 EPIC_DEVICE void InitBarrier(Shared<uint64_t> barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier.address()), "r"(arrivals)
                : "memory");
 }
+// The copy engine must see the barriers as made, not as memory that threads wrote.
 EPIC_DEVICE void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -135,6 +139,7 @@ EPIC_DEVICE void ProductsWait(float (&d)[kCount]) {
 
 template <int kRegisters>
 EPIC_DEVICE void ReleaseRegisters() {
+  // All warps of the warpgroup must come here (PTX ISA).
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 template <int kRegisters>
@@ -147,6 +152,7 @@ EPIC_DEVICE float FastExp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The instruction's first operand is the upper half.
 EPIC_DEVICE uint16_t ToE4M3Pair(float low, float high) {
   uint16_t pair;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
@@ -156,6 +162,7 @@ EPIC_DEVICE uint16_t ToE4M3Pair(float low, float high) {
 struct FloatPair {
   float low, high;
 };
+// There is no instruction to FP32: the way goes by binary16, which holds every E4M3 value exactly.
 EPIC_DEVICE FloatPair FromE4M3Pair(uint16_t pair) {
   FloatPair values;
   asm("{\n"

@@ -79,6 +79,7 @@ EPIC_DEVICE void MultiplyBF16(float (&d)[kColumns / 2], uint64_t a, uint64_t b, 
 template <int kColumns>
 EPIC_DEVICE void MultiplyBF16Transposed(float (&d)[kColumns / 2], uint64_t a, uint64_t b,
                                         bool accumulate) {
+  // The last immediate transposes B: BF16 alone may be MN-major.
   static_assert(kColumns == 64 || kColumns == 128 || kColumns == 256);
   if constexpr (kColumns == 64) {
     EPIC_PRODUCT(32, 32, 33, 34, "m64n64k16", "bf16", "1, 1, 0, 1");

@@ -39,6 +39,8 @@ class CardRuntime : public DeviceRuntime {
       : ordinal_(ordinal), properties_(properties) {
     Enter();
     for (cudaStream_t* stream : {&stream_, &recorded_}) {
+      // Non-blocking: work that a library puts on the default stream must not order itself among
+      // this.
       CheckCuda(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
     }
     staging_ = Allocate(kStagingBytes, MemoryUse::kHost);
@@ -70,6 +72,7 @@ class CardRuntime : public DeviceRuntime {
   // On a stream of its own, so that it takes nothing of what other threads copy meanwhile.
   void BeginRecording() override {
     Enter();
+    // Thread-local: calls of threads that load weights meanwhile do not break the recording.
     CheckCuda(cudaStreamBeginCapture(recorded_, cudaStreamCaptureModeThreadLocal),
               "cudaStreamBeginCapture");
     recording_ = true;
@@ -144,6 +147,7 @@ class CardRuntime : public DeviceRuntime {
   }
   void Wait() override {
     Enter();
+    // Counted before the wait: what other threads stage during it may not have been copied yet.
     const int64_t before = Staged();
     CheckCuda(cudaStreamSynchronize(stream_), "the card");
     const MutexLock lock(staging_mutex_);
@@ -189,12 +193,14 @@ std::unique_ptr<DeviceRuntime> DeviceRuntime::Open(int ordinal, std::string& err
   }
   cudaDeviceProp properties;
   CheckCuda(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
+  // sm_90a code runs on 9.0 alone: WGMMA and setmaxnreg are not forward compatible.
   if (properties.major != 9 || properties.minor != 0) {
     error = std::string(properties.name) + " has compute capability " +
             std::to_string(properties.major) + "." + std::to_string(properties.minor) +
             "; the kernels are made for 9.0 (H100, H200)";
     return nullptr;
   }
+  // An exchange reads kTraffic on the host while the card computes.
   if (properties.concurrentManagedAccess == 0) {
     error = std::string(properties.name) +
             ": this system lets no host code read managed memory "

@@ -17,7 +17,8 @@ struct TileShape {
   int64_t extent[kTileDims] = {1, 1, 1};
   int64_t stride_bytes[kTileDims - 1] = {16, 16};  // of dimensions 1 and 2; multiples of 16
   int box[kTileDims] = {1, 1, 1};                  // at most 256 each
-  // The box's rows are 128 bytes, and their 16-byte chunks lie where SwizzledChunk says.
+  // The box's rows are 128 bytes, and their 16-byte chunks lie where Swizzled says
+  // (matrix_layout.h).
   bool swizzled = false;
 
   int box_bytes() const { return element_bytes * box[0] * box[1] * box[2]; }
