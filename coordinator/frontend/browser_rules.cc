@@ -37,6 +37,7 @@ bool IsAddress(std::string_view name) {
 
 bool IsLoopbackHost(std::string_view host) {
   const std::string name = host.starts_with("::") ? std::string(host) : HostName(host);
+  // 127.evil.example begins like a loopback address, and its owner may point it anywhere.
   return name == "localhost" || absl::EndsWith(name, ".localhost") || name == "::1" ||
          (absl::StartsWith(name, "127.") && IsAddress(name));
 }
@@ -46,6 +47,8 @@ std::string BrowserRules::AllowedOrigin(std::string_view origin, std::string_vie
   const auto is = [&](std::string_view allowed) {
     return absl::EqualsIgnoreCase(View(origin), View(allowed));
   };
+  // "*" is safe where keys guard: no answer allows credentials, so a browser adds no secret that
+  // the page itself does not have.
   if (std::ranges::count(options_.origins, "*") > 0) return "*";
   const std::string_view page_host = HostOfOrigin(origin);
   // A proxy that ends TLS changes the scheme, so same origin means same host and port here.
@@ -56,6 +59,8 @@ std::string BrowserRules::AllowedOrigin(std::string_view origin, std::string_vie
 }
 
 absl::Status BrowserRules::CheckHost(std::string_view host) const {
+  // Behind another address the server is called by names that it cannot know. All browsers send
+  // Host, so a request without it comes from no page.
   if (!options_.loopback || host.empty()) return absl::OkStatus();
   const std::string name = HostName(host);
   const bool unowned = name.find('.') == name.npos || IsAddress(name) || IsLoopbackHost(name);

@@ -20,6 +20,7 @@
 namespace epic::coordinator {
 namespace {
 
+// The limit is chosen: ids of tracing systems fit, and it can come back in a header.
 constexpr size_t kRequestIdBytesMax = 128;
 constexpr const char* kModelPath = "/v1/models/";
 
@@ -33,6 +34,7 @@ std::string Path(const HttpRequest& request) {
 
 // "%2F" and the like; what is not an escape stays.
 std::string Unescape(std::string_view text) {
+  // Names of models may hold slashes, which clients escape in /v1/models/NAME.
   std::string plain;
   for (size_t i = 0; i < text.size(); ++i) {
     const std::string_view digits = text.substr(std::min(i + 1, text.size()), 2);
@@ -49,11 +51,13 @@ std::string Method(const HttpRequest& request) {
   return request.method == "HEAD" ? "GET" : request.method;
 }
 
-// What a page may send if it does not say: the headers of OpenAI's clients.
+// A page that names no headers may send those of OpenAI's clients.
 constexpr const char* kPageHeaders = "authorization, content-type, x-request-id";
+// The limit is chosen; a longer list is not echoed.
 constexpr size_t kPreflightHeadersBytesMax = 2048;
 
-// A list of header names, which may be echoed.
+// Whether the text is a list of header names and nothing else. Such a list may be echoed: no
+// character in it can end the header and begin another one.
 bool IsHeaderList(const std::string& text) {
   return !text.empty() && text.size() <= kPreflightHeadersBytesMax &&
          std::ranges::all_of(text, [](char c) {
@@ -62,6 +66,7 @@ bool IsHeaderList(const std::string& text) {
 }
 
 absl::Status CheckRequestId(const std::string& id) {
+  // The id comes back in a header, and a control character in it could forge another header.
   const bool visible =
       std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
   if (visible && id.size() <= kRequestIdBytesMax) return absl::OkStatus();
@@ -79,6 +84,7 @@ absl::StatusOr<HttpReply> Generate(const FrontendContext& context,
   reply.source = NewAnswerSource(context, *std::move(request), std::move(generation));
   if (reply.source->streams()) {
     reply.answer.content_type = "text/event-stream; charset=utf-8";
+    // nginx collects an answer before it passes it on, unless the second header forbids it.
     reply.answer.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
   }
   return reply;
@@ -89,6 +95,8 @@ Json RankJson(const RankStatus& rank) {
                {"state", rank.state},
                {"description", rank.description},
                {"profile", rank.profile}};
+  // The numbers come from the one table, so /ready, /metrics and operators never contradict each
+  // other.
   for (const RankColumn& column : RankColumns()) {
     const double value = column.read(rank);
     json[column.name] = column.whole() ? Json(static_cast<int64_t>(value)) : Json(value);
@@ -98,6 +106,8 @@ Json RankJson(const RankStatus& rank) {
 
 }  // namespace
 
+// Keys guard what computes or names the model. Probes and scrapers, which ask for the last four,
+// send none.
 const HttpApi::Route HttpApi::kRoutes[] = {
     {"POST", "/v1/chat/completions", true, &HttpApi::Chat},
     {"POST", "/v1/completions", true, &HttpApi::Complete},
@@ -123,11 +133,14 @@ HttpAnswer ErrorAnswer(const absl::Status& status) {
 HttpReply HttpApi::Handle(const HttpRequest& request) const {
   absl::Status id_status = CheckRequestId(request.request_id);
   const bool echo_id = id_status.ok() && !request.request_id.empty();
+  // The id in the header is for the client's own records. The requests of the core have other ids,
+  // which nobody can guess (OpenAiRequest::id).
   const std::string id = echo_id ? request.request_id : DrawId(context_.random);
   absl::StatusOr<HttpReply> reply =
       id_status.ok() ? Dispatch(request) : absl::StatusOr<HttpReply>(id_status);
   if (!reply.ok()) reply = HttpReply{.answer = ErrorAnswer(reply.status())};
   reply->answer.headers.emplace_back("X-Request-Id", id);
+  // Errors get these headers too: without them a page could not read why it was refused.
   AddBrowserHeaders(request, &reply->answer);
   return *std::move(reply);
 }
@@ -142,14 +155,18 @@ HttpAnswer HttpApi::Refuse(const HttpRequest& request, int status,
 
 void HttpApi::AddBrowserHeaders(const HttpRequest& request, HttpAnswer* answer) const {
   if (request.origin.empty()) return;
+  // A page that is not allowed gets this header too: a cache must not give its answer to another
+  // page.
   answer->headers.emplace_back("Vary", "Origin");
   const std::string allowed = context_.browser.AllowedOrigin(request.origin, request.host);
   if (allowed.empty()) return;
   answer->headers.emplace_back("Access-Control-Allow-Origin", allowed);
+  // By default a page reads only a few standard headers; these two are not among them.
   answer->headers.emplace_back("Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
 }
 
-// Browsers send no key with it, and ask only for what the page wants to do.
+// A preflight is answered without a key, because browsers send none with it. It asks what the page
+// may do, and does nothing.
 HttpReply HttpApi::Preflight(const HttpRequest& request) const {
   constexpr const char* kMethods = "GET, HEAD, POST, OPTIONS";
   HttpReply reply{.answer = {.status = 204, .content_type = "", .headers = {{"Allow", kMethods}}}};
@@ -159,7 +176,10 @@ HttpReply HttpApi::Preflight(const HttpRequest& request) const {
   headers.emplace_back("Access-Control-Allow-Headers", IsHeaderList(request.preflight_headers)
                                                            ? request.preflight_headers
                                                            : kPageHeaders);
+  // The time is chosen: a page asks again after ten minutes, so a changed --cors-origins is soon
+  // known.
   headers.emplace_back("Access-Control-Max-Age", "600");
+  // Chromium asks this before a page of a public site may reach a private or loopback address.
   if (request.preflight_private) {
     headers.emplace_back("Access-Control-Allow-Private-Network", "true");
   }
@@ -167,9 +187,12 @@ HttpReply HttpApi::Preflight(const HttpRequest& request) const {
 }
 
 absl::StatusOr<HttpReply> HttpApi::Dispatch(const HttpRequest& request) const {
+  // This check comes first, because a page that has rebound its name must learn nothing, not even
+  // which paths there are.
   RETURN_IF_ERROR(context_.browser.CheckHost(request.host));
   if (request.method == "OPTIONS") return Preflight(request);
   const std::string path = Path(request), method = Method(request);
+  // The model's name is a part of the path, so this route cannot be a row of the table.
   if (method == "GET" && absl::StartsWith(path, kModelPath)) {
     RETURN_IF_ERROR(CheckApiKey(context_.api_keys, request.authorization));
     return Model(Unescape(path.substr(std::string_view(kModelPath).size())));
@@ -191,6 +214,7 @@ absl::StatusOr<HttpReply> HttpApi::Dispatch(const HttpRequest& request) const {
   HttpAnswer answer = ErrorAnswer(absl::InvalidArgumentError(
       absl::StrCat("the method of ", path, " is ", allowed, ", not ", request.method)));
   answer.status = 405;
+  // RFC 9110, section 15.5.6, demands it with a 405. No path of the table has two methods.
   answer.headers.emplace_back("Allow", allowed);
   return HttpReply{.answer = std::move(answer)};
 }
@@ -209,6 +233,7 @@ Json HttpApi::Card(const std::string& name) const {
   const ModelInfo model = context_.inference.model();
   return {{"id", name},
           {"object", "model"},
+          // Clients of OpenAI expect a date, and a folder of weights has none.
           {"created", absl::ToUnixSeconds(context_.clock.Now())},
           {"owned_by", "epic"},
           {"root", ModelName(context_)},
@@ -229,6 +254,8 @@ absl::StatusOr<HttpReply> HttpApi::Model(const std::string& name) const {
 }
 
 absl::StatusOr<HttpReply> HttpApi::Health(const HttpRequest&) const {
+  // This says that the process answers, and no more. A probe on /health must not restart the
+  // coordinator, which would end all requests, because a worker is missing; /ready tells that.
   return JsonReply({{"status", "ok"}});
 }
 
@@ -250,6 +277,7 @@ absl::StatusOr<HttpReply> HttpApi::Ready(const HttpRequest&) const {
 }
 
 absl::StatusOr<HttpReply> HttpApi::Metrics(const HttpRequest&) const {
+  // The version is that of Prometheus' text format, by which scrapers choose their parser.
   return HttpReply{.answer = {.content_type = "text/plain; version=0.0.4; charset=utf-8",
                               .body = context_.metrics_page.Text()}};
 }
@@ -276,6 +304,7 @@ absl::StatusOr<HttpReply> HttpApi::Tokenize(const HttpRequest& request) const {
   } else {
     return FieldError("prompt", "prompt or messages is missing");
   }
+  // The field is null, as in vLLM, unless the client asked for the texts.
   Json texts;
   if (with_texts) {
     texts = Json::array();
@@ -294,8 +323,10 @@ absl::StatusOr<HttpReply> HttpApi::Detokenize(const HttpRequest& request) const 
   const std::vector<int32_t> ids = fields.Ids("tokens");
   RETURN_IF_ERROR(fields.status());
   RETURN_IF_ERROR(CheckModel(context_, model));
+  // Ids gives an empty list for a field that is absent as well.
   if (fields.Find("tokens") == nullptr) return FieldError("tokens", "tokens is missing");
   RETURN_IF_ERROR(CheckIds(context_, "tokens", ids));
+  // Special tokens are printed: the client wants to see what its ids are.
   return JsonReply({{"prompt", context_.tokenizer->Decode(ids, /*skip_special=*/false)}});
 }
 

@@ -21,6 +21,7 @@ void HttpShared::Accept(tcp::socket socket) {
   {
     const absl::MutexLock lock(&mutex_);
     full = std::ssize(connections_) >= serving.options.connection_count_max;
+    // A connection beyond the limit is held as well, until its session has told the client so.
     connections_.emplace(connection.get(), connection);
   }
   connection->Run(full ? &HttpSession::Refuse : &HttpSession::Start);
@@ -37,10 +38,12 @@ void HttpShared::Release(const HttpConnection* connection) {
 
 void HttpShared::ForEach(void (HttpSession::*event)()) {
   const absl::MutexLock lock(&mutex_);
+  // Run only posts, so no session works under this lock.
   for (const auto& [key, connection] : connections_) connection->Run(event);
 }
 
 void HttpShared::CloseAll() {
+  // The map is emptied first, because each Close calls Release, which takes the lock.
   std::map<const HttpConnection*, std::shared_ptr<HttpConnection>> all;
   {
     const absl::MutexLock lock(&mutex_);
@@ -53,13 +56,15 @@ void HttpShared::Wake(const std::shared_ptr<HttpWaker>& waker) {
   {
     const absl::MutexLock lock(&woken_mutex_);
     woken_.push_back(waker);
-    if (woken_.size() > 1) return;  // a task is on its way
+    // A task is posted, or about to be, as long as the list is not empty; one is enough for all.
+    if (woken_.size() > 1) return;
   }
   net::post(io, [self = shared_from_this()] { self->PullWoken(); });
 }
 
 void HttpShared::PullWoken() {
-  // A step of a worker wakes up to some hundred streams; the rest is left to another thread.
+  // A step of a worker wakes up to some hundred streams. A task takes a few of them (the number is
+  // chosen), and leaves the rest to another thread.
   constexpr ptrdiff_t kAtOnce = 16;
   std::vector<std::shared_ptr<HttpWaker>> woken;
   bool more = false;
@@ -70,6 +75,7 @@ void HttpShared::PullWoken() {
     woken_.erase(woken_.begin(), end);
     more = !woken_.empty();
   }
+  // The post comes before the pulls, so that another thread can begin at once.
   if (more) net::post(io, [self = shared_from_this()] { self->PullWoken(); });
   for (const std::shared_ptr<HttpWaker>& waker : woken) {
     // Before the pull: what comes during it must wake again.
@@ -86,6 +92,8 @@ HttpConnection::HttpConnection(std::shared_ptr<HttpShared> shared, tcp::socket s
       timer_(socket_.get_executor()),
       session_(shared_->serving, *this) {
   error_code ignored;
+  // The socket is read and written directly, and would_block tells when to wait. Events are small
+  // and clients wait for each of them: Nagle's algorithm would hold them back.
   socket_.non_blocking(true, ignored);
   socket_.set_option(tcp::no_delay(true), ignored);
   // A client whose machine is gone says nothing; without this its requests would run to their end.
@@ -103,6 +111,7 @@ void HttpConnection::RunNow(void (HttpSession::*event)()) {
 
 // Every event ends here: whatever the session did, the next bytes are waited for if it has room.
 void HttpConnection::Handle(void (HttpSession::*event)()) {
+  // Handlers that were queued before Close still come.
   if (session_.closed()) return;
   (session_.*event)();
   AwaitBytes();
@@ -111,6 +120,7 @@ void HttpConnection::Handle(void (HttpSession::*event)()) {
 void HttpConnection::AwaitBytes() {
   if (session_.closed() || waiting_ || session_.room() == 0) return;
   waiting_ = true;
+  // The wait needs no buffer, unlike a read, so an idle connection holds none.
   socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](error_code error) {
     self->OnReadable(error);
   });
@@ -136,11 +146,13 @@ void HttpConnection::OnReadable(error_code error) {
 }
 
 HttpWire::Sent HttpConnection::Send(std::string bytes) {
+  // async_write reads from out_ until it is done, so out_ must not change meanwhile.
   if (!out_.empty()) {
     next_out_ += bytes;
     return Sent::kPart;
   }
   error_code error;
+  // Most answers fit into the socket's own buffer and need no turn of the loop.
   const size_t written = socket_.write_some(net::buffer(bytes), error);
   if (error && error != net::error::would_block) return Sent::kFailed;
   if (written == bytes.size()) return Sent::kAll;
@@ -165,6 +177,7 @@ void HttpConnection::OnFlushed(error_code error) {
 }
 
 void HttpConnection::SetTimer(absl::Duration delay) {
+  // A handler that is queued already is cancelled no more; its old number makes it harmless.
   const int sequence = ++timer_sequence_;
   if (delay == absl::InfiniteDuration()) {
     timer_.cancel();
@@ -181,6 +194,7 @@ std::function<void()> HttpConnection::AnswerListener() {
   waker->shared = shared_;
   waker->connection = weak_from_this();
   return [waker] {
+    // A waker is in the list once, however often the journal grows until the pull.
     if (waker->pending.exchange(true)) return;
     if (const std::shared_ptr<HttpShared> shared = waker->shared.lock()) shared->Wake(waker);
   };

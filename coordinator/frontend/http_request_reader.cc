@@ -54,6 +54,8 @@ HttpRequestReader::State HttpRequestReader::Read() {
   }
   boost::system::error_code error;
   while (!buffer_.empty() && !parser_->is_done()) {
+    // The parser compares a length that the header announces with the limit, so a body that is too
+    // large is refused before the client is invited to send it.
     const size_t used = parser_->put(boost::asio::buffer(buffer_), error);
     buffer_.erase(0, used);
     if (error == http::error::need_more) break;
@@ -64,10 +66,13 @@ HttpRequestReader::State HttpRequestReader::Read() {
     if (error && error != http::error::header_limit) {
       return Refuse(400, absl::StrCat("not an HTTP request: ", error.message()));
     }
-    // The parser bounds the header, but not the lines between chunks.
     if (error) break;
   }
+  // A request that is complete counts, whatever follows it in the buffer: that is the next
+  // request's.
   if (parser_->is_done()) return State::kWhole;
+  // The parser bounds the header, but not the lines between chunks. These stay in the buffer until
+  // they are whole, so the buffer is bounded here.
   if (error == http::error::header_limit || buffer_.size() > options_.header_bytes_max) {
     return Refuse(431,
                   absl::StrCat("the header is larger than ", options_.header_bytes_max, " bytes"));
@@ -80,6 +85,7 @@ HttpRequestReader::State HttpRequestReader::Read() {
 HttpMessage HttpRequestReader::Take() {
   CHECK(parser_ != nullptr && parser_->is_done()) << "no whole request was read";
   http::request<http::string_body> message = parser_->release();
+  // A parser reads one message; what is behind it stays in the buffer for the next parser.
   parser_.reset();
   HttpMessage taken{.request = HeadOf(message),
                     .keep_alive = message.keep_alive(),
@@ -94,6 +100,7 @@ HttpRequest HttpRequestReader::head() const {
 }
 
 HttpRequestReader::State HttpRequestReader::Refuse(int status, std::string message) {
+  // The head goes along, because a page may read the refusal only if its origin is named there.
   refusal_ = {.status = status, .message = std::move(message), .head = head()};
   return State::kRefused;
 }

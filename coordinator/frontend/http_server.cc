@@ -40,8 +40,11 @@ absl::StatusOr<int> HttpServer::State::Listen() {
     return absl::InvalidArgumentError(
         absl::StrCat("cannot serve ", where, ": unknown host: ", error.message()));
   }
+  // A name with several addresses is served at the first one alone.
   const tcp::endpoint endpoint = *endpoints.begin();
   acceptor.open(endpoint.protocol(), error);
+  // A coordinator that starts again must get its port although connections of its last life linger
+  // (TIME_WAIT).
   if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(net::socket_base::max_listen_connections, error);
@@ -53,6 +56,8 @@ absl::StatusOr<int> HttpServer::State::Listen() {
 }
 
 void HttpServer::State::Accept() {
+  // Each socket gets a strand of its own, so a session needs no lock. The handler holds State
+  // weakly: it lies in the queue that State owns, and a circle of owners would never end.
   acceptor.async_accept(net::make_strand(shared->io),
                         [weak = weak_from_this()](error_code error, tcp::socket socket) {
                           const std::shared_ptr<State> self = weak.lock();
@@ -62,7 +67,9 @@ void HttpServer::State::Accept() {
 }
 
 void HttpServer::State::OnAccepted(error_code error, tcp::socket socket) {
-  if (error) {  // out of descriptors, mostly: give some time to close others
+  // Mostly the process is out of descriptors. The client waits in the backlog, and the pause, which
+  // is chosen, keeps this from spinning until another connection has closed.
+  if (error) {
     retry.expires_after(std::chrono::milliseconds(50));
     retry.async_wait([weak = weak_from_this()](error_code) {
       const std::shared_ptr<State> self = weak.lock();
@@ -92,6 +99,8 @@ absl::StatusOr<int> HttpServer::Start() {
 }
 
 void HttpServer::Drain() {
+  // The flag is set before the connections are told: one that becomes idle in between looks at the
+  // flag.
   state_->shared->serving.draining = true;
   state_->shared->ForEach(&HttpSession::CloseIfIdle);
 }

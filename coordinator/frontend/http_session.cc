@@ -8,15 +8,17 @@
 namespace epic::coordinator {
 namespace {
 
-// At once from the socket; what a request needs beyond is read piece by piece.
+// Bytes that are read from the socket at once (chosen); a longer request is read piece by piece.
 constexpr size_t kReadBytes = 16 << 10;
 // Bytes that wait behind a request. Beyond them nothing is read, so the client's end is seen only
 // when something is sent to it.
 constexpr size_t kEarlyBytesMax = 64 << 10;
-// For the client to read a last answer: closing on bytes that nobody read resets the connection.
+// The time that a client has to read its last answer (chosen). A connection that is closed while
+// bytes of the client are unread is reset, and the reset may overtake the answer.
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
 
 const char* ReasonPhrase(int status) {
+  // Programs go by the number alone (RFC 9112, section 4); the phrase is for people.
   switch (status) {
     case 200:
       return "OK";
@@ -58,12 +60,14 @@ const char* ReasonPhrase(int status) {
 HttpSession::HttpSession(HttpServing& serving, HttpWire& wire)
     : serving_(serving), wire_(wire), reader_(serving.options) {}
 
+// A drain waits for the count, so a connection that is torn down must not stay in it.
 HttpSession::~HttpSession() { SetActive(false); }
 
 void HttpSession::Start() { Arm(Timer::kIdle, serving_.options.idle_timeout); }
 
 void HttpSession::Refuse() {
   phase_ = Phase::kAnswering;
+  // No request was read, so keep_alive_ is still false and the connection closes behind this.
   SendWhole(ErrorAnswer(absl::UnavailableError(
       absl::StrCat("too many connections, at most ", serving_.options.connection_count_max))));
 }
@@ -81,6 +85,8 @@ void HttpSession::Close() {
 }
 
 size_t HttpSession::room() const {
+  // While an answer is made bytes are read on, up to a limit: only so the client's end is seen in
+  // time.
   if (ended_ || closed()) return 0;
   if (phase_ != Phase::kAnswering) return kReadBytes;
   return kEarlyBytesMax - std::min(reader_.buffered(), kEarlyBytesMax);
@@ -88,6 +94,8 @@ size_t HttpSession::room() const {
 
 void HttpSession::OnBytes(std::string_view bytes) {
   CHECK_LE(bytes.size(), room());
+  // The bytes are read and thrown away, because unread ones would make the close a reset
+  // (kLingerTime).
   if (phase_ == Phase::kLingering) return;
   reader_.Add(bytes);
   Advance();
@@ -95,6 +103,8 @@ void HttpSession::OnBytes(std::string_view bytes) {
 
 void HttpSession::OnEnd() {
   ended_ = true;
+  // A client that vanishes shows only its end, so nothing is computed beyond it. An answer that is
+  // complete still goes out: the client may have ended its sending alone.
   const bool only_sends = phase_ == Phase::kAnswering && source_ == nullptr;
   if (!only_sends) Close();
 }
@@ -108,12 +118,15 @@ void HttpSession::OnSent() {
 }
 
 void HttpSession::OnAnswer() {
+  // A wake-up of an earlier answer may come this late. Within the next answer it is one pull more,
+  // which does no harm.
   if (phase_ != Phase::kAnswering) return;
   Pull();
   Advance();
 }
 
 void HttpSession::OnTimer() {
+  // The timer is cleared first, because what follows may set it anew.
   switch (std::exchange(timer_, Timer::kNone)) {
     case Timer::kNone:
       return;
@@ -141,6 +154,7 @@ void HttpSession::Advance() {
       case HttpRequestReader::State::kRefused:
         return Reject(reader_.refusal().head, reader_.refusal().status, reader_.refusal().message);
       case HttpRequestReader::State::kInvites:
+        // If a part of it has to wait, the answer queues up behind it, and OnSent passes it over.
         if (wire_.Send("HTTP/1.1 100 Continue\r\n\r\n") == HttpWire::Sent::kFailed) return Close();
         [[fallthrough]];
       case HttpRequestReader::State::kPartial:
@@ -162,6 +176,7 @@ void HttpSession::BeginReading() {
 void HttpSession::Answer(HttpMessage message) {
   CHECK(source_ == nullptr && !sending_) << "the answer before has not ended";
   phase_ = Phase::kAnswering;
+  // From here on a drain waits for this request.
   SetActive(true);
   Arm(Timer::kNone, absl::InfiniteDuration());
   keep_alive_ = message.keep_alive;
@@ -174,10 +189,13 @@ void HttpSession::Answer(HttpMessage message) {
   if (ended_) return Close();
   streams_ = source_->streams();
   source_->SetListener(wire_.AnswerListener());
+  // The head of a stream goes at once: the client learns that the request is accepted long before
+  // the prompt is computed.
   if (!streams_ || Send(Head(head_, /*streams=*/true), /*last=*/false)) Pull();
 }
 
-// Answers what could not be read as a request, and closes.
+// Answers what could not be read as a request, and closes. Nobody knows where such a request ends,
+// so nothing behind it may be taken for another one (request smuggling).
 void HttpSession::Reject(const HttpRequest& head, int status, const std::string& message) {
   phase_ = Phase::kAnswering;
   keep_alive_ = head_only_ = chunked_ = false;
@@ -189,6 +207,7 @@ void HttpSession::Pull() {
     AnswerSource::Part part = source_->Pull();
     if (part.answer) {
       source_.reset();
+      // The head was made when the request came; only now the status and the body are known.
       for (auto& header : head_.headers) part.answer->headers.push_back(std::move(header));
       return SendWhole(*std::move(part.answer));
     }
@@ -196,6 +215,8 @@ void HttpSession::Pull() {
       if (streams_) AwaitQuiet();
       return;
     }
+    // The source goes before its last bytes are sent: from now on the client's end has nothing to
+    // cancel (OnEnd).
     if (part.done) source_.reset();
     std::string bytes = Chunk(part.bytes);
     if (part.done && chunked_) bytes += "0\r\n\r\n";
@@ -214,6 +235,7 @@ void HttpSession::OnQuiet() {
   if (source_ == nullptr || sending_) return;
   const absl::Duration left =
       quiet_since_ + serving_.options.comment_interval - serving_.context.clock.Now();
+  // The wire's timer counts whole milliseconds, and may go off up to one of them early.
   if (left > absl::Milliseconds(1)) return Arm(Timer::kQuiet, left);
   if (Send(Chunk(source_->keep_alive()), /*last=*/false)) Pull();
 }
@@ -245,6 +267,8 @@ bool HttpSession::Send(std::string bytes, bool last) {
 
 void HttpSession::FinishAnswer() {
   SetActive(false);
+  // The drain may have begun after the head had promised keep-alive. A client must bear a close
+  // between two requests at any time.
   if (!keep_alive_ || serving_.draining) return Linger();
   phase_ = Phase::kIdle;
   Arm(Timer::kIdle, serving_.options.idle_timeout);
@@ -258,11 +282,13 @@ void HttpSession::Linger() {
 }
 
 void HttpSession::Arm(Timer timer, absl::Duration delay) {
+  // One timer is enough, because a session waits for one thing at a time.
   timer_ = timer;
   wire_.SetTimer(delay);
 }
 
 std::string HttpSession::Head(const HttpAnswer& answer, bool streams) {
+  // HTTP/1.0 has no chunks: the end of its stream is the end of the connection.
   if (serving_.draining || (streams && !chunked_)) keep_alive_ = false;
   std::string head =
       absl::StrCat("HTTP/1.1 ", answer.status, " ", ReasonPhrase(answer.status), "\r\n");
@@ -289,6 +315,7 @@ std::string HttpSession::Chunk(const std::string& bytes) const {
 }
 
 void HttpSession::SetActive(bool active) {
+  // Several ways out call this; each request counts once.
   if (active_ != active) serving_.active_requests += active ? 1 : -1;
   active_ = active;
 }

@@ -7,6 +7,7 @@ namespace epic::coordinator {
 
 TaskPool::TaskPool(Threads& threads, const std::string& name, int thread_count) {
   CHECK_GT(thread_count, 0);
+  // A thread may run at once, so the members that it uses are declared before the handles.
   for (int i = 0; i < thread_count; ++i) {
     handles_.push_back(threads.Start(absl::StrCat(name, " ", i), [this] { Run(); }));
   }
@@ -31,6 +32,7 @@ void TaskPool::Run() {
     Task task;
     {
       const absl::MutexLock lock(&mutex_, absl::Condition(this, &TaskPool::HasNews));
+      // The end goes before the queue: tasks that have not begun are dropped.
       if (stopped_) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();
