@@ -5,7 +5,8 @@
 namespace epic::coordinator {
 namespace {
 
-// Tokens turned into events at once: bounds what waits for one socket.
+// Tokens that are turned into events at once. The number is chosen: it bounds what waits for one
+// socket.
 constexpr int kTokensPerPull = 256;
 
 class StreamSource : public AnswerSource {
@@ -31,6 +32,7 @@ class StreamSource : public AnswerSource {
     begun_ = true;
     absl::StatusOr<std::vector<Generation::Output>> outputs = generation_->Pull(kTokensPerPull);
     if (!outputs.ok()) {
+      // The head with its status has gone out, so an error can only be an event of the stream.
       part.bytes += answer_.Error(outputs.status());
       part.done = true;
       return part;
@@ -42,6 +44,7 @@ class StreamSource : public AnswerSource {
   }
 
  private:
+  // The answer refers to both, so they are declared before it and destroyed after it.
   const OpenAiRequest request_;
   const std::unique_ptr<Generation> generation_;
   StreamedAnswer answer_;
@@ -65,6 +68,7 @@ class WholeSource : public AnswerSource {
   Part Pull() override {
     for (;;) {
       absl::StatusOr<std::vector<Generation::Output>> outputs = generation_->Pull(kTokensPerPull);
+      // Nothing has gone out so far, so the error is the whole answer and has its own HTTP status.
       if (!outputs.ok()) return {.answer = ErrorAnswer(outputs.status()), .done = true};
       for (Generation::Output& output : *outputs) answer_.Add(std::move(output));
       if (generation_->done()) return {.answer = HttpAnswer{.body = answer_.Body()}, .done = true};

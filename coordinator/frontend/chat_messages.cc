@@ -18,6 +18,8 @@ absl::StatusOr<std::string> JoinParts(const Json& parts, const std::string& fiel
     const std::string type = part.String("type").value_or("");
     const std::optional<std::string> piece = part.String("text");
     RETURN_IF_ERROR(part.status());
+    // An image or a sound would change the answer, so such a part is refused and never dropped.
+    // Only the beginning of the client's own text comes back to it.
     if (type != "text") {
       return FieldError(name + ".type", absl::StrCat(name, ".type is \"", type.substr(0, 40),
                                                      "\"; only \"text\" is supported"));
@@ -32,6 +34,8 @@ absl::StatusOr<std::string> ReadRole(FieldReader& fields, const std::string& pre
   const std::optional<std::string> role = fields.String("role");
   RETURN_IF_ERROR(fields.status());
   if (!role) return FieldError(prefix + "role", absl::StrCat(prefix, "role is missing"));
+  // "developer" is OpenAI's newer name for the system's role, and templates are written for the
+  // older one.
   if (*role == "developer") return std::string("system");
   if (*role == "system" || *role == "user" || *role == "assistant" || *role == "tool") return *role;
   return FieldError(prefix + "role",
@@ -46,7 +50,9 @@ absl::Status ReadContent(FieldReader& fields, const std::string& prefix, const s
     if (role != "assistant") {
       return FieldError(prefix + "content", absl::StrCat(prefix, "content is missing"));
     }
-    // Only what else the assistant said or called.
+    // An assistant's message may consist of reasoning or calls alone. Templates know a message of
+    // calls by its null content; where there are no calls they cut the content as a string, so it
+    // must be one.
     (*message)["content"] = message->contains("tool_calls") ? Json() : Json("");
   } else if (content->is_array()) {
     ASSIGN_OR_RETURN((*message)["content"], JoinParts(*content, prefix + "content"));
@@ -60,15 +66,19 @@ absl::Status ReadContent(FieldReader& fields, const std::string& prefix, const s
 }
 
 absl::StatusOr<Json> ReadMessage(const Json& given, const std::string& prefix) {
+  // Only the fields that are read here reach the template. Others are ignored, as in all requests.
   FieldReader fields(given, prefix);
   ASSIGN_OR_RETURN(const std::string role, ReadRole(fields, prefix));
   Json message = {{"role", role}};
   for (const char* name : {"name", "tool_call_id"}) {
     if (const auto value = fields.String(name)) message[name] = *value;
   }
+  // Some clients send an empty list for "no calls", and some templates only ask whether the field
+  // is there.
   if (const Json* calls = fields.Array("tool_calls"); calls != nullptr && !calls->empty()) {
     message["tool_calls"] = *calls;
   }
+  // DeepSeek's name for the field goes before vLLM's newer one. A template may read either.
   std::optional<std::string> reasoning = fields.String("reasoning_content");
   if (!reasoning) reasoning = fields.String("reasoning");
   if (reasoning) message["reasoning_content"] = message["reasoning"] = *reasoning;

@@ -5,6 +5,8 @@
 namespace epic::coordinator {
 namespace {
 
+// Names of payloads within a status. They never leave the process: gRPC gets code and text alone,
+// and HTTP prints the values.
 constexpr std::string_view kParam = "epic/param";
 constexpr std::string_view kCode = "epic/code";
 
@@ -81,14 +83,17 @@ int HttpStatus(absl::StatusCode code) {
       return 429;
     case absl::StatusCode::kUnavailable:
       return 503;
+    // The deadline of a request has passed (protocol.md 2.7).
     case absl::StatusCode::kDeadlineExceeded:
       return 504;
+    // All other codes are this server's own faults: nothing that the client sent could be mended.
     default:
       return 500;
   }
 }
 
 std::string ErrorBody(const absl::Status& status) {
+  // OpenAI's shape has null, and not "", where there is nothing to name.
   const auto text_or_null = [](const std::string& text) {
     return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
   };
@@ -97,10 +102,14 @@ std::string ErrorBody(const absl::Status& status) {
                                          {"type", ErrorType(status.code())},
                                          {"param", text_or_null(ErrorParam(status))},
                                          {"code", text_or_null(ErrorCode(status))}}}};
+  // A message may quote a client's text, cut within a character, and a strict dump throws on bytes
+  // that are not UTF-8.
   return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 int RetryAfterSeconds(absl::StatusCode code) {
+  // Both times are chosen: a full queue has room as soon as some request ends, while a world that
+  // is not ready has to load weights or to replace a rank.
   if (code == absl::StatusCode::kResourceExhausted) return 1;
   if (code == absl::StatusCode::kUnavailable) return 5;
   return 0;

@@ -10,6 +10,7 @@ namespace epic::coordinator {
 namespace {
 
 const char* ReasonLabel(FinishReason reason) {
+  // These words are vLLM's, because the counter is also given as vllm:request_success_total.
   switch (reason) {
     case v1::FINISH_REASON_STOP:
       return "stop";
@@ -37,16 +38,19 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Start(const FrontendCont
     }
     const int max_tokens = request.max_tokens;
     generation->logprobs_ = request.logprobs;
+    // A copy: the request goes to the core, and usage, echo and token ids still need its prompt.
     std::vector<int32_t> tokens = request.prompt;
     absl::StatusOr<std::shared_ptr<RequestStream>> stream =
         context.inference.Submit(std::move(request));
-    // Requests accepted before this one end with the generation, which nobody will see.
+    // If one is refused, all are: those that were accepted before it are cancelled, because their
+    // streams go with the generation.
     if (!stream.ok()) {
       context.metrics.OnRefused(stream.status().code());
       return stream.status();
     }
     context.metrics.OnAccepted(static_cast<int>(tokens.size()), static_cast<int>(choices.size()),
                                max_tokens);
+    // Choices of a refused request never get here: the destructor would count them as finished.
     generation->prompts_.push_back({std::move(tokens), *std::move(stream)});
     for (Choice& choice : choices) generation->choices_.push_back(std::move(choice));
     generation->open_choices_ = generation->choice_count();
@@ -58,6 +62,7 @@ Generation::~Generation() {
   // No listener may be called once the members begin to go.
   for (Prompt& prompt : prompts_) prompt.stream->SetListener(nullptr);
   for (Choice& choice : choices_) {
+    // The streams cancel the requests when they are destroyed; here the choices are only counted.
     if (!choice.finished) Finish(choice, v1::FINISH_REASON_CANCELLED, nullptr);
   }
 }
@@ -96,10 +101,14 @@ absl::Status Generation::PullChoice(int index, int token_count_max, std::vector<
                         .content = std::move(delta.content)});
   }
   if (slice.finish == v1::FINISH_REASON_NONE) return absl::OkStatus();
+  // The error takes the place of the outputs of this pull: tokens that were read with it are not
+  // sent.
   if (slice.finish == v1::FINISH_REASON_ERROR) {
     Finish(choice, slice.finish, nullptr);
     return slice.error.ok() ? absl::InternalError("the request failed") : slice.error;
   }
+  // The end may come without a token: after a cancel, or when the pull before took the last token
+  // before the journal was sealed. The end then needs an output of its own.
   if (slice.tokens.empty()) {
     outputs->push_back({.index = index, .position = choice.position});
   }
@@ -146,6 +155,7 @@ std::vector<JournalToken> Generation::prompt_logprobs(int prompt) const {
 
 UsageCounts Generation::usage() const {
   UsageCounts usage;
+  // A prompt counts once, whatever its number of choices, as OpenAI counts it.
   for (const Prompt& prompt : prompts_) {
     usage.prompt_tokens += static_cast<int>(prompt.tokens.size());
     usage.cached_tokens += prompt.stream->cached_tokens();

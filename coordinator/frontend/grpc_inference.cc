@@ -20,6 +20,7 @@ namespace {
 constexpr int kTokensPerPull = 256;
 
 grpc::Status ToGrpc(const absl::Status& status) {
+  // absl took its codes from gRPC, so the numbers are the same.
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
@@ -41,6 +42,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
       : context_(context), pool_(std::move(pool)) {}
 
   void Start(grpc::CallbackServerContext* call, const v1::GenerateRequest& message) {
+    // gRPC has a bare pointer, so the call holds itself until OnDone, the last call that gRPC
+    // makes.
     self_ = shared_from_this();
     absl::Status status = Submit(call, message);
     if (!status.ok()) return End(ToGrpc(status));
@@ -55,6 +58,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
       if (!ok) generation_.reset();
       gone = generation_ == nullptr;
     }
+    // The next response is made by the pool: a thread of gRPC's own must not be kept with text.
     gone ? End(grpc::Status::CANCELLED) : Wake(pool_, weak_from_this());
   }
 
@@ -71,7 +75,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   void OnDone() override { const std::shared_ptr<GenerateCall> self = std::move(self_); }
 
  private:
-  // Locks in the pool alone: the core's thread must not become a call's owner.
+  // Only a task of the pool makes an owner of `weak`. If the core's thread did, the call could die
+  // on that thread, and all that it holds with it.
   static void Wake(const std::weak_ptr<TaskPool>& pool, std::weak_ptr<GenerateCall> weak) {
     const std::shared_ptr<TaskPool> alive = pool.lock();
     if (alive == nullptr) return;
@@ -96,7 +101,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     const absl::MutexLock lock(&mutex_);
     CHECK(generation_ == nullptr) << " a call is submitted once";
     generation_ = *std::move(generation);
-    // The listener holds no reference: one that outlived the call would keep it alive for ever.
+    // The listener must not hold the call: the call owns the generation, so neither would ever go.
+    // The listener is called at once, and under this lock, which is no harm because it only posts.
     generation_->SetListener([weak = weak_from_this(), pool = pool_] { Wake(pool, weak); });
     return absl::OkStatus();
   }
@@ -108,6 +114,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
       const absl::MutexLock lock(&mutex_);
       if (writing_ || generation_ == nullptr) return;
       if (ready_.empty()) status = Pull();
+      // The listener wakes the call again.
       if (status.ok() && ready_.empty() && !generation_->done()) return;
       if (status.ok() && !ready_.empty()) {
         writing_ = write = true;
@@ -117,6 +124,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
         generation_.reset();
       }
     }
+    // Both calls come without the lock, because what gRPC calls in answer takes it.
     write ? StartWrite(&response_) : End(status);
   }
 
@@ -158,6 +166,7 @@ class GrpcInference : public v1::Inference::CallbackService {
       grpc::CallbackServerContext* call, const v1::GenerateRequest* request) override {
     auto reactor = std::make_shared<GenerateCall>(context_, pool_);
     reactor->Start(call, *request);
+    // Since Start the call holds itself, also if it has failed already, so the pointer stays valid.
     return reactor.get();
   }
 
@@ -195,6 +204,7 @@ class GrpcInference : public v1::Inference::CallbackService {
   template <typename Response, typename Make>
   grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* call, Response* response,
                                    Make make) {
+    // These calls are answered on gRPC's thread: none of them waits for a rank.
     grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
     absl::Status status = CheckKey(context_, call);
     if (status.ok()) {
@@ -207,6 +217,7 @@ class GrpcInference : public v1::Inference::CallbackService {
   }
 
   const FrontendContext& context_;
+  // The service is the only owner. Calls and listeners borrow the pool, so its threads end here.
   const std::shared_ptr<TaskPool> pool_;
 };
 

@@ -17,6 +17,8 @@ GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
   if (message.has_n()) spec.choices = message.n();
   spec.model = message.model();
   spec.id = message.request_id();
+  // Fields without presence follow: their 0 and "" mean the default, which is what 0 and "" mean in
+  // GenerateSpec.
   spec.min_tokens = message.min_tokens();
   spec.answer.stop.assign(message.stop().begin(), message.stop().end());
   spec.stop_token_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
@@ -28,6 +30,8 @@ GenerateSpec ReadSpec(const v1::GenerateRequest& message) {
 
 absl::StatusOr<std::vector<int32_t>> ReadChat(const FrontendContext& context,
                                               const v1::Messages& message) {
+  // The messages go the way of HTTP's, through JSON and ReadMessages, so the same chat gives the
+  // same prompt and the same errors over both.
   Json messages = Json::array();
   for (const v1::ChatMessage& given : message.messages()) {
     Json one = {{"role", given.role()}, {"content", given.content()}};
@@ -39,6 +43,7 @@ absl::StatusOr<std::vector<int32_t>> ReadChat(const FrontendContext& context,
   input.now = context.clock.Now();
   ASSIGN_OR_RETURN(input.messages, ReadMessages(messages, context.limits.message_count_max));
   if (!message.chat_template_kwargs_json().empty()) {
+    // The parser's message says "the body", so the name of the field goes before it.
     absl::StatusOr<Json> kwargs = ParseObject(message.chat_template_kwargs_json());
     if (!kwargs.ok()) {
       return FieldError("chat_template_kwargs_json",
@@ -63,6 +68,8 @@ const char* FinishReasonText(FinishReason reason) {
       return "stop";
     case v1::FINISH_REASON_LENGTH:
       return "length";
+    // This is what HTTP calls "abort". A choice that failed never comes here: Generation::Pull
+    // returns its error, which ends the call.
     default:
       return "cancelled";
   }
@@ -80,12 +87,13 @@ void FillUsage(const UsageCounts& usage, v1::Usage* message) {
 absl::StatusOr<Request> ReadGenerate(const FrontendContext& context,
                                      const v1::GenerateRequest& message) {
   GenerateSpec spec = ReadSpec(message);
+  // The cheap check comes first: templates and tokenizers cost by the length of the prompt.
   RETURN_IF_ERROR(CheckModel(context, spec.model));
   std::vector<int32_t> prompt;
   switch (message.input_case()) {
     case v1::GenerateRequest::kText: {
       ASSIGN_OR_RETURN(prompt, PromptFromText(context, message.text(), /*add_special=*/true));
-      // As /v1/completions: whoever writes the prompt reads all that follows it.
+      // As in /v1/completions, a client that writes the whole prompt reads all that follows it.
       spec.answer.split_reasoning = false;
       break;
     }
@@ -94,7 +102,8 @@ absl::StatusOr<Request> ReadGenerate(const FrontendContext& context,
       ASSIGN_OR_RETURN(prompt, ReadChat(context, message.messages()));
       break;
     }
-    // Token ids may be a rendered chat, which only its last marker tells.
+    // Token ids may be a rendered chat. Reasoning is split off, and the parser finds out by the
+    // prompt's last marker whether it is open (text/answer_parser.h).
     case v1::GenerateRequest::kTokenIds:
       spec.prompt_field = "token_ids";
       prompt.assign(message.token_ids().ids().begin(), message.token_ids().ids().end());
@@ -146,6 +155,7 @@ std::vector<v1::GenerateResponse> ToResponses(const GrpcIdentity& identity,
                                               const std::vector<Generation::Output>& outputs) {
   std::vector<v1::GenerateResponse> responses;
   for (const Generation::Output& output : outputs) {
+    // One choice's tokens of a pull share a response, because gRPC writes responses one at a time.
     if (responses.empty() || responses.back().choice() != output.index) {
       v1::GenerateResponse& fresh = responses.emplace_back();
       fresh.set_request_id(identity.request_id);
@@ -161,7 +171,7 @@ std::vector<v1::GenerateResponse> ToResponses(const GrpcIdentity& identity,
     response.add_token_ids(output.token->token);
     if (generation.logprobs() >= 0) AddLogprob(*output.token, response.add_logprobs());
   }
-  // Only now are the counts final. A generation's last pull is never empty: it brings an end.
+  // The counts are final only now. The last pull of a generation is never empty: it brings an end.
   if (generation.done() && !responses.empty()) {
     FillUsage(generation.usage(), responses.back().mutable_usage());
   }

@@ -8,7 +8,9 @@
 namespace epic::coordinator {
 namespace {
 
-// Depth and keys, counted before anything is built. Wrong JSON is left to the parser.
+// Counts depth and keys before anything is built. A small body of "[[[[" would exhaust the stack of
+// the functions that walk the tree by recursion, and an object of many keys costs a search through
+// all of them for each key. Text that is no JSON is left to the parser.
 absl::Status CheckShape(std::string_view text) {
   std::vector<int> keys;  // of each open array or object
   bool in_string = false;
@@ -27,6 +29,7 @@ absl::Status CheckShape(std::string_view text) {
       }
     } else if ((c == '}' || c == ']') && !keys.empty()) {
       keys.pop_back();
+    // Each key has one colon outside of strings.
     } else if (c == ':' && !keys.empty() && ++keys.back() > kJsonKeysMax) {
       return absl::InvalidArgumentError(
           absl::StrCat("an object of the JSON body has more than ", kJsonKeysMax, " keys"));
@@ -39,6 +42,7 @@ absl::Status CheckShape(std::string_view text) {
 std::string Reason(const std::exception& error) {
   std::string_view what = error.what();
   if (const size_t end = what.find("] "); end != what.npos) what.remove_prefix(end + 2);
+  // The parser's message quotes the body, and an error must not become as long as the body.
   return std::string(what.substr(0, 300));
 }
 
@@ -65,6 +69,8 @@ std::string Describe(const Json& value) {
   if (value.is_object()) return "an object";
   std::string text;
   if (value.is_string()) {
+    // A short string is most likely a misspelt word, and worth a quotation; a long one is the
+    // client's text, which an error need not repeat.
     const std::string& content = value.get_ref<const std::string&>();
     text = content.size() > 40 ? absl::StrCat("a string of ", content.size(), " bytes")
                                : absl::StrCat("\"", content, "\"");
@@ -98,13 +104,16 @@ std::optional<double> FieldReader::Number(const std::string& name) {
 std::optional<int64_t> FieldReader::Integer(const std::string& name) {
   const Json* value = Find(name);
   if (value == nullptr) return std::nullopt;
+  // get<int64_t> would make a negative number of it.
   if (value->is_number_unsigned() &&
       value->get<uint64_t>() > uint64_t{std::numeric_limits<int64_t>::max()}) {
     WrongType(name, "an integer of 64 bits", *value);
     return std::nullopt;
   }
   if (value->is_number_integer()) return value->get<int64_t>();
-  if (value->is_number_float()) {  // 5.0 counts as 5
+  // Some clients print whole numbers as 5.0. Below 1e15 each whole number is exact and the cast is
+  // defined; a larger number, and NaN, gives 0 here, to which it is not equal.
+  if (value->is_number_float()) {
     const double number = value->get<double>();
     const auto whole = static_cast<int64_t>(std::abs(number) < 1e15 ? number : 0.5);
     if (static_cast<double>(whole) == number) return whole;
@@ -164,6 +173,7 @@ const Json* FieldReader::Array(const std::string& name) {
 }
 
 void FieldReader::Fail(const std::string& name, const std::string& message) {
+  // The first error is the one to tell: later ones may be its consequences.
   if (status_.ok()) status_ = FieldError(prefix_ + name, message);
 }
 
@@ -178,6 +188,8 @@ std::optional<std::vector<int32_t>> ReadIds(const Json& array) {
     if (!element.is_number_integer()) return std::nullopt;
     const bool huge = element.is_number_unsigned() &&
                       element.get<uint64_t>() > std::numeric_limits<int32_t>::max();
+    // get<int64_t> would wrap a number beyond 64 bits to some valid id. Any number beyond 32 bits
+    // stands for it: the next check refuses it.
     const int64_t id = huge ? int64_t{1} << 40 : element.get<int64_t>();
     if (id < std::numeric_limits<int32_t>::min() || id > std::numeric_limits<int32_t>::max()) {
       return std::nullopt;

@@ -51,6 +51,7 @@ prometheus::Histogram& NewHistogram(MetricsPage& page, const std::string& name,
 
 }  // namespace
 
+// The references point into the page's registry, which outlives this and never removes a metric.
 struct FrontendMetrics::Families {
   explicit Families(MetricsPage& page)
       : prompt_tokens(NewCounter(page, "epic_prompt_tokens_total", "Tokens of accepted prompts")),
@@ -95,6 +96,7 @@ FrontendMetrics::FrontendMetrics(MetricsPage& page) : families_(std::make_unique
 FrontendMetrics::~FrontendMetrics() = default;
 
 void FrontendMetrics::OnAccepted(int prompt_tokens, int choices, int max_tokens) {
+  // Each prompt is counted once when it is accepted, whatever its number of choices.
   families_->prompt_tokens.Increment(prompt_tokens);
   families_->request_prompt.Observe(prompt_tokens);
   families_->request_choices.Observe(choices);
@@ -102,6 +104,7 @@ void FrontendMetrics::OnAccepted(int prompt_tokens, int choices, int max_tokens)
 }
 
 void FrontendMetrics::OnRefused(absl::StatusCode code) {
+  // For labels that it has already, Add returns the counter that is there.
   families_->refused.Add({{"code", absl::StatusCodeToString(code)}}).Increment();
 }
 
@@ -117,6 +120,7 @@ void FrontendMetrics::OnNextToken(absl::Duration since_last) {
 
 void FrontendMetrics::OnFinished(const std::string& reason, absl::Duration since_arrival,
                                  int completion_tokens) {
+  // Choices end one by one, so a request with n choices is counted n times in all three.
   families_->finished.Add({{"finished_reason", reason}}).Increment();
   families_->latency.Observe(absl::ToDoubleSeconds(since_arrival));
   families_->request_generation.Observe(completion_tokens);

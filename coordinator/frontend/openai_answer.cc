@@ -4,6 +4,7 @@
 
 namespace epic::coordinator {
 
+// The identity is read once for each answer, so that all its parts say the same.
 AnswerIdentity::AnswerIdentity(const FrontendContext& context, const OpenAiRequest& request)
     : id(request.id),
       model(request.model),
@@ -23,6 +24,7 @@ Json AnswerIdentity::Envelope(const char* object) const {
 }
 
 Json UsageJson(const UsageCounts& usage) {
+  // Reasoning tokens are a part of the completion's, and cached ones a part of the prompt's.
   return {{"prompt_tokens", usage.prompt_tokens},
           {"completion_tokens", usage.completion_tokens},
           {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
@@ -43,6 +45,7 @@ Json FinishReasonJson(FinishReason reason) {
       return "stop";
     case v1::FINISH_REASON_LENGTH:
       return "length";
+    // The word is vLLM's; OpenAI has none for a request that was cancelled.
     default:
       return "abort";
   }
@@ -72,6 +75,8 @@ std::string WholeAnswer::Body() const {
     body["choices"].push_back(request_.chat ? ChatChoice(i) : CompletionChoice(i));
   }
   body["usage"] = UsageJson(generation_.usage());
+  // A chat has one prompt. The choices of a completion may have different ones, so each names its
+  // own.
   if (request_.chat && request_.return_token_ids) {
     body["prompt_token_ids"] = generation_.prompt(0);
   }
@@ -107,6 +112,7 @@ Json WholeAnswer::CompletionChoice(int index) const {
   Json logprobs;
   if (request_.logprobs >= 0) {
     CompletionLogprobs format(*context_.tokenizer, request_.logprobs, request_.skip_special);
+    // The prompt comes first, also for `format`: text offsets count through both parts.
     if (request_.echo) logprobs = format.Prompt(prompt_ids, generation_.prompt_logprobs(prompt));
     Json generated = format.Next(choice.tokens);
     if (logprobs.is_null()) {
@@ -118,6 +124,7 @@ Json WholeAnswer::CompletionChoice(int index) const {
     }
   }
   std::string text;
+  // Special tokens are left out, as CompletionLogprobs::Prompt counts its offsets.
   if (request_.echo) text = context_.tokenizer->Decode(prompt_ids, /*skip_special=*/true);
   text += choice.text;
   Json json = {{"index", index},

@@ -9,7 +9,8 @@
 namespace epic::coordinator {
 namespace {
 
-constexpr double kLogprobMin = -9999;  // JSON has no infinity
+// JSON has no infinity, so an impossible token gets vLLM's value.
+constexpr double kLogprobMin = -9999;
 
 double Finite(float logprob) { return std::max<double>(logprob, kLogprobMin); }
 
@@ -74,6 +75,8 @@ Json CompletionLogprobs::Prompt(absl::Span<const int32_t> prompt,
   // As the echo is made: special tokens are left out, and a character ends with the prompt.
   text::IncrementalDetokenizer prompt_text(tokenizer_, /*skip_special=*/true);
   for (size_t i = 0; i < prompt.size(); ++i) {
+    // Nothing comes before the first token, so nothing predicts it: `scored` begins with the second
+    // one.
     Append(prompt[i], i > 0 && i <= scored.size() ? &scored[i - 1] : nullptr, &prompt_text, &part);
   }
   character_count_ += CharacterCount(prompt_text.Flush());
@@ -93,6 +96,7 @@ void CompletionLogprobs::Append(int32_t token, const JournalToken* scored,
   Json top, logprob;
   if (scored != nullptr) {
     logprob = Finite(scored->logprob);
+    // OpenAI's shape is an object by text, so tokens with the same text share an entry.
     top = Json::object();
     int listed = 0;
     for (const v1::TokenLogprob& alternative : scored->top) {

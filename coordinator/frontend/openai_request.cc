@@ -53,10 +53,12 @@ absl::Status CheckSupported(const Json& body, FieldReader& fields) {
   for (const char* name : kUnsupported) {
     const Json* value = fields.Find(name);
     if (value == nullptr || AsksForNothing(*value)) continue;
+    // best_of that equals n leaves nothing to choose from.
     if (std::string_view(name) == "best_of" && *value == body.value("n", Json(1))) continue;
     fields.Fail(name, absl::StrCat(name, " is ", Describe(*value), ", but this server does not ",
                                    "support ", name));
   }
+  // EPIC does all this in any case, so true asks for nothing.
   for (const char* name : {"include_reasoning", "separate_reasoning", "stream_reasoning"}) {
     if (fields.Bool(name).value_or(true)) continue;
     fields.Fail(name, absl::StrCat(name, " is false; only true is supported"));
@@ -73,6 +75,8 @@ absl::Status CheckSupported(const Json& body, FieldReader& fields) {
       fields.Fail("modalities", "modalities may only be [\"text\"]");
     }
   }
+  // Tools without a tool_choice mean "auto": the model might call one, and nobody would parse the
+  // call. "auto" without tools can call nothing, and passes.
   const Json* tools = fields.Array("tools");
   const Json* choice = fields.Find("tool_choice");
   if (choice != nullptr && *choice != "none" && *choice != "auto") {
@@ -93,11 +97,13 @@ GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
   spec.model = fields.String("model").value_or("");
   spec.sampling = ReadSampling(fields);
   spec.max_tokens = fields.Integer("max_tokens");
+  // OpenAI's newer name wins. Errors name the field that the client has sent.
   if (const auto newer = fields.Integer("max_completion_tokens")) {
     spec.max_tokens = newer;
     spec.max_tokens_field = "max_completion_tokens";
   }
   spec.min_tokens = fields.Integer("min_tokens");
+  // A raw completion has all that follows its prompt, markers too (docs/api.md).
   spec.answer.split_reasoning = request->chat;
   request->skip_special = fields.Bool("skip_special_tokens").value_or(true);
   spec.answer.skip_special = request->skip_special;
@@ -115,6 +121,7 @@ GenerateSpec ReadCommon(FieldReader& fields, OpenAiRequest* request) {
     if (!option_fields.status().ok()) {
       fields.Fail("stream_options", std::string(option_fields.status().message()));
     }
+    // OpenAI refuses it as well: the client most likely forgot `stream`.
     if (!request->stream) {
       fields.Fail("stream_options", "stream_options are given, but stream is not true");
     }
@@ -126,6 +133,7 @@ void ReadChatLogprobs(FieldReader& fields, GenerateSpec* spec) {
   const bool wanted = fields.Bool("logprobs").value_or(false);
   const std::optional<int64_t> top = fields.Integer("top_logprobs");
   spec->logprobs_field = "top_logprobs";
+  // 0 gives the log-probability of each token itself, without alternatives.
   if (wanted) spec->logprobs = top.value_or(0);
   if (!wanted && top.value_or(0) != 0) {
     fields.Fail("top_logprobs",
@@ -138,10 +146,13 @@ absl::Status BuildRequests(const FrontendContext& context, GenerateSpec spec,
   request->model = spec.model.empty() ? ModelName(context) : spec.model;
   request->id = absl::StrCat(request->chat ? "chatcmpl-" : "cmpl-", DrawId(context.random));
   for (size_t i = 0; i < prompts.size(); ++i) {
+    // Each prompt is a request of its own in the core, where no two may have one id.
     spec.id = prompts.size() == 1 ? request->id : absl::StrCat(request->id, "-", i);
     ASSIGN_OR_RETURN(Request built, BuildRequest(context, spec, std::move(prompts[i])));
     request->requests.push_back(std::move(built));
   }
+  // There is at least one: ReadPrompts takes an empty array for one prompt without tokens, which
+  // BuildRequest refuses.
   request->logprobs = request->requests.front().logprobs;
   const size_t choices = request->requests.size() * request->requests.front().choices;
   if (static_cast<int64_t>(choices) > context.limits.choices_max) {
@@ -174,11 +185,13 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(const FrontendCont
     prompts.push_back(*std::move(ids));
     return absl::OkStatus();
   };
+  // An array that begins with a number is one prompt, in token ids.
   const bool many = prompt.is_array() && !prompt.empty() && !prompt.front().is_number();
   if (!many) {
     RETURN_IF_ERROR(add(prompt));
     return prompts;
   }
+  // The check comes before any prompt is tokenized: the count limits what one body can cost.
   if (static_cast<int64_t>(prompt.size()) > context.limits.choices_max) {
     return FieldError("prompt", absl::StrCat("prompt has ", prompt.size(), " prompts, at most ",
                                              context.limits.choices_max));
@@ -196,6 +209,7 @@ absl::StatusOr<text::ChatInput> ReadChatInput(const FrontendContext& context, co
   input.add_generation_prompt = fields.Bool("add_generation_prompt").value_or(true);
   if (const Json* kwargs = fields.Object("chat_template_kwargs")) input.template_kwargs = *kwargs;
   if (const auto effort = fields.String("reasoning_effort")) {
+    // A value among the template's own arguments was meant for this very template.
     if (!input.template_kwargs.contains("reasoning_effort")) {
       input.template_kwargs["reasoning_effort"] = *effort;
     }
@@ -215,6 +229,7 @@ absl::StatusOr<OpenAiRequest> ReadChatRequest(const FrontendContext& context, co
   ReadChatLogprobs(fields, &spec);
   if (fields.Bool("echo").value_or(false)) fields.Fail("echo", "echo is not supported for chats");
   RETURN_IF_ERROR(fields.status());
+  // All cheap checks come before the template, which may take long on a large chat.
   RETURN_IF_ERROR(CheckSupported(body, fields));
   RETURN_IF_ERROR(CheckModel(context, spec.model));
   ASSIGN_OR_RETURN(text::ChatInput input, ReadChatInput(context, body));

@@ -33,7 +33,8 @@ absl::StatusOr<OpenAiRequest> ReadChatRequest(const FrontendContext& context, co
 absl::StatusOr<OpenAiRequest> ReadCompletionRequest(const FrontendContext& context,
                                                     const Json& body);
 
-// The messages, tools and template arguments of a chat request.
+// The messages and the template arguments of a chat request. Tools are never handed on, because
+// calls are not supported.
 absl::StatusOr<text::ChatInput> ReadChatInput(const FrontendContext& context, const Json& body);
 
 }  // namespace epic::coordinator

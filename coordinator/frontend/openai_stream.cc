@@ -10,7 +10,10 @@ StreamedAnswer::StreamedAnswer(const FrontendContext& context, const OpenAiReque
                                const Generation& generation)
     : context_(context), request_(request), generation_(generation), identity_(context, request) {
   Json chunk = identity_.Envelope(request.chat ? "chat.completion.chunk" : "text_completion");
+  // In OpenAI's shape a client that asks for the usage finds the field in each chunk, null in all
+  // but the last.
   if (request.include_usage) chunk["usage"] = nullptr;
+  // The envelope is printed once and cut at its empty list; an event then prints a choice alone.
   const std::string bytes = Dump(chunk);
   // No string holds this: a quote within one is escaped.
   const size_t found = bytes.find(R"("choices":[])");
@@ -56,6 +59,8 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
     events += Event(absl::StrCat(R"({"index":)", output.index, R"(,"delta":)", delta,
                                  R"(,"logprobs":)", logprobs, R"(,"finish_reason":)",
                                  Dump(FinishReasonJson(finish)), extras, "}"));
+    // Reasoning and content of one token are two events. Ids and log-probabilities go with the
+    // first one alone, so that clients do not count the token twice.
     extras.clear();
     logprobs = "null";
   };
@@ -67,6 +72,7 @@ std::string StreamedAnswer::ChatEvents(const Generation::Output& output) {
   if (!output.content.empty()) {
     add(absl::StrCat(R"({"content":)", Dump(output.content), "}"), v1::FINISH_REASON_NONE);
   }
+  // A token without text still has its ids and log-probabilities to tell.
   if (output.finish != v1::FINISH_REASON_NONE || !extras.empty() || logprobs != "null") {
     add("{}", output.finish);
   }
@@ -128,6 +134,7 @@ std::string StreamedAnswer::End() {
 }
 
 std::string StreamedAnswer::Error(const absl::Status& status) {
+  // Clients wait for [DONE], also behind an error.
   return absl::StrCat("data: ", ErrorBody(status), "\n\ndata: [DONE]\n\n");
 }
 

@@ -14,11 +14,13 @@
 namespace epic::coordinator {
 namespace {
 
+// The limit is chosen, and equals that of X-Request-Id.
 constexpr size_t kIdBytesMax = 128;
 
 absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spec,
                          Request* request) {
   const int64_t context_size = context.inference.model().max_model_len;
+  // A rank tells the size when it is ready.
   if (context_size == 0) return absl::UnavailableError("the model is still loading");
   const auto prompt_size = static_cast<int64_t>(request->prompt.size());
   if (prompt_size == 0) {
@@ -30,11 +32,14 @@ absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spe
         absl::InvalidArgumentError(absl::StrCat(
             "the prompt has ", prompt_size, " tokens and leaves no room for an answer: the ",
             "context of this model is ", context_size, " tokens")),
+        // Clients look for this code of OpenAI's, shorten their prompt and try again.
         spec.prompt_field, "context_length_exceeded");
   }
   const std::string& field = spec.max_tokens_field;
   if (spec.max_tokens) {
     RETURN_IF_ERROR(CheckInteger(field, *spec.max_tokens, 1, std::numeric_limits<int32_t>::max()));
+    // A length that the client names is refused and not cut: it would get less than it asked for,
+    // without a word.
     if (*spec.max_tokens > room) {
       return WithDetails(
           absl::InvalidArgumentError(absl::StrCat(
@@ -43,6 +48,7 @@ absl::Status FillLengths(const FrontendContext& context, const GenerateSpec& spe
           field, "context_length_exceeded");
     }
   }
+  // A default is cut: it must not make a request fail that says nothing of its length.
   const int64_t otherwise = std::min(spec.max_tokens_default.value_or(room), room);
   request->max_tokens = static_cast<int>(spec.max_tokens.value_or(otherwise));
   const int64_t min_tokens = spec.min_tokens.value_or(0);
@@ -59,6 +65,7 @@ absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec,
     return FieldError(field, absl::StrCat(field, " has ", size, " elements, at most ",
                                           limits.stop_count_max, " are allowed"));
   }
+  // The core looks for each of them at every token of the answer, so size and number are limited.
   for (const std::string& stop : spec.answer.stop) {
     if (!stop.empty() && static_cast<int64_t>(stop.size()) <= limits.stop_bytes_max) continue;
     return FieldError(
@@ -68,6 +75,7 @@ absl::Status FillStops(const FrontendContext& context, const GenerateSpec& spec,
   RETURN_IF_ERROR(CheckIds(context, "stop_token_ids", spec.stop_token_ids));
   request->answer = spec.answer;
   request->stop_token_ids = spec.stop_token_ids;
+  // The ends of sentence travel with the client's own stop ids, so a rank knows one rule for both.
   if (!spec.ignore_eos) {
     request->stop_token_ids.insert(request->stop_token_ids.end(), context.defaults.eos_ids.begin(),
                                    context.defaults.eos_ids.end());
@@ -91,11 +99,13 @@ absl::Status FillRest(const FrontendContext& context, const GenerateSpec& spec, 
   const double timeout = spec.timeout_seconds.value_or(0);
   RETURN_IF_ERROR(
       CheckNumber("timeout_seconds", timeout, 0, absl::ToDoubleSeconds(limits.timeout_max)));
+  // The deadline counts from here on, so the time in the queue is a part of it (protocol.md 2.7).
   request->deadline = context.clock.Now() + (timeout > 0 ? absl::Seconds(timeout) : limits.timeout);
   if (spec.id.size() > kIdBytesMax) {
     return FieldError("request_id", absl::StrCat("request_id has ", spec.id.size(),
                                                  " bytes, at most ", kIdBytesMax));
   }
+  // A client that knows the id of a request may cancel it, so a drawn id must not be guessable.
   request->id = spec.id.empty() ? DrawId(context.random) : spec.id;
   return absl::OkStatus();
 }
@@ -138,6 +148,7 @@ absl::StatusOr<std::vector<int32_t>> PromptFromChat(const FrontendContext& conte
 absl::Status CheckIds(const FrontendContext& context, const std::string& field,
                       const std::vector<int32_t>& ids) {
   const int vocab_size = context.inference.model().vocab_size;
+  // A rank looks ids up in its embedding, so an id beyond the vocabulary must not reach it.
   const int limit = vocab_size > 0 ? vocab_size : context.tokenizer->vocab_size();
   for (const int32_t id : ids) {
     if (id >= 0 && id < limit) continue;
@@ -154,11 +165,15 @@ absl::StatusOr<Request> BuildRequest(const FrontendContext& context, const Gener
   ASSIGN_OR_RETURN(request.sampling, CompleteSampling(context.defaults.sampling, spec.sampling));
   RETURN_IF_ERROR(FillStops(context, spec, &request));
   RETURN_IF_ERROR(FillRest(context, spec, &request));
+  // This comes last, because it alone needs a rank: while none is ready, other errors are told all
+  // the same.
   RETURN_IF_ERROR(FillLengths(context, spec, &request));
   return request;
 }
 
 std::string DrawId(Random& random) {
+  // The first draw has a statement of its own: C++ leaves the order of two draws within one call
+  // open, and simulated runs must repeat.
   const uint64_t high = random.Next();
   return absl::StrFormat("%016x%016x", high, random.Next());
 }

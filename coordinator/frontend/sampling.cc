@@ -46,6 +46,8 @@ v1::Sampling ReadSampling(FieldReader& fields) {
 absl::StatusOr<v1::Sampling> CompleteSampling(const v1::Sampling& defaults,
                                               const v1::Sampling& given) {
   v1::Sampling sampling = NeutralSampling();
+  // A field counts if it is present, whatever its value: a temperature of 0 asks for greedy
+  // answers.
   sampling.MergeFrom(defaults);
   sampling.MergeFrom(given);
   RETURN_IF_ERROR(CheckNumber("temperature", sampling.temperature(), 0, kTemperatureMax));
