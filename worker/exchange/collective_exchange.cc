@@ -14,7 +14,7 @@ using kernels::Tensor;
 
 namespace {
 
-// Rows of the four buffers.
+// The size of each of the four buffers, in rows.
 struct BufferRows {
   int64_t sent_rows, received_rows, sent_answers, received_answers;
 };
@@ -23,6 +23,8 @@ BufferRows RowsOf(const ExchangeShape& shape, int rows_max, int tile_rows, int r
   const int64_t k = shape.experts_per_token;
   // This rank sends a row at most once to each rank, and gets one answer per pair.
   const int64_t own = std::min(tile_rows, rows_max);
+  // Other ranks may have more rows in a step than this one ever has, so what comes from them is
+  // sized by the tile and not by `rows_max`.
   return {.sent_rows = own * std::min<int64_t>(k, rank_count),
           .received_rows = int64_t{tile_rows} * rank_count,
           .sent_answers = tile_rows * k * rank_count,
@@ -47,6 +49,8 @@ CollectiveExchange::CollectiveExchange(const ExchangeShape& shape, int rows_max,
       collective_(collective),
       rank_count_(collective.size()) {
   const BufferRows rows = RowsOf(shape, rows_max, tile_rows, rank_count_);
+  // All are kHost: this class copies rows and answers itself, and answers in such memory are
+  // written when Experts returns (kernels/backend.h), so they can be sent at once.
   sent_rows_ = backend.Allocate(rows.sent_rows * row_bytes(), kernels::MemoryUse::kHost);
   received_rows_ = backend.Allocate(rows.received_rows * row_bytes(), kernels::MemoryUse::kHost);
   sent_answers_ = backend.Allocate(rows.sent_answers * row_bytes(), kernels::MemoryUse::kHost);
@@ -77,6 +81,7 @@ absl::StatusOr<std::optional<Wave>> CollectiveExchange::Outcome() {
   RETURN_IF_ERROR(status_);
   CHECK(voting_.has_value());
   const absl::StatusOr<bool> done = collective_.Done(*voting_);
+  // Not Fail: an operation ends in error only after the epoch has ended for all ranks.
   if (!done.ok()) return status_ = done.status();
   if (!*done) return std::nullopt;
   voting_.reset();
@@ -142,6 +147,7 @@ absl::StatusOr<int> CollectiveExchange::HolderOf(int layer, int expert) const {
   const int rank = collective_.rank();
   // A row that stays at home costs no wire.
   if (std::ranges::binary_search(holders, rank)) return rank;
+  // Each rank begins at another replica, so the load spreads without any state.
   return holders[rank % holders.size()];
 }
 
@@ -214,7 +220,8 @@ bool CollectiveExchange::OperationsDone() {
 
 void CollectiveExchange::Fail(const absl::Status& status) {
   collective_.Abort(std::string(status.message()));
-  // In the words that the other ranks hear.
+  // In the words that the other ranks hear. Where processes end with their epoch (MPI), Abort has
+  // not returned.
   status_ = absl::AbortedError(
       absl::StrCat("rank ", collective_.rank(), ": ", std::string(status.message())));
 }

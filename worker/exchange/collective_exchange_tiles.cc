@@ -13,6 +13,8 @@ using kernels::DType;
 
 void CollectiveExchange::StartCounts() {
   CHECK(stage_ == Stage::kIdle) << "an exchange is under way";
+  // The counts of all tiles travel in one operation, so a layer waits for counts once. They are
+  // members, since the operation uses them until it is done.
   sent_counts_.assign(rank_count_ * tiles_, {});
   received_counts_.assign(rank_count_ * tiles_, {});
   for (int rank = 0; rank < rank_count_; ++rank) {
@@ -32,7 +34,8 @@ absl::Status CollectiveExchange::CheckCounts() const {
   for (int rank = 0; rank < rank_count_; ++rank) {
     for (int tile = 0; tile < tiles_; ++tile) {
       const Counts& counts = received_counts_[rank * tiles_ + tile];
-      // Buffers were made for these limits, and a count that passes them would write beyond.
+      // The buffers have room for a full tile of each rank. A count beyond that would let a rank
+      // write behind them.
       const bool fits = counts.rows >= 0 && counts.rows <= tile_rows_ && counts.pairs >= 0 &&
                         counts.pairs <= int64_t{counts.rows} * shape_.experts_per_token;
       if (fits) continue;
@@ -49,6 +52,7 @@ void CollectiveExchange::StartRows() {
   std::vector<int64_t> sent_row_bytes, received_row_bytes, sent_pair_bytes, received_pair_bytes;
   sent_pairs_.clear();
   CHECK(tile_ >= 0 && tile_ < tiles_) << "tile " << tile_ << " of " << tiles_;
+  // Rows are copied because a span of an all-to-all has no gaps, and the rows of a parcel do.
   std::byte* to = sent_rows_->data();
   int64_t received_pairs = 0;
   for (int rank = 0; rank < rank_count_; ++rank) {
@@ -80,12 +84,14 @@ absl::Status CollectiveExchange::CheckPairs() {
   for (int rank = 0; rank < rank_count_; ++rank) {
     const Counts& counts = ReceivedFrom(rank);
     for (int32_t i = 0; i < counts.pairs; ++i, ++pair) {
-      // A stranger's index must never be used unchecked.
+      // An index from another rank must never be used unchecked.
       if (pair->row < 0 || pair->row >= counts.rows) {
         return absl::DataLossError(absl::StrCat("layer ", layer, ": rank ", rank, " names row ",
                                                 pair->row, " of ", counts.rows));
       }
       const bool known = pair->expert >= 0 && pair->expert < shape_.expert_count;
+      // The sender chose by the map that all ranks agreed on, so such a pair means that they
+      // disagree.
       if (!known || !experts_.Holds(layer, pair->expert)) {
         return absl::FailedPreconditionError(absl::StrCat("layer ", layer, ": rank ", rank,
                                                           " wants expert ", pair->expert,
@@ -104,6 +110,7 @@ void CollectiveExchange::StartAnswers() {
   int64_t rows = 0;
   for (int rank = 0; rank < rank_count_; ++rank) {
     rows += ReceivedFrom(rank).rows;
+    // Both ends know how many answers travel from the counts of pairs, so none are told again.
     sent_bytes.push_back(ReceivedFrom(rank).pairs * row_bytes());
     received_bytes.push_back(SentTo(rank).pairs.size() * row_bytes());
   }
@@ -119,6 +126,8 @@ void CollectiveExchange::StartAnswers() {
 }
 
 void CollectiveExchange::TakeAnswers() {
+  // Each pair of the dispatch is in one parcel, so each place of `out` is written once, whatever it
+  // held before.
   const std::byte* answer = received_answers_->data();
   auto* out = open_.front().dispatch.out.As<std::byte>();
   for (int rank = 0; rank < rank_count_; ++rank) {

@@ -19,7 +19,8 @@ int64_t HeadBytes(int64_t pairs) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Rows 0, 1, … in order, none left out; the experts of a row ascend.
+// Rows come in order from 0 and none is left out; the experts of a row ascend. So no pair comes
+// twice, and every row that was sent is used.
 bool InOrder(const ExchangeShape& shape, std::span<const FramePair> pairs, int row_count) {
   int row = -1;
   int expert = -1;
@@ -38,12 +39,14 @@ bool InOrder(const ExchangeShape& shape, std::span<const FramePair> pairs, int r
 }  // namespace
 
 int64_t ExchangeLimits::pairs_max(const ExchangeShape& shape) const {
+  // At least one pair, however long a row is: else the dispatch could never be sent.
   return std::clamp<int64_t>(answer_bytes_max / shape.row_bytes(), 1,
                              int64_t{tile_rows_max} * shape.experts_per_token);
 }
 
 int64_t PayloadBytesMax(const ExchangeShape& shape, const ExchangeLimits& limits) {
   const int64_t pairs = limits.pairs_max(shape);
+  // Each row has a pair, so a frame has no more rows than pairs.
   return HeadBytes(pairs) + std::min<int64_t>(pairs, limits.tile_rows_max) * shape.row_bytes();
 }
 
@@ -66,6 +69,7 @@ std::optional<DispatchFrame> ReadDispatch(const ExchangeShape& shape, const Exch
     return std::nullopt;
   }
   const int64_t head_bytes = HeadBytes(counts.pairs);
+  // After this, no pair and no row lies behind the end of the payload.
   if (static_cast<int64_t>(payload.size()) != head_bytes + counts.rows * shape.row_bytes()) {
     return std::nullopt;
   }

@@ -283,7 +283,7 @@ void ExpertServer::Answer() {
       AnswerLocal(part, answers);
     } else {
       const cluster::Bytes payload(answers, bytes);
-      // False: the connection is down, and its on_down follows.
+      // Without a credit (rule 3.4). False: the connection is down, and its on_down follows.
       network_.Send(Channel::kRows, part.job->peer,
                     ReplyTo(part.job->header, FrameKind::kCombine), {&payload, 1});
       Pass(Failpoint::kCombineSent);

@@ -58,7 +58,7 @@ class ExpertServer {
 
   // A dispatch has arrived: it is queued, or refused at once. `known`: the peer is in the map.
   void OnDispatch(int peer, bool known, const cluster::FrameHeader& header, cluster::Bytes payload);
-  // The connection is down: what it sent is forgotten.
+  // The connection is down: what it sent is forgotten. Never called within Commit.
   void Drop(int peer);
 
   // Adds pairs (row · k + j, ascending) of this rank's own dispatch, whose experts are held here.
@@ -98,7 +98,8 @@ class ExpertServer {
 
   const Job& Head() const;
   bool Urgent(const Job& job) const;
-  // The parts of a commit, in order.
+  // The parts of a commit, in order. An empty group has room for any frame and any own pair, so the
+  // first job that is looked at is taken or refused: none waits for ever.
   void ChooseParts();
   void Gather();
   void Answer();

@@ -60,6 +60,8 @@ void MessageExchange::Join(int rank) {
     server_.DropLocal(ticket);
   }
   rank_ = rank;
+  // Without a map no rank is a partner, so UpdatePartners ends all tries. Pairs of an aborted
+  // ticket are never routed again.
   map_ = {};
   server_.set_version({});
   UpdatePartners();
@@ -85,6 +87,8 @@ void MessageExchange::UpdatePartners() {
   auto next = partners_.begin();  // both ascend by rank
   for (const cluster::RankEntry& entry : wanted) {
     while (next != partners_.end() && (*next)->entry.rank < entry.rank) ++next;
+    // Generations are compared too: in another term the number may be that of another process,
+    // which never answers what was sent to the one before.
     if (next != partners_.end() && (*next)->entry.rank == entry.rank &&
         (*next)->entry.generation == entry.generation) {
       kept.push_back(std::move(*next++));
@@ -150,6 +154,7 @@ absl::Status MessageExchange::Finish(Ticket ticket, kernels::Tensor out) {
 }
 
 bool MessageExchange::Serve() {
+  // First, so that the commit can batch what has just arrived.
   network_.Poll();
   if (EPIC_MUTANT("serving_waits") && waiting().has_value()) return false;
   return server_.Commit();
@@ -184,11 +189,14 @@ void MessageExchange::Route(Ticket ticket, int32_t pair) {
   const int layer = open.dispatch.layer;
   const int32_t expert = open.dispatch.experts.As<int32_t>()[pair];
   CHECK(expert >= 0 && expert < shape_.expert_count) << "expert " << expert;
+  // Own experts come first, even if the map does not name this rank (yet, or any more): the answer
+  // has the same bits everywhere, and here it costs no wire.
   if (experts_.Holds(layer, expert)) {
     local_pairs_.push_back(pair);
   } else if (Partner* host = ChooseHost(layer, expert, pair / shape_.experts_per_token)) {
     host->queues[ticket].pairs.push_back(pair);
   } else {
+    // RouteAll tries again after each event that may change the choice: a map, a link, a refusal.
     open.unrouted.push_back(pair);
   }
 }
@@ -227,6 +235,7 @@ void MessageExchange::TakeQueued(Partner& partner) {
 // the row's number and this rank alone, so it needs no state, and blocks of neighbouring rows stay
 // together: a replica reads its weights once for many rows. Ranks start at different replicas.
 MessageExchange::Partner* MessageExchange::ChooseHost(int layer, int expert, int32_t row) {
+  // Before the first map there are no replicas, and a map comes from another process.
   if (layer >= static_cast<int>(map_.replicas.size())) return nullptr;
   if (expert >= static_cast<int>(map_.replicas[layer].size())) return nullptr;
   const std::vector<int>& replicas = map_.replicas[layer][expert];

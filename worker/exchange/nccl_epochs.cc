@@ -23,7 +23,7 @@ void NcclEpochs::Introduce(v1::WorkerIdentity& identity) const {
 void NcclEpochs::OnLink(cluster::ControlLink* link) {
   link_ = link;
   invitation_.reset();
-  // Whoever answers next knows nothing of this epoch.
+  // The coordinator that answers next knows nothing of this epoch.
   if (collective_) collective_->End("the link to the coordinator has ended");
 }
 
@@ -54,7 +54,7 @@ void NcclEpochs::OnInvitation(const v1::JoinEpoch& invitation) {
 
 absl::StatusOr<cluster::Collective*> NcclEpochs::collective() {
   if (!status_.ok()) return status_;
-  // One at a time: the card may still write for the one before.
+  // Only one communicator is open at a time: the card may still write for the one before.
   if (collective_ || !invitation_) return collective_.get();
   const v1::JoinEpoch invitation = *std::exchange(invitation_, std::nullopt);
   cluster::NcclOptions options{.rank = invitation.rank(), .size = invitation.size()};
@@ -84,7 +84,7 @@ void NcclEpochs::Abort(const std::string& reason) {
 }
 
 bool NcclEpochs::Left() {
-  // Until then the buffers must stay where they are.
+  // Until the collective has ended, the buffers must stay where they are.
   if (collective_ && !collective_->Ended()) return false;
   collective_.reset();
   return true;

@@ -20,10 +20,13 @@ namespace {
 #if EPIC_MPI
 absl::StatusOr<std::unique_ptr<EpochSource>> StartMpiEpoch(Random& random) {
   ASSIGN_OR_RETURN(std::unique_ptr<cluster::Collective> collective, cluster::StartMpi());
-  // Drawn by rank 0; far from the numbers that a coordinator gives.
+  // Rank 0 draws the number; all others bring 0, so the maximum is its number. Bit 62 keeps it away
+  // from the numbers that a coordinator gives, which count from 1.
   int64_t epoch = 0;
   if (collective->rank() == 0) epoch = static_cast<int64_t>(random.Next() >> 2) | int64_t{1} << 62;
   const auto told = collective->StartAllReduce(cluster::Reduction::kMax, {&epoch, 1});
+  // Nothing else has to turn yet: the rank's loop is not running, and mpirun starts all ranks
+  // together.
   while (true) {
     ASSIGN_OR_RETURN(const bool done, collective->Done(told));
     if (done) break;
@@ -37,7 +40,7 @@ absl::StatusOr<std::unique_ptr<EpochSource>> StartMpiEpoch(Random& random) {
 absl::StatusOr<std::unique_ptr<EpochSource>> StartNcclEpochs(int ranks, int card, Clock& clock,
                                                              Threads& threads) {
   ASSIGN_OR_RETURN(std::unique_ptr<cluster::NcclApi> api, cluster::OpenCudaNccl(card));
-  // Exit handlers would wait for the card.
+  // _Exit, not exit: exit handlers would wait for the card.
   const auto on_stuck = [](const std::string& why) { std::_Exit(EXIT_FAILURE); };
   return std::make_unique<NcclEpochs>(std::move(api), clock, threads, ranks, on_stuck);
 }

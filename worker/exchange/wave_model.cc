@@ -60,6 +60,7 @@ absl::StatusOr<TokenModel::Progress> WaveModel::Turn() {
       break;
     }
     case Stage::kOwnStep: {
+      // An error here ends the epoch: the other ranks are in the middle of this step.
       ASSIGN_OR_RETURN(progress, own_.Advance());
       // The others may still be in this step; the next vote brings all together again.
       if (progress == Progress::kDone) stage_ = Stage::kNone;
@@ -83,7 +84,8 @@ void WaveModel::TakeOutcome(const Wave& wave) {
     case Wave::Kind::kStep:
       rests_ = 0;
       next_vote_ = absl::InfinitePast();
-      // A plan that came after the vote waits for the next one: its rows were not counted.
+      // A plan that came after the vote waits for the next one: its rows were not counted. This
+      // rank then makes the step of the others without rows.
       if (voted_rows_) {
         own_.Begin(*plan_);
         stage_ = Stage::kOwnStep;
@@ -94,6 +96,7 @@ void WaveModel::TakeOutcome(const Wave& wave) {
       return;
     case Wave::Kind::kRest: {
       // The pause depends on the number of rests alone, which is the same on all ranks.
+      // The shift is bounded; kPauseMax is reached long before.
       const absl::Duration pause = absl::Milliseconds(1) * (1 << std::min(rests_, 10));
       next_vote_ = clock_.Now() + std::min(pause, kPauseMax);
       ++rests_;
