@@ -17,6 +17,8 @@
 namespace epic::worker {
 namespace {
 
+// The ranks of a machine divide its cores: with all cores each, their threads would take turns. 0
+// leaves the number to the backend.
 int Threads(const WorkerOptions& options) {
   if (options.threads > 0 || options.local_ranks == 1) return options.threads;
   return std::max(1, kernels::ThreadPool::AvailableCores() / options.local_ranks);
@@ -29,6 +31,8 @@ kernels::CpuOptions CpuOptionsOf(const WorkerOptions& options) {
                                                     .prompt_attention = options.prompt_attention,
                                                     .pin_threads = options.pin_threads,
                                                     .threads = Threads(options)});
+  // The backend must know how many ranks share the cores: threads that spin would hold up another
+  // rank's.
   cpu.ranks = options.local_ranks;
   return cpu;
 }
@@ -38,6 +42,7 @@ absl::StatusOr<Device> OpenCpu(const WorkerOptions& options) {
   if (made.backend == nullptr) return absl::FailedPreconditionError("--numerics: " + made.error);
   if (!made.note.empty()) LOG_INFO("{}", made.note);
   ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
+  // Ranks that start together all see the same memory free, so each plans with its share.
   return Device{std::move(made.backend), available_bytes / options.local_ranks};
 }
 
@@ -50,6 +55,7 @@ kernels::CudaModelShape CudaShapeOf(const model::ModelConfig& config) {
                                    .v_dim = config.v_head_dim,
                                    .heads = config.head_count,
                                    .vocab = config.vocab_size};
+  // Only sizes that some layer has: any other must not be a reason to refuse the model.
   if (config.sparse_layer_count() < config.layer_count) {
     shape.intermediates.push_back(config.intermediate_size);
   }
@@ -63,6 +69,8 @@ kernels::CudaModelShape CudaShapeOf(const model::ModelConfig& config) {
   return shape;
 }
 
+// A flag that the card cannot honour is refused and never ignored: the answers would have other
+// bits than the flag asks for.
 absl::Status CheckCudaFlags(const WorkerOptions& options, const model::ModelConfig& config) {
   const std::string given = absl::StrCat("--device ", options.device);
   if (options.quantization != "none") {
@@ -98,6 +106,7 @@ absl::StatusOr<Device> OpenCard(const WorkerOptions& options, const model::Model
       {.ordinal = card,
        .kv_type = options.kv_cache_dtype == "fp8" ? kernels::KvType::kFP8 : kernels::KvType::kBF16,
        .graphs = !options.enforce_eager});
+  // Also if there is no backend: the notes then say which tiles failed.
   for (const std::string& note : made.notes) LOG_WARNING("{}", note);
   if (made.backend == nullptr) {
     return absl::FailedPreconditionError(
@@ -131,12 +140,15 @@ kernels::PromptAttention PromptAttentionOf(const WorkerOptions& options) {
 }
 
 kernels::Quantization QuantizationOf(const WorkerOptions& options) {
+  // The same parser for a card too: the words have one home, kernels/cpu/cpu_backend.h.
   return CpuOptionsOf(options).quantization;
 }
 
 absl::StatusOr<Device> OpenDevice(const WorkerOptions& options, const model::ModelConfig& config) {
   ASSIGN_OR_RETURN(const std::optional<int> card, ParseCard(options.device));
   ASSIGN_OR_RETURN(Device device, card ? OpenCard(options, config, *card) : OpenCpu(options));
+  // Before anything is loaded: a world has one profile (rule 1.6), and a rank of another is
+  // refused.
   LOG_INFO("{}, numeric profile {}", device.backend->description(), device.backend->profile());
   return device;
 }

@@ -7,10 +7,11 @@
 namespace epic::worker {
 
 std::string HostName() {
-  // Containers of one machine have other names and the same boot.
+  // Containers of one machine have different host names and the same boot id.
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
+  // The first 32 bits tell the machines of one world apart.
   return id.substr(0, id.find('-'));
 }
 

@@ -28,6 +28,7 @@ int TakeSignals() {
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
   sigprocmask(SIG_BLOCK, &set, nullptr);
+  // A peer that has gone must be an error of the write, not the end of this process.
   std::signal(SIGPIPE, SIG_IGN);
   return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
@@ -46,6 +47,7 @@ int main(int argc, char** argv) {
   epic::worker::AddWorkerOptions(app, options);
   CLI11_PARSE(app, argc, argv);
   const int signals = TakeSignals();
+  // A worker must not outlive its supervisor. SIGTERM would let it finish its sequences first.
   if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
   epic::InitLog("worker", options.log_level);
   absl::Status status =

@@ -7,6 +7,7 @@
 namespace epic::worker {
 namespace {
 
+// Help texts are whole sentences; tests/e2e/test_flags.py holds them to that.
 void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--roles", options.roles,
                  "What this rank does: attention (it owns sequences), experts (it holds weights of "
@@ -43,6 +44,8 @@ void AddWorldOptions(CLI::App& app, WorkerOptions& options) {
                  "wildcard.");
   app.add_option("--run-dir", options.run_dir,
                  "The folder of the socket through which ranks of this machine share memory.");
+  // An empty value is most often a variable of a shell that is not set. Without the check the rank
+  // would speak without the secret.
   app.add_option("--join-token-file", options.join_token_file,
                  "The file with the secret that the coordinator and its workers share.")
       ->check([](const std::string& path) {
@@ -67,7 +70,9 @@ void AddLimitOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--kv-cache-memory", options.kv_cache_bytes,
                  "The memory for KV pages of each attention rank (512MiB, 8GiB). By default, it is "
                  "what --memory-utilization leaves.")
+      // Memory comes in powers of two: 8GB means the same as 8GiB.
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  // vLLM's users know the second name.
   app.add_option("--memory-utilization,--gpu-memory-utilization", options.memory_utilization,
                  "The share of the available memory that weights, buffers and KV pages may take.")
       ->check(CLI::Range(0.01, 1.0))
@@ -107,6 +112,7 @@ void AddCpuOptions(CLI::App& app, const CpuFlagValues& values) {
 }
 
 void AddComputeOptions(CLI::App& app, WorkerOptions& options) {
+  // Not checked against a list of words: ParseCard reads the card's number and names the flag.
   app.add_option("--device", options.device,
                  "What this rank computes on: cpu; cuda, which is the first NVIDIA card and shared "
                  "by --local-ranks; or cuda:N, which is card N and this rank's own.")
@@ -133,6 +139,8 @@ void AddComputeOptions(CLI::App& app, WorkerOptions& options) {
 void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--model", options.model, "The folder of the Hugging Face checkpoint.")
       ->required();
+  // Not required here: --dry-run needs no coordinator. RunWorker names the flag where it is
+  // missing.
   app.add_option("--coordinator", options.coordinator,
                  "The address where the coordinator listens for workers: host:port or unix:/path.");
   AddWorldOptions(app, options);
@@ -143,6 +151,7 @@ void AddWorkerOptions(CLI::App& app, WorkerOptions& options) {
   app.add_option("--log-level", options.log_level, "The lowest level that is logged.")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
+  // Last: a flag that is added later would have no variable.
   FinishFlags(app);
 }
 

@@ -16,14 +16,18 @@ namespace {
 
 int CeilDivide(int value, int by) { return (value + by - 1) / by; }
 
+// Each running sequence may have a decode row in one step, so a smaller --max-num-batched-tokens is
+// raised to their number.
 int RowsMax(const WorkerOptions& options) {
   return std::max(options.max_num_batched_tokens, options.max_num_seqs);
 }
 
+// Each sequence may draw a token in one step. The rest is for prompts whose log-probabilities were
+// asked for; 512 is chosen, and bounds a buffer of rows × vocabulary.
 int LogitRowsMax(const WorkerOptions& options) { return std::max(512, options.max_num_seqs); }
 
-// Frames under way with each of the ranks that this one speaks to; or tiles of those that it steps
-// together with.
+// By messages: the frames under way in both directions with each rank that this one may speak to.
+// In lock-step: the buffers for a tile of each rank.
 int64_t ExchangeBytes(const WorkerOptions& options, const RankPlan& plan) {
   if (options.exchange != "messages") {
     return CollectiveExchange::BufferBytes(plan.exchange_shape(), RowsMax(options),
@@ -34,7 +38,8 @@ int64_t ExchangeBytes(const WorkerOptions& options, const RankPlan& plan) {
   return int64_t{2} * peers * limits.tiles_in_flight_max * limits.answer_bytes_max;
 }
 
-// The coordinator places experts in all layers from the first one that has some.
+// The coordinator is told only the first layer with experts, and places experts in all layers from
+// there on.
 absl::Status CheckExpertLayers(const model::ModelConfig& config) {
   for (int layer = 1; layer < config.layer_count; ++layer) {
     if (!config.is_sparse(layer - 1) || config.is_sparse(layer)) continue;
@@ -53,11 +58,13 @@ absl::Status PlanExperts(const WorkerOptions& options, RankPlan& plan, MemoryNee
   needs.expert_slots = plan.expert_slots;
   needs.spare_slots = options.expert_slots > 0 ? 0 : count.spare;
   needs.expert_bytes = plan.expert.packed_bytes;
+  // The rank loads its experts after the other weights, so only the larger tensor counts.
   needs.loading_bytes = std::max(needs.loading_bytes, plan.expert.largest_tensor_bytes);
   return absl::OkStatus();
 }
 
 absl::Status PlanAttention(const WorkerOptions& options, RankPlan& plan, MemoryNeeds& needs) {
+  // Experts are loaded into slots on the coordinator's orders, never with the other weights.
   const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
                                 .quantization = QuantizationOf(options),
                                 .prompt_attention = PromptAttentionOf(options)};
@@ -113,7 +120,9 @@ v1::WorkerReady RankPlan::ready() const {
 }
 
 SlotCount CountSlots(const model::ModelConfig& config, int expert_ranks, int tolerate_losses) {
+  // Losses of all ranks cannot be survived: one that is left holds everything.
   const int survivors = std::max(1, expert_ranks - tolerate_losses);
+  // Rounded up in each layer, since the coordinator spreads the experts of each layer evenly.
   const int share = config.sparse_layer_count() * CeilDivide(config.expert_count, expert_ranks);
   const int slots = config.sparse_layer_count() * CeilDivide(config.expert_count, survivors);
   return {.slots = slots, .spare = slots - share};

@@ -39,7 +39,7 @@ namespace {
 // the 10 s after which a drain moves requests too (coordinator/world/world.h).
 constexpr absl::Duration kLeaveTime = absl::Seconds(20);
 
-// What every rank of this process is made with.
+// Everything that the functions below make a rank with.
 struct Surroundings {
   const WorkerOptions& options;
   EpollLoop& loop;
@@ -51,6 +51,7 @@ absl::StatusOr<cluster::PeerTransportOptions> WiresOf(const WorkerOptions& optio
   cluster::PeerTransportOptions wires{.host_name = HostName(), .run_dir = options.run_dir};
   if (options.transport == "shm") wires.wires = cluster::WireChoice::kShm;
   if (options.transport == "tcp") wires.wires = cluster::WireChoice::kTcp;
+  // The last colon: an IPv6 address has colons of its own.
   const size_t colon = options.exchange_address.rfind(':');
   if (colon == std::string::npos ||
       !absl::SimpleAtoi(options.exchange_address.substr(colon + 1), &wires.listen_port)) {
@@ -68,6 +69,7 @@ absl::StatusOr<cluster::PeerTransportOptions> WiresOf(const WorkerOptions& optio
 
 absl::StatusOr<ControlDialer> DialerOf(const WorkerOptions& options, Env env) {
   if (options.coordinator.empty()) return absl::InvalidArgumentError("--coordinator is missing");
+  // Read once: a later redial must not depend on the file.
   std::optional<cluster::JoinToken> token;
   if (!options.join_token_file.empty()) {
     ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
@@ -85,7 +87,7 @@ v1::WorkerIdentity IdentityOf(const WorkerOptions& options, const RankPlan& plan
   return identity;
 }
 
-// With it, of a rank that other ranks send rows to.
+// Of a rank that other ranks send rows to: its identity also says where they reach it.
 v1::WorkerIdentity IdentityOf(const WorkerOptions& options, const RankPlan& plan,
                               const cluster::PeerTransport& transport) {
   v1::WorkerIdentity identity = IdentityOf(options, plan);
@@ -133,6 +135,7 @@ absl::Status RunByMessages(const Surroundings& around, const RankPlan& plan, Con
   LoadedExperts slots(env.clock, plan.config, *plan.checkpoint, *plan.backend, plan.expert_slots,
                       plan.expert.source_bytes);
   MessagePolicy policy(plan.exchange_shape(), {}, env.clock, *transport, slots, options.experts());
+  // Declared before the rank, which must not outlive what it serves.
   std::unique_ptr<LoadedAttention> attention;
   std::optional<Transformer> transformer;
   std::optional<Engine> engine;
@@ -147,8 +150,10 @@ absl::Status RunByMessages(const Surroundings& around, const RankPlan& plan, Con
             report.set_doorbell_rescues(transport->doorbell_rescues());
             report.set_resident_bytes(ResidentBytes());
           }};
-  // A supervisor starts another process at once; it does not wait for experts to be moved.
+  // A supervisor starts another process at once, so a rank that has one does not wait until its
+  // experts have moved.
   const bool alone = !options.exit_with_parent;
+  // The rank dials before it loads: the coordinator then counts it and can tell how far it is.
   Rank rank(env, IdentityOf(options, plan, *transport), std::move(dial), policy,
             {.asks_to_leave = alone, .leave_time = alone ? kLeaveTime : absl::ZeroDuration()},
             handlers);
@@ -186,7 +191,7 @@ absl::Status RunEpochs(const Surroundings& around, const RankPlan& plan, Control
   return RunUntilOver(around, rank);
 }
 
-// `epochs`: of the ranks that this one steps together with; null: it exchanges messages.
+// `epochs` brings together the ranks that this one steps with; null if it exchanges messages.
 absl::Status Run(const Surroundings& around, EpochSource* epochs) {
   ASSIGN_OR_RETURN(const RankPlan plan, MakeRankPlan(around.options));
   if (around.options.dry_run) {
@@ -199,7 +204,7 @@ absl::Status Run(const Surroundings& around, EpochSource* epochs) {
                            : RunEpochs(around, plan, std::move(dial), *epochs);
 }
 
-// As one of the ranks of an epoch: what ends this one ends all.
+// Runs one rank of an epoch. What ends this rank ends the epoch for all of them.
 absl::Status RunInLockStep(const WorkerOptions& options, EpollLoop& loop, Env env, int signals) {
   ASSIGN_OR_RETURN(const std::optional<int> card, ParseCard(options.device));
   ASSIGN_OR_RETURN(const std::unique_ptr<EpochSource> epochs,
@@ -211,6 +216,7 @@ absl::Status RunInLockStep(const WorkerOptions& options, EpollLoop& loop, Env en
   }
   const WorkerOptions together = LockStepOptions(options, epochs->size());
   const absl::Status status = Run({together, loop, env, signals}, epochs.get());
+  // The other ranks would wait for this one for ever.
   if (!status.ok()) epochs->Abort(std::string(status.message()));
   return status;
 }

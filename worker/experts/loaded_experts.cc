@@ -19,6 +19,7 @@ LoadedExperts::LoadedExperts(const Clock& clock, const model::ModelConfig& confi
       by_layer_(config.layer_count) {
   CHECK_GE(slots, 0);
   for (int layer = 0; layer < config.layer_count; ++layer) {
+    // A dense layer stays empty, so it holds no expert of any number.
     if (config.is_sparse(layer)) by_layer_[layer].resize(config.expert_count);
   }
 }
@@ -29,7 +30,8 @@ void LoadedExperts::Order(ExpertOrder order) {
   order_bytes_ = 0;
   order_total_bytes_ = 0;
   missing_.clear();
-  // Advance tells why an order cannot be met. Until then all that is held stays.
+  // Advance tells why an order cannot be met. All that is held stays, since nothing of the order is
+  // done.
   if (!CheckOrder().ok()) return;
   for (auto held = held_.begin(); held != held_.end();) {
     const auto wanted = order_->wanted.find(held->first);
@@ -79,6 +81,7 @@ absl::Status LoadedExperts::LoadOne() {
   const ExpertName name = missing_.front();
   ASSIGN_OR_RETURN(model::LoadedExpert loaded,
                    model::LoadExpert(config_, checkpoint_, backend_, name.layer, name.expert));
+  // 0 if no rank has proved the expert yet: this one's proof then becomes the measure (rule 6.2).
   const uint64_t known = order_->wanted.at(name);
   if (known != 0 && known != loaded.proof) {
     return absl::DataLossError(absl::StrCat("expert ", name.expert, " of layer ", name.layer,
@@ -116,6 +119,7 @@ std::map<ExpertName, uint64_t> LoadedExperts::held() const {
   return held;
 }
 
+// Layer and expert may be any numbers: they come from frames of other ranks too.
 bool LoadedExperts::Holds(int layer, int expert) const {
   if (layer < 0 || layer >= static_cast<int>(by_layer_.size())) return false;
   const auto& of_layer = by_layer_[layer];
@@ -124,6 +128,7 @@ bool LoadedExperts::Holds(int layer, int expert) const {
 
 void LoadedExperts::Compute(int layer, kernels::Tensor rows,
                             std::span<const kernels::ExpertRow> pairs, kernels::Tensor out) {
+  // Callers have just asked Holds for each pair, and nothing drops an expert in between.
   CHECK(layer >= 0 && layer < static_cast<int>(by_layer_.size())) << "layer " << layer;
   backend_.Experts(by_layer_[layer], rows, pairs, out);
 }

@@ -18,6 +18,8 @@ absl::StatusOr<std::unique_ptr<LoadedAttention>> LoadAttention(
     const RankPlan& plan, const Clock& clock, std::function<void(int64_t loaded_bytes)> progress) {
   CHECK(plan.memory.page_count > 0) << "a plan without the attention role";
   const absl::Time began = clock.Now();
+  // Experts are not loaded here: they fill slots, on the coordinator's orders. How weights are
+  // packed is the backend's affair.
   const model::LoadOptions load{.wants_expert = [](int, int) { return false; },
                                 .progress = std::move(progress)};
   ASSIGN_OR_RETURN(auto model,

@@ -15,7 +15,8 @@ namespace epic::worker {
 namespace {
 
 constexpr absl::Duration kStillMax = absl::Seconds(10);  // longer than any step
-// How often news of the epoch are looked for; nothing wakes the loop up for them.
+// How often news of the epoch are looked for, since nothing wakes the loop up for them. Chosen: at
+// rest seldom, and often while ranks wait for each other at a start or an end.
 constexpr absl::Duration kEpochPoll = absl::Milliseconds(50);
 constexpr absl::Duration kStartPoll = absl::Milliseconds(2);
 constexpr absl::Duration kLeavePoll = absl::Milliseconds(1);
@@ -26,6 +27,7 @@ WorkerOptions LockStepOptions(WorkerOptions options, int rank_count) {
   CHECK_GT(rank_count, 0);
   options.roles = {"attention", "experts"};
   options.expert_ranks = rank_count;
+  // An epoch is lost as one (rule 5.5), so no rank keeps room for another's experts.
   options.tolerate_losses = 0;
   return options;
 }
@@ -59,6 +61,7 @@ void LockStepPolicy::Connect(cluster::ControlLink* link) {
 }
 
 bool LockStepPolicy::OnMessage(const v1::ControlMessage& message) {
+  // Both parts see an invitation: it brings a communicator and says where experts are.
   epochs_.OnMessage(message);
   if (message.has_revoked()) revoked_at_ = clock_.Now();
   return placement_.OnMessage(message) || message.has_revoked() || message.has_welcome();
@@ -66,10 +69,13 @@ bool LockStepPolicy::OnMessage(const v1::ControlMessage& message) {
 
 absl::StatusOr<bool> LockStepPolicy::Turn() {
   absl::StatusOr<bool> worked = TurnStage();
+  // With a failure_ the epoch has been left already, and the rank ends.
   if (worked.ok() || !failure_.ok()) return worked;
   // Where processes end with their epoch, this one does here.
   epochs_.Abort(std::string(worked.status().message()));
   LOG_WARNING("the epoch has ended: {}", std::string(worked.status().message()));
+  // Aborted: this epoch ended under the rank, and another may follow. All other errors would come
+  // again.
   if (!absl::IsAborted(worked.status())) failure_ = worked.status();
   stage_ = Stage::kLeaving;
   return true;
@@ -110,6 +116,7 @@ absl::StatusOr<bool> LockStepPolicy::Enter() {
   CHECK(collective_ == nullptr && !engine_);
   if (ends_ || attention_ == nullptr) return false;
   ASSIGN_OR_RETURN(cluster::Collective* const collective, epochs_.collective());
+  // Under MPI the communicator is there before the coordinator says what to load.
   if (collective == nullptr || !placement_.invited()) return false;
   collective_ = collective;
   epoch_over_ = false;
@@ -132,6 +139,7 @@ absl::StatusOr<bool> LockStepPolicy::Load() {
            collective_->size(), experts_.held_count(),
            absl::ToDoubleSeconds(clock_.Now() - load_began_));
   RETURN_IF_ERROR(BuildEngine());
+  // Only now: the answer also tells that all ranks are ready (rank_class.h).
   ranks_.emplace(*collective_, absl::StrCat(plan_.backend->profile(), " of checkpoint ",
                                             plan_.checkpoint->fingerprint()));
   stage_ = Stage::kAgreeing;
@@ -161,6 +169,7 @@ absl::Status LockStepPolicy::BuildEngine() {
 
 absl::StatusOr<bool> LockStepPolicy::Agree() {
   ASSIGN_OR_RETURN(const bool agreed, ranks_->Agreed());
+  // Until all are, a sequence that came here could not be stepped.
   if (!agreed) return false;
   rank_->Serve(*engine_, *wave_, plan_.ready());
   stage_ = Stage::kStepping;
@@ -193,6 +202,7 @@ absl::StatusOr<bool> LockStepPolicy::Leave() {
   if (!epochs_.Left()) return false;
   rank_->StopServing();
   placement_.Leave();
+  // In the reverse order of BuildEngine: each refers to those that were made before it.
   engine_.reset();
   wave_.reset();
   transformer_.reset();
@@ -208,6 +218,8 @@ absl::StatusOr<bool> LockStepPolicy::Leave() {
 }
 
 void LockStepPolicy::FillReport(v1::RankReport& report) const {
+  // No other stage steps, so all of them count as loading: the rank may then be silent for 10 s
+  // (rule 4.4).
   if (stage_ == Stage::kStepping) return;
   report.set_activity(v1::RankReport::LOADING);
   report.set_loaded_bytes(experts_.order_bytes());

@@ -35,6 +35,7 @@ v1::ControlMessage MessageFrom(const ExpertOutcome& outcome) {
 google::protobuf::RepeatedPtrField<v1::LayerExperts> LayersFrom(const ExpertProofs& proofs) {
   google::protobuf::RepeatedPtrField<v1::LayerExperts> layers;
   v1::LayerExperts* layer = nullptr;
+  // Proofs ascend by layer, so each layer is begun once.
   for (const auto& [name, proof] : proofs) {
     if (layer == nullptr || layer->layer() != name.layer) {
       layer = layers.Add();

@@ -30,6 +30,7 @@ bool RankService::OnMessage(const v1::ControlMessage& message) {
 void RankService::PlaceExperts(const v1::PlaceExperts& message) {
   absl::StatusOr<ExpertOrder> order = OrderFrom(message);
   absl::Status status = order.status();
+  // Refused and not ignored: the coordinator waits for the outcome of each order.
   if (slots_ == nullptr) status = absl::FailedPreconditionError("this rank holds no experts");
   if (!status.ok()) return Tell({.order = message.order(), .status = std::move(status)});
   slots_->Order(*std::move(order));
@@ -38,6 +39,7 @@ void RankService::PlaceExperts(const v1::PlaceExperts& message) {
 void RankService::Advance() {
   if (!loading()) return;
   const std::optional<ExpertOutcome> outcome = slots_->Advance();
+  // After each expert, so that /ready tells how far the loading is.
   TellProgress();
   if (outcome) Tell(*outcome);
 }
@@ -59,6 +61,7 @@ void RankService::Tell(const ExpertOutcome& outcome) {
 
 void RankService::TakeMap(const v1::PublishMap& message) {
   absl::StatusOr<cluster::ExpertMap> map = cluster::ExpertMapFrom(message);
+  // The old map stays in use: at worst its hosts answer NOT_HERE (rule 3.2).
   if (!map.ok()) {
     LOG_ERROR("ignored a map: {}", std::string(map.status().message()));
     return;
@@ -89,6 +92,7 @@ void RankService::OnLinkUp(const cluster::RankEntry& rank) {
 
 void RankService::Connect(cluster::ControlLink* link) {
   link_ = link;
+  // The coordinator of this link has been told of no broken connection yet.
   down_.clear();
 }
 
