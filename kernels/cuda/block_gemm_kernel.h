@@ -148,8 +148,8 @@ struct BlockGemmKernel {
   EPIC_DEVICE static void Run(const Params& params) {
     if (ThreadIndex() == 0) {
       for (Stage stage; stage.phase == 0; stage.Advance()) {
-        // Full: the producer's one arrival, and the bytes that it announces with it. Empty: one
-        // arrival of each consuming warp.
+        // Full counts the producer's one arrival and the bytes that it announces with it; empty
+        // counts one arrival of each consuming warp.
         InitBarrier(stage.full(), 1);
         InitBarrier(stage.empty(), kWarpgroups * 4);
       }
@@ -218,12 +218,12 @@ struct BlockGemmKernel {
     GemmTile tile;
     while (walk.Next(tile)) {
       const float* w_scale = WeightScales(a, tile);
-      // 64 outputs by kRowTile rows over 128 threads.
+      // A warpgroup's 128 threads share 64 outputs by kRowTile rows.
       float sums[kRowTile / 2];
       EPIC_UNROLL
       for (int i = 0; i < kRowTile / 2; ++i) sums[i] = 0;
       for (int b = 0; b < k_blocks; ++b, stage.Advance()) {
-        // Read before the wait, so that the load is on its way meanwhile.
+        // The scale is read before the wait, so that the load is on its way meanwhile.
         const float scale = kScaled ? w_scale[b] : 1.0f;
         WaitForPhase(stage.full(), stage.phase);
         if constexpr (kScaled) {

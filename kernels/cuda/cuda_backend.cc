@@ -21,7 +21,8 @@ constexpr int kHostThreadsMax = 8;
 CudaBackendResult MakeBackendOn(std::unique_ptr<DeviceRuntime> runtime, const CudaOptions& options,
                                 const TileProduct& product) {
   auto heap = std::make_unique<DeviceHeap>(*runtime);
-  // Asked before the tiles' test allocates, so that its passing memory is not taken for used.
+  // free_bytes is read before the tiles' test allocates, so that passing memory does not count as
+  // used.
   CudaBackendResult result{.free_bytes = runtime->free_bytes()};
   TileChoice tiles = TileChoice::Test(*heap, product);
   result.notes = tiles.rejections();
@@ -136,7 +137,8 @@ void CudaBackend::ChooseExperts(const Gate& base, const GateResult& result) {
   const DeviceRows x = {.places = rows,
                         .columns = static_cast<int>(result.rows.cols),
                         .rounded = result.rows.As<BF16>()};
-  // FP32, and added to by later parts: rounding the logits would move choices between experts.
+  // Logits are FP32, to which later parts are added: rounding them would move choices between
+  // experts.
   auto* logits = gate_logits_.Get<float>(int64_t{rows} * gate.shape.experts);
   // A router that is not BF16 is a sum of BF16 matrices, largest first (weights.h).
   GemmOutput output = GemmOutput::kF32;

@@ -39,7 +39,7 @@ std::byte* Scratch::GetBytes(int64_t bytes) {
     // Launches held back and recordings name the old address; they must be done with before it
     // goes.
     if (memory_ != nullptr && heap_.before_scratch_moves_) heap_.before_scratch_moves_();
-    // Freed before the larger one is allocated: the memory plan has room for one of them.
+    // The old memory goes before the larger is allocated: the memory plan has room for one of them.
     memory_.reset();
     const auto room = std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(bytes, 4096)));
     // Above 64 MiB a power of two wastes too much.

@@ -183,7 +183,7 @@ struct GateKernel {
     a.weights[first + lane] = weight;
     const int slot = Slot(a, row, expert);
     if (a.slots != nullptr) a.slots[first + lane] = slot;
-    // Integers: the order of additions changes nothing.
+    // Additions of integers give the same sum in any order.
     if (a.slot_rows != nullptr) AtomicAdd(a.slot_rows + slot, 1);
   }
 

@@ -23,7 +23,8 @@ TileShape Chunks(const void* data, int64_t rows, int64_t columns) {
 TileShape Bytes(const MlaArguments& a, int offset, int box_bytes) {
   const int64_t record_bytes = MlaLayout(KvType::kFP8, a.latent_dim).record_bytes();
   const int64_t records = int64_t{a.page_count} * kPageTokens;
-  // Not swizzled: threads decode these bytes, and no product reads them where they land.
+  // These boxes are not swizzled: threads decode the bytes, and no product reads them where they
+  // land.
   return {.data = a.slab + offset,
           .element_bytes = 1,
           .extent = {record_bytes - offset, records, 1},

@@ -242,7 +242,8 @@ struct MlaSplitKernel {
     EPIC_UNROLL
     for (int i = 0; i < kWarpgroupKeys / 2; ++i) {
       const int half = i / 2 % 2;
-      // Causal, and past the end of a short block: a key that a row does not see counts as −∞.
+      // A key counts as −∞ where the row does not see it: it comes after the row, or past the end
+      // of a short block.
       const bool seen = first_key + AccumulatorColumn(thread, i) < softmax.keys[half];
       if (!seen) scores[i] = -kMlaInfinity;
       maximum[half] = scores[i] > maximum[half] ? scores[i] : maximum[half];
@@ -312,8 +313,8 @@ struct MlaSplitKernel {
       // The order of the two halves is fixed, so the sum has the same bits in both warpgroups.
       const float sum = sums.Load(row) + sums.Load(64 + row);
       if (softmax.keys[half] <= unit.key_begin) continue;  // nothing of this split, or no query
-      // By the row's own keys, not the tile's: a row that ends in the first split has no merge to
-      // wait for, though its tile has.
+      // The row's own keys decide, not the tile's: a row that ends in the first split has no merge
+      // to wait for, though its tile has.
       const bool whole = softmax.keys[half] <= a.split_tokens;
       const float factor = 1.0f / sum;
       if (!whole && warpgroup == 0 && thread % 4 == 0) {

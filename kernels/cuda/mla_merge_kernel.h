@@ -26,7 +26,7 @@ struct MlaMergeKernel {
     const int i = BlockIndex() % kMlaTileQueries;
     if (i >= tile.queries) return;
     const int query = tile.query + i;
-    // By the row's own position: its tile may have more splits, which it does not see.
+    // The row's own position decides: its tile may have more splits, which the row does not see.
     const int splits = a.positions[query / a.heads] / a.split_tokens + 1;
     // The split kernel has written the result itself.
     if (splits == 1) return;
@@ -39,7 +39,7 @@ struct MlaMergeKernel {
       const float* from = a.partial_values + row * kLatent + ThreadIndex();
       const bool first = s == 0;
       const float maximum = first || split.maximum > total.maximum ? split.maximum : total.maximum;
-      // Not used for the first split, whose values are taken as they are.
+      // The factor is not used for the first split, whose values are taken as they are.
       const float old_factor = first ? 0 : MlaRescale(total.maximum, maximum, exponent_scale);
       const float factor = MlaRescale(split.maximum, maximum, exponent_scale);
       total.maximum = maximum;

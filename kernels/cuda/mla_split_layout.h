@@ -18,7 +18,7 @@ inline constexpr int kMlaCodeBoxBytes = 256;  // of an FP8 record: the widest bo
 template <int kLatent, KvType kType>
 struct MlaSplitLayout {
   static constexpr int kConsumers = 256;  // threads of the two warpgroups that compute
-  // A page at a time, so that one look at the page table finds all keys of a block.
+  // A block of keys is a page, so that one look at the page table finds all of them.
   static constexpr int kKeys = kPageTokens;
   static constexpr int kWarpgroupKeys = kKeys / 2;
   static constexpr int kColumns = kLatent / 2;  // of the output, per warpgroup

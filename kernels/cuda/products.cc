@@ -34,7 +34,7 @@ DeviceRows RowScratch::Get(RowForms forms, int groups, int places, int columns) 
   if (forms.rounded) rows.rounded = rounded_.Get<BF16>(values);
   if (forms.quantised) {
     const int64_t blocks = (columns + kScaleBlock - 1) / kScaleBlock;
-    // Rounded up here, so that every matrix of scales can be copied by boxes.
+    // The stride is rounded up here, so that every matrix of scales can be copied by boxes.
     rows.scale_stride = (places + kScaleStrideUnit - 1) / kScaleStrideUnit * kScaleStrideUnit;
     rows.codes = codes_.Get<uint8_t>(values);
     rows.scales = scales_.Get<float>(groups * blocks * rows.scale_stride);

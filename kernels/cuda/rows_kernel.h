@@ -167,7 +167,7 @@ EPIC_DEVICE float Rotated(const RopeTables& rope, int row, int rope_dim, const f
   const float s = rope.sin[int64_t{row} * pairs + pair];
   const float a = x[rope.interleaved ? 2 * pair : pair];
   const float b = x[rope.interleaved ? 2 * pair + 1 : pair + pairs];
-  // In the order of the oracle's Rotate (kernels/reference/rows.cc).
+  // The order is that of the oracle's Rotate (kernels/reference/rows.cc).
   return second ? Fma(b, c, a * s) : Fma(a, c, -(b * s));
 }
 

@@ -52,10 +52,11 @@ int64_t CudaScratchBytes(const CudaModelShape& shape, int rows_max, int logit_ro
   const int64_t rows = cuda::BucketOf(rows_max);
   const auto widest = std::ranges::max_element(shape.intermediates);
   const int64_t intermediate = widest == shape.intermediates.end() ? 0 : *widest;
-  // Bytes of a value in both forms of a row: BF16, E4M3, and at most one for its share of a scale.
+  // A value in both forms of a row takes two bytes of BF16, one of E4M3, and at most one for its
+  // share of a scale.
   constexpr int64_t kFormBytes = 2 + 1 + 1;
   const int64_t heads = shape.heads;
-  // The 128 columns to spare, here and below: FP8 parts of a joint matrix begin at multiples of
+  // 128 columns are to spare, here and below, as FP8 parts of a joint matrix begin at multiples of
   // 128.
   const int64_t attention_row =
       kFormBytes * shape.hidden + (4 + kFormBytes) * shape.q_rank +

@@ -60,7 +60,8 @@ class Problem {
   std::vector<float> RunInGroups(const TileProduct& product, int tile) {
     BlockGemmArguments a = arguments_;
     const TensorMap map = WeightMap(a.type, a.w, n_, k_, ColumnTile(tile));
-    // Two maps in device memory: experts' weights are reached so, and the plain runs do not try it.
+    // The maps stand in device memory: experts' weights are reached so, and the plain runs do not
+    // try it.
     const auto maps = Upload(std::vector<TensorMap>{map, map});
     const auto scales = Upload(std::vector<const float*>{a.w_scale, a.w_scale});
     a.row_tile = tile;
@@ -77,7 +78,7 @@ class Problem {
     for (int i = 0; i < kFewRows * n_; ++i) {
       const float expected = Expected(i / n_, i % n_);
       const float limit = kTolerance * std::fmax(1.0f, std::fabs(expected));
-      // Negated, so that a NaN is not near.
+      // The comparison is negated, so that a NaN is not near.
       if (!(std::fabs(result[i] - expected) <= limit)) return false;
     }
     return true;
@@ -102,13 +103,13 @@ class Problem {
   }
   std::vector<float> Scales(int count) {
     std::vector<float> scales(count);
-    // All differ, so that a scale from the wrong place shows.
+    // The scales differ, so that one from the wrong place shows.
     for (float& scale : scales) scale = 0.25f + Draw() / 2;
     return scales;
   }
   float Draw() {
-    // A fixed seed and Knuth's MMIX constants: every start tests the same problem, so a rejection
-    // can be repeated.
+    // The seed is fixed and the constants are Knuth's (MMIX): every start tests the same problem,
+    // so a rejection can be repeated.
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<float>(state_ >> 40) * 0x1p-24f;
   }

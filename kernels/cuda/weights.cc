@@ -43,7 +43,7 @@ bool TakePart(std::vector<float>& values, std::vector<BF16>& part) {
 
 void WeightLoader::LoadBF16(const SourceMatrix& source, std::byte* to) const {
   DeviceRuntime& runtime = heap_.runtime();
-  // BF16 goes up straight from the mapped checkpoint, unconverted.
+  // BF16 goes up straight from the mapped checkpoint and is not converted.
   if (source.dtype == DType::kBF16) return runtime.Upload(to, source.data, source.data_bytes());
   const int64_t chunk_rows = std::max<int64_t>(1, kChunkValues / source.cols);
   std::vector<float> row(source.cols);

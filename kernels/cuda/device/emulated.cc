@@ -77,8 +77,8 @@ void Multiply(ProductKind kind, int columns, int thread, float* d, uint64_t a, u
       }
       for (int half = 0; half < 2; ++half) {
         float sum = accumulate ? d[i + j + 2 * half] : 0;
-        // K ascending by FMA, as the oracle sums. A tensor core sums otherwise, which is why the
-        // profile of the emulated device has a family of its own.
+        // K ascends and each step is an FMA, as in the oracle. A tensor core sums otherwise, which
+        // is why the profile of the emulated device has a family of its own.
         for (int k = 0; k < depth; ++k) sum = Fma(rows[half][k], column[k], sum);
         d[i + j + 2 * half] = sum;
       }
@@ -92,7 +92,7 @@ void SyncBlock() { Block().SyncThreads(0, Block().thread_count()); }
 
 void AddProduct(ProductKind kind, int columns, float* d, uint64_t a, uint64_t b, bool accumulate) {
   EmulatedBlock& block = Block();
-  // One word that mixes all operands: lanes that differ in any of them are found.
+  // One word mixes all operands: lanes that differ in any of them are found.
   const uint64_t operands = (a * 3 + b) * 2 + (accumulate ? 1 : 0);
   for (const uint64_t other : block.MeetWarp("a matrix product", operands)) {
     if (other != operands) block.Fail("the operands of a product differ within a warp");
@@ -110,7 +110,7 @@ TensorMap MakeTensorMap(const TileShape& shape) {
 }
 
 void CopyTile(const TensorMap& map, uint32_t to, Shared<uint64_t> barrier, int x, int y, int z) {
-  // By value: the copy happens later, when the map may be gone.
+  // The shape is taken by value: the copy happens later, when the map may be gone.
   const TileShape shape = map.shape;
   EmulatedBlock& block = Block();
   if (to % (shape.swizzled ? kTileAlignmentBytes : 128) != 0) block.Fail("a copy's target");

@@ -8,18 +8,18 @@
 namespace epic::kernels::cuda {
 namespace {
 
-// One for the process: kernels reach it by plain functions, as on a card. So RunEmulated must never
-// run on two threads at once.
+// There is one for the process: kernels reach it by plain functions, as on a card. So RunEmulated
+// must never run on two threads at once.
 EmulatedBlock* current = nullptr;
 
-// Chosen: threads change places often enough for a missing barrier to show under some seed, and
-// seldom enough for tests to stay quick.
+// These odds are chosen: threads change places often enough for a missing barrier to show under
+// some seed, and seldom enough for tests to stay quick.
 constexpr int kYieldOneIn = 64;
 constexpr int kCopyOneIn = 8;
-// The named barriers of a block (PTX ISA, bar).
+// A block has 16 named barriers (PTX ISA, bar).
 constexpr int kBarriers = 16;
 
-// SplitMix64, written out so that a seed gives the same order with every standard library.
+// This is SplitMix64, written out so that a seed gives the same order with every standard library.
 uint64_t SplitMix(uint64_t& state) {
   uint64_t z = state += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -36,7 +36,7 @@ void RunEmulated(const EmulatedLaunch& launch, const std::function<void()>& body
   uint64_t random = launch.seed;
   // All blocks share them: a stack for each thread of each block would be dear.
   std::vector<Fiber> fibers(launch.threads);
-  // In a drawn order, so that no kernel relies on which block comes first.
+  // The order is drawn, so that no kernel relies on which block comes first.
   std::vector<int> order(launch.blocks);
   std::iota(order.begin(), order.end(), 0);
   for (int i = launch.blocks - 1; i > 0; --i) {
@@ -100,7 +100,7 @@ bool EmulatedBlock::RunSomething() {
     return true;
   }
   const int count = launch_.threads;
-  // The first that can run from a drawn thread on.
+  // The search begins at a drawn thread and takes the first that can run.
   const int first = static_cast<int>(Draw() % static_cast<uint64_t>(count));
   for (int i = 0; i < count; ++i) {
     const int t = (first + i) % count;
@@ -145,7 +145,7 @@ std::string EmulatedBlock::Deadlock() const {
 }
 
 void EmulatedBlock::MayYield() {
-  // Called at every access to shared memory, so that others may come in between.
+  // Every access to shared memory calls this, so that others may come in between.
   if (Draw() % kYieldOneIn == 0) fibers_[running_].Yield();
 }
 
@@ -171,7 +171,7 @@ void EmulatedBlock::Arrive(NamedBarrier& barrier, int number, int threads) {
 }
 
 void EmulatedBlock::SyncThreads(int number, int threads) {
-  // Masked to be a valid index; Arrive reports a number out of range.
+  // The mask keeps the index valid; Arrive reports a number out of range.
   NamedBarrier& barrier = named_[number & (kBarriers - 1)];
   // The count of arrivals may already belong to the next use when this thread looks again; the
   // generation tells whether its own use is over.
@@ -246,8 +246,8 @@ void EmulatedBlock::CompleteBytes(uint32_t address, int64_t bytes) {
 
 void EmulatedBlock::WaitForPhase(uint32_t address, uint32_t parity) {
   PhaseBarrier& barrier = BarrierAt(address);
-  // As mbarrier.try_wait.parity: the wait ends when the phase of that parity is over, so the other
-  // parity passes at once at a new barrier.
+  // As with mbarrier.try_wait.parity, the wait ends when the phase of that parity is over, so the
+  // other parity passes at once at a new barrier.
   WaitUntil("a barrier in shared memory",
             [&barrier, parity] { return (barrier.phase & 1) != static_cast<int64_t>(parity); });
 }

@@ -77,7 +77,8 @@ class EmulatedBlock {
     std::deque<std::vector<std::function<void()>>> committed_products;
     int meetings = 0;
   };
-  // bar.sync: `generation` counts its uses, each of which ends at `expected` arrivals.
+  // bar.sync is one of these: `generation` counts its uses, each of which ends at `expected`
+  // arrivals.
   struct NamedBarrier {
     int expected = 0;
     int arrived = 0;

@@ -39,7 +39,7 @@ namespace epic::kernels::cuda {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-// As many registers as epic_switch_stacks pops before it returns.
+// epic_switch_stacks pops this many registers before it returns.
 constexpr int kSavedRegisters = 6;
 
 }  // namespace

@@ -14,7 +14,7 @@
 
 namespace epic::kernels::cuda {
 
-// Aligned as tiles are, so that an offset's alignment is the address's.
+// The window is aligned as tiles are, so that an offset's alignment is the address's.
 extern __shared__ __align__(1024) unsigned char shared_window[];
 
 EPIC_DEVICE int ThreadIndex() { return static_cast<int>(threadIdx.x); }

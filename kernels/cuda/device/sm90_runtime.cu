@@ -39,8 +39,8 @@ class CardRuntime : public DeviceRuntime {
       : ordinal_(ordinal), properties_(properties) {
     Enter();
     for (cudaStream_t* stream : {&stream_, &recorded_}) {
-      // Non-blocking: work that a library puts on the default stream must not order itself among
-      // this.
+      // The streams are non-blocking: work that a library puts on the default stream must not order
+      // itself among theirs.
       CheckCuda(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
     }
     staging_ = Allocate(kStagingBytes, MemoryUse::kHost);
@@ -72,7 +72,8 @@ class CardRuntime : public DeviceRuntime {
   // On a stream of its own, so that it takes nothing of what other threads copy meanwhile.
   void BeginRecording() override {
     Enter();
-    // Thread-local: calls of threads that load weights meanwhile do not break the recording.
+    // The mode is thread-local: calls of threads that load weights meanwhile do not break the
+    // recording.
     CheckCuda(cudaStreamBeginCapture(recorded_, cudaStreamCaptureModeThreadLocal),
               "cudaStreamBeginCapture");
     recording_ = true;
@@ -147,7 +148,8 @@ class CardRuntime : public DeviceRuntime {
   }
   void Wait() override {
     Enter();
-    // Counted before the wait: what other threads stage during it may not have been copied yet.
+    // The count is read before the wait: what other threads stage during it may not have been
+    // copied yet.
     const int64_t before = Staged();
     CheckCuda(cudaStreamSynchronize(stream_), "the card");
     const MutexLock lock(staging_mutex_);
