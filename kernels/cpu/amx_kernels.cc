@@ -13,6 +13,8 @@ namespace {
 class RealTiles {
  public:
   void Configure(const int (&rows)[8]) {
+    // This is the layout of LDTILECFG's operand (Intel SDM); palette 1 is the one with eight tiles
+    // of 16 rows of 64 bytes.
     struct alignas(64) {
       uint8_t palette = 1;
       uint8_t start_row = 0;
@@ -22,15 +24,19 @@ class RealTiles {
     } config;
     static_assert(sizeof(config) == 64);
     for (int t = 0; t < 8; ++t) {
+      // Rows are always whole: a shorter K has been padded with zeros.
       config.row_bytes[t] = 64;
       config.rows[t] = static_cast<uint8_t>(rows[t]);
     }
     __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
   }
+  // A tile state left in use makes every switch of threads save 8 KiB more, and may keep a core
+  // from its deeper sleep.
   void Release() { __asm__ volatile("tilerelease" ::: "memory"); }
 
   template <int kTile>
   void Zero() {
+    // volatile keeps the order among tile instructions: the compiler does not know their registers.
     __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
   template <int kTile>
@@ -74,6 +80,8 @@ struct WideVectors {
   }
 
   static void DecodeInt4(const std::byte* scales_at, const std::byte* lines, std::byte* tile) {
+    // The lookup takes the low four bits of a word and ignores the rest, so shifted lines need no
+    // mask.
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i scales = _mm256_load_si256(reinterpret_cast<const __m256i*>(scales_at));
     const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(scales), 16));
@@ -96,6 +104,7 @@ struct WideVectors {
     for (int r = 0; r < rows; ++r) {
       const __m512 value = _mm512_load_ps(partial + 64 * r);
       float* to = c + r * c_stride;
+      // C holds nothing yet at the first block, so it must not be read.
       const __m512 before = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, to);
       _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(value, factor, before));
     }
@@ -109,6 +118,8 @@ struct WideVectors {
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 64 * r));
       float scale;
       __builtin_memcpy(&scale, row_scale + r * row_bytes, 4);
+      // Every instruction set takes (sum · weight scale) · row scale in this order
+      // (docs/numerics.md).
       const __m512 value = _mm512_mul_ps(_mm512_mul_ps(sum, factor), _mm512_set1_ps(scale));
       _mm512_mask_storeu_ps(c + r * c_stride, mask, value);
     }

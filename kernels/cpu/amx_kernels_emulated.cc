@@ -14,6 +14,7 @@ uint16_t BF16OfE4M3(uint8_t code) {
   const uint32_t mantissa = code & 7u;
   if ((code & 0x7fu) == 0x7fu) return static_cast<uint16_t>(sign | 0x7fc0u);
   if (exponent != 0) return static_cast<uint16_t>(sign | (exponent + 120) << 7 | mantissa << 4);
+  // The value of a denormal code is a normal number in BF16, made by one exact product.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-9f;
   return static_cast<uint16_t>(sign | __builtin_bit_cast(uint32_t, magnitude) >> 16);
 }
@@ -40,6 +41,8 @@ struct PlainVectors {
         const float product = static_cast<float>(q) * AsFloat(uint32_t{scale} << 16);
         uint32_t bits = __builtin_bit_cast(uint32_t, product);
         bits += 0x7fffu + ((bits >> 16) & 1u);
+        // A NaN scale makes the product NaN, which the rounding above could carry into another
+        // value.
         if (product != product) bits = 0x7fc00000u;
         const auto rounded = static_cast<uint16_t>(bits >> 16);
         __builtin_memcpy(tile + r * 64 + i * 2, &rounded, 2);
@@ -54,6 +57,7 @@ struct PlainVectors {
         float value;
         __builtin_memcpy(&value, partial + r * 64 + n * 4, 4);
         float& to = c[r * c_stride + n];
+        // One FMA, as AddScaled of amx_kernels.cc has it, gives the same bits.
         to = __builtin_fmaf(value, scale, first ? 0.0f : to);
       }
     }
@@ -67,6 +71,7 @@ struct PlainVectors {
       for (int n = 0; n < columns; ++n) {
         int32_t sum;
         __builtin_memcpy(&sum, sums + r * 64 + n * 4, 4);
+        // The order of both products is the profile's (docs/numerics.md).
         c[r * c_stride + n] = static_cast<float>(sum) * scales[n] * scale;
       }
     }

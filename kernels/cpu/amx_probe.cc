@@ -18,6 +18,8 @@ namespace {
 bool MayUseTiles() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  // Linux gives the 8 KiB of tile state to a process that asks; threads that it makes later inherit
+  // the leave.
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
@@ -27,6 +29,8 @@ int TestValue(int64_t row, int64_t column) {
 }
 
 bool ProductIsRight() {
+  // These sizes fill no tile: there are two tiles of rows, three panels, and in K three tiles, the
+  // last of each only in part.
   constexpr int64_t kRows = 19;
   constexpr int64_t kOutputs = 37;
   constexpr int64_t kInputs = 70;
@@ -70,6 +74,8 @@ bool ProductIsRight() {
 
 std::string Probe() {
   const CpuFeatures features = DetectCpuFeatures();
+  // The cheapest question comes first; tile instructions must not run before the first two are
+  // answered.
   if (!features.amx) return "this CPU (" + features.name + ") or its system has no AMX";
   if (!MayUseTiles()) return "the system refuses the use of AMX tiles to this process";
   if (!ProductIsRight()) return "the AMX tile product of this CPU comes out wrong";
@@ -79,6 +85,7 @@ std::string Probe() {
 }  // namespace
 
 const std::string& AmxFailure() {
+  // The process asks once: the permission, once given, stays.
   static const std::string failure = Probe();
   return failure;
 }

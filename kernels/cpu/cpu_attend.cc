@@ -38,7 +38,9 @@ std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const CpuAttention
   const AttentionShape& shape = attention.shape;
   const int width = shape.kv_rank + shape.rope_dim;
   std::vector<Tile> tiles;
+  // A tile never crosses sequences, since its lanes share keys.
   for (const SequenceRows& sequence : plan.sequences) {
+    // The rows of a prompt that attend expanded stand first in their sequence.
     const int64_t expanded = ExpandedRows(attention, sequence);
     const int64_t lanes = (sequence.row_count - expanded) * shape.heads;
     for (int64_t begin = 0; begin < lanes; begin += lanes_max) {
@@ -60,6 +62,7 @@ std::vector<AttentionRunner::Tile> AttentionRunner::MakeTiles(const CpuAttention
         tile.lanes.queries[i] = query.Row<BF16>(row) + head * width;
         tile.out[i] = output.Row<BF16>(row) + head * shape.kv_rank;
         tile.lanes.positions[i] = plan.positions[row];
+        // Earlier rows of the tile mask the keys after them.
         tile.keys = std::max(tile.keys, plan.positions[row] + 1);
       }
     }
@@ -153,6 +156,7 @@ void AttentionRunner::Attend(const AttentionStep& step, const CpuAttention& atte
     rows += sequence.row_count - ExpandedRows(attention, sequence);
   }
   if (rows < plan.rows()) {
+    // The step's values are those that In made for this very layer.
     KERNEL_CHECK(step.attention == &attention);
     KERNEL_CHECK_EQ(step.rows, plan.rows());
     expanded_.Attend(attention, plan, kv, layer, step.nope, query, step.values);

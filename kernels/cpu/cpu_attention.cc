@@ -19,6 +19,7 @@ void Rotate(const RopeTable& table, int64_t row, bool interleaved, const float* 
     const int second = interleaved ? 2 * i + 1 : i + pairs;
     const float x1 = x[first];
     const float x2 = x[second];
+    // The order is that of the oracle's Rotate (kernels/reference/rows.cc).
     y[first] = Fma(x1, cos[i], -(x2 * sin[i]));
     y[second] = Fma(x2, cos[i], x1 * sin[i]);
   }
@@ -75,6 +76,7 @@ const float* AttentionRunner::AddProjections(const CpuAttention& attention, int6
                   });
   if (!low_rank) return q;
 
+  // Between the two products the rows are rounded once to BF16, as every normed row is.
   auto* low_normed = q_low_normed_.Get<BF16>(rows * shape.q_rank);
   gemms_.Rows(rows, 8 * shape.q_rank, [=, this, &attention](int64_t t, int) {
     const AttentionShape& a = attention.shape;
@@ -156,6 +158,7 @@ AttentionStep AttentionRunner::In(const CpuAttention& attention, const StepPlan&
 
 void AttentionRunner::Out(const AttentionStep& step, const CpuAttention& attention, Tensor output,
                           Tensor residual) {
+  // `step` must be of the same layer: it says which rows were absorbed.
   KERNEL_CHECK(step.attention == &attention);
   KERNEL_CHECK_EQ(step.rows, output.rows);
   const AttentionShape& shape = attention.shape;
@@ -167,6 +170,7 @@ void AttentionRunner::Out(const AttentionStep& step, const CpuAttention& attenti
   gemms_.Products(family_, std::move(jobs), [&](const GemmBlock& block) {
     const auto ranges = static_cast<int>(step.absorbed.size());
     const int64_t first = step.absorbed[block.job % ranges].begin;
+    // Jobs are head by head, and in a head range by range (JobsOfHeads).
     const int64_t column = int64_t{block.job / ranges} * shape.v_dim + block.n_begin;
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
       ops_.to_bf16(block.Row(t), block.columns(), values + (first + t) * columns + column);
@@ -174,6 +178,7 @@ void AttentionRunner::Out(const AttentionStep& step, const CpuAttention& attenti
   });
   gemms_.Products(family_, {{values, columns, rows, attention.o, {}}}, [&](const GemmBlock& block) {
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      // Each value of the residual is one thread's, so nothing is added twice or lost.
       ops_.add(block.Row(t), block.columns(), residual.Row<float>(t) + block.n_begin);
     }
   });

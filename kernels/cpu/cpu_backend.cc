@@ -20,6 +20,7 @@ std::optional<TileGemmFamily> ChooseTiled(const CpuFeatures& features, const Cpu
                                           CpuBackendResult& result) {
   const bool automatic = options.family == CpuFamily::kAuto;
   if (options.family == CpuFamily::kAmxBf16 || automatic) {
+    // The emulated tile unit is for tests: `auto` never takes it, however slow the CPU.
     if (options.emulate_amx && !automatic) return TileGemmFamily(EmulatedAmxKernels());
     if (AmxFailure().empty()) return TileGemmFamily(RealAmxKernels());
     if (!automatic) result.error = "family amx-bf16 cannot run: " + AmxFailure();
@@ -45,6 +46,7 @@ Int8GemmFamily ChooseInt8(const CpuFeatures& features, const CpuOptions& options
   if (options.emulate_amx && options.family == CpuFamily::kAmxBf16) {
     return Int8GemmFamily(EmulatedAmxKernels());
   }
+  // The choice of narrower vectors holds for INT8 too.
   if (options.vectors == CpuVectors::kAuto && AmxFailure().empty()) {
     return Int8GemmFamily(RealAmxKernels());
   }
@@ -57,6 +59,8 @@ Int8GemmFamily ChooseInt8(const CpuFeatures& features, const CpuOptions& options
 CpuBackendResult MakeCpuBackend(const CpuOptions& options) {
   CpuBackendResult result;
   const CpuFeatures features = DetectCpuFeatures();
+  // This check comes before any code runs that is compiled for more than x86-64: it would end in
+  // SIGILL.
   if (!features.avx2) {
     result.error = "this CPU (" + features.name + ") lacks AVX2, FMA or F16C, which EPIC needs";
     return result;
@@ -88,6 +92,7 @@ CpuOptions ParseCpuFlags(const CpuFlags& flags) {
 
 int64_t ParallelRegions(const Backend& cpu_backend) {
   const auto* cpu = dynamic_cast<const CpuBackend*>(&cpu_backend);
+  // Tests and benchmarks call this, and know which backend they have made.
   KERNEL_CHECK(cpu != nullptr);
   return cpu->regions();
 }

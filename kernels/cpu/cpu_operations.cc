@@ -65,6 +65,8 @@ void CpuBackend::Embed(const StepPlan& plan, const SourceMatrix& table, Tensor r
 void CpuBackend::AttentionIn(const Attention& attention, const StepPlan& plan, const KvView& kv,
                              int layer, Tensor residual, Tensor query) {
   checks_.AttentionIn(attention.shape, plan, kv, layer, residual, query);
+  // The calling thread computes too: small work stays on it, and its denormals must be zero as in
+  // the pool.
   const ScopedFlushDenormals flush;
   attention_step_ =
       attention_.In(HandleAs<CpuAttention>(attention), plan, rope_, kv, layer, residual, query);
@@ -98,6 +100,7 @@ void CpuBackend::ChooseExperts(const Gate& base, const GateResult& result) {
   const ScopedFlushDenormals flush;
   const auto& gate = HandleAs<CpuGate>(base);
   StepChecks::ChooseExperts(gate.shape, result);
+  // StepChecks knows a gate's shape and not its weight.
   KERNEL_CHECK_EQ(gate.weight.k, result.rows.cols);
   const int64_t rows = result.rows.rows;
   const int64_t experts = gate.shape.experts;
@@ -117,6 +120,7 @@ template <typename Destination>
 void CpuBackend::AddMlps(std::span<const MlpRows> work, const Destination& destination) {
   std::vector<GemmJob> up, down;
   for (const MlpRows& w : work) {
+    // The jobs of all experts are one list, so that threads share the work of all of them evenly.
     up.push_back({w.x, w.mlp->hidden, w.rows, w.mlp->gate, w.mlp->up});
     down.push_back({w.product, w.mlp->intermediate, w.rows, w.mlp->down, {}});
   }
@@ -130,6 +134,7 @@ void CpuBackend::AddMlps(std::span<const MlpRows> work, const Destination& desti
   });
   gemms_.Products(family_, std::move(down), [this, destination](const GemmBlock& block) {
     for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+      // Answers are rounded to BF16 once, here, whether they stay or travel.
       ops_.to_bf16(block.Row(t), block.columns(), destination(block.job, t) + block.n_begin);
     }
   });
@@ -191,6 +196,7 @@ void CpuBackend::Combine(Tensor shared, Tensor expert_rows, Tensor weights, Tens
   // Experts are summed before the residual joins: the order that docs/numerics.md fixes.
   auto* sums = sums_.Get<float>(pool_.threads() * hidden);
   gemms_.Rows(residual.rows, 2 * hidden * (weights.cols + 4), [&](int64_t t, int thread) {
+    // Each thread has a row of sums of its own.
     float* sum = sums + thread * hidden;
     if (shared.data != nullptr) {
       ops_.widen(shared.Row<BF16>(t), hidden, sum);
@@ -213,6 +219,7 @@ void CpuBackend::Head(Tensor norm, float eps, const Matrix& head, const StepPlan
   if (count == 0) return;
   const ScopedFlushDenormals flush;
   const int64_t hidden = residual.cols;
+  // Only the rows that want logits go through the head, which is one of a model's largest products.
   auto* rows = head_rows_.Get<BF16>(count * hidden);
   gemms_.Rows(count, 8 * hidden, [&](int64_t i, int) {
     ops_.rms_norm(residual.Row<float>(plan.logit_rows[i]), norm.As<float>(), hidden, eps,

@@ -19,6 +19,7 @@ struct AllOfKvB {
     keys_transposed.resize(shape.heads * head_keys);
     if (keys_too) keys.resize(keys_transposed.size());
     values.resize(shape.heads * head_values);
+    // Heads are dealt out in turn, and each is dequantised by one thread.
     pool.Run([&](int thread) {
       for (int h = thread; h < shape.heads; h += pool.threads()) {
         BF16* transposed = keys_transposed.data() + h * head_keys;
@@ -42,6 +43,7 @@ std::unique_ptr<HugeMemory> WeightLoader::Pack(std::span<const Request> requests
     const SourceMatrix& source = request.source;
     const DType dtype = PackedDType(source.dtype, source.cols,
                                     request.quantized ? quantization_ : Quantization::kNone);
+    // Sizes come first, so that all matrices lie in one piece of memory.
     *request.to = {.n = source.rows, .k = source.cols, .dtype = dtype};
     total += PackedBytes(family_, source.rows, source.cols, dtype);
   }
@@ -51,6 +53,7 @@ std::unique_ptr<HugeMemory> WeightLoader::Pack(std::span<const Request> requests
     request.to->data = at;
     at += PackedBytes(family_, request.to->n, request.to->k, request.to->dtype);
   }
+  // Each thread packs its share of every matrix: the thread that touches a page first places it.
   pool_.Run([&](int thread) {
     for (const Request& request : requests) {
       const int64_t panels = PanelCount(family_, request.to->n);
@@ -95,10 +98,12 @@ std::unique_ptr<CpuAttention> WeightLoader::LoadAttention(const AttentionSource&
   attention->w_uv.resize(shape.heads);
   if (prompt_attention_ == PromptAttention::kExpanded) attention->w_k.resize(shape.heads);
 
+  // These are the sources of requests below, so they must live until Pack has read them.
   const AllOfKvB split(source, !attention->w_k.empty(), pool_);
   std::vector<Request> requests = {
       {source.q, &attention->q}, {source.kv_a, &attention->kv_a}, {source.o, &attention->o}};
   if (shape.q_rank > 0) requests.push_back({source.q_a, &attention->q_a});
+  // kv_b is never quantised: it stays BF16 under --quantization (docs/numerics.md).
   const auto add = [&](const BF16* data, int64_t rows, int64_t cols, PackedWeight* to) {
     requests.push_back(
         {{.dtype = DType::kBF16, .rows = rows, .cols = cols, .data = data}, to, false});
@@ -123,6 +128,7 @@ std::unique_ptr<CpuGate> WeightLoader::LoadGate(const GateShape& shape, const So
   // A BF16 router is its own FP32 copy.
   const bool exact = weight.dtype == DType::kBF16;
   const DType dtype = exact ? DType::kBF16 : DType::kF32;
+  // One thread packs it, since a router is small.
   const int64_t panels = PanelCount(fma_, weight.rows);
   gate->memory = std::make_unique<HugeMemory>(PackedBytes(fma_, weight.rows, weight.cols, dtype));
   gate->packed_bytes = gate->memory->bytes();

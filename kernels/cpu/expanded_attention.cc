@@ -52,6 +52,8 @@ void ExpandedAttention::Attend(const CpuAttention& attention, const StepPlan& pl
                                const KvView& kv, int layer, const BF16* nope, Tensor query,
                                BF16* values) {
   for (const SequenceRows& rows : plan.sequences) {
+    // Sequences go one after another, so that the expanded records of one make room for those of
+    // the next.
     const int count = ExpandedRows(attention, rows);
     if (count == 0) continue;
     AttendSequence({attention, plan, rows, kv, layer, nope, query, values,
@@ -73,6 +75,7 @@ void ExpandedAttention::AttendSequence(const Sequence& sequence) {
     const Range range{begin, std::min(sequence.keys(), begin + step)};
     AddExpanding(sequence, range, records);
     AddTiles(sequence, range, records, totals);
+    // The range must be done before the next one overwrites its records.
     gemms_.Run();
   }
 }
@@ -82,6 +85,8 @@ void ExpandedAttention::AddExpanding(const Sequence& sequence, const Range& rang
                                      std::byte* records) {
   const AttentionShape& shape = sequence.shape();
   const ExpandedLayout& layout = sequence.layout;
+  // Products want dense BF16 rows, whatever type the cache has; a latent of either type is exact in
+  // BF16.
   auto* latents = latents_.Get<BF16>(int64_t{range.count()} * shape.kv_rank);
   gemms_.Rows(range.count(), sequence.kv.layout.record_bytes(), [=, &sequence](int64_t i, int) {
     const AttentionShape& a = sequence.shape();
@@ -169,6 +174,7 @@ void ExpandedAttention::RunTile(const Sequence& sequence, const Range& range, in
     out[i] = sequence.values + (row * shape.heads + head) * shape.v_dim;
   }
   attention_.Load(tile, scratch);
+  // Keys after the tile's last row are not touched; rows before it mask what they do not see.
   const int end = std::min(range.end, tile.positions[tile.lanes - 1] + 1);
   const std::byte* of_head = records + int64_t{head} * range.count() * layout.record_bytes;
   for (int begin = range.begin; begin < end; begin += kSplitTokens) {
@@ -177,9 +183,11 @@ void ExpandedAttention::RunTile(const Sequence& sequence, const Range& range, in
     for (int key = begin; key < split_end; key += kPageTokens) {
       pages[(key - begin) / kPageTokens] = of_head + (key - range.begin) * layout.record_bytes;
     }
+    // Split 0 goes straight into the totals, as the first split of a merge is taken as it is.
     attention_.Split(tile, pages, begin, split_end, scratch, begin == 0 ? total : partial);
     if (begin > 0) ops_.attention_merge(tile, begin, partial, total);
   }
+  // The last range has merged all splits that any row sees.
   if (range.end == sequence.keys()) ops_.attention_finish(tile, total, out);
 }
 

@@ -23,8 +23,11 @@ void PackE4M3Panel(const SourceMatrix& source, int64_t first, std::byte* to) {
   auto* multipliers = reinterpret_cast<float*>(to);
   auto* scales = reinterpret_cast<float*>(to + 64);
   auto* codes = reinterpret_cast<uint8_t*>(to + FmaHeaderBytes(source.cols, source.dtype));
+  // NaN codes decode to numbers (LoadE4M3), so an output that has one is multiplied by NaN at the
+  // end, all others by 1.
   std::fill_n(multipliers, kFmaPanel, 1.0f);
   for (int64_t b = 0; b < FmaScaleBlocks(source.cols); ++b) {
+    // Codes decode 2⁻⁸ too small, and a power of two moves into the scale exactly.
     scales[b] = SourceScale(source, first, b * kScaleBlock) * 0x1p8f;
   }
   const auto* data = static_cast<const uint8_t*>(source.data);
@@ -56,6 +59,9 @@ void FmaGemmFamily::Pack(const SourceMatrix& source, DType dtype, int64_t panel_
 }
 
 int64_t FmaGemmFamily::scratch_bytes(int64_t k) const {
+  // Scratch holds the rows of either way (few rows widened whole, or 128 inputs of more rows), and
+  // the block of 128 inputs that many rows decode, for four panels, the most of any instruction
+  // set.
   const int64_t rows = kFmaRowTile * RoundUp(std::max<int64_t>(k, kScaleBlock), kFmaPanel);
   return 4 * (rows + int64_t{kScaleBlock + 1} * 4 * kFmaPanel);
 }

@@ -172,6 +172,7 @@ void GemmRunner::Part(int64_t cost_bytes, std::function<void(int, int)> body) {
 
 void GemmRunner::Rows(int64_t count, int64_t cost_bytes, std::function<void(int64_t, int)> body) {
   Part(count * cost_bytes, [count, body = std::move(body)](int thread, int threads) {
+    // Shares differ by one row at most, and follow from the number of threads alone.
     const int64_t end = count * (thread + 1) / threads;
     for (int64_t i = count * thread / threads; i < end; ++i) body(i, thread);
   });
@@ -215,6 +216,7 @@ void GemmRunner::Run() {
     if (begin == end) begin = phases_.begin(), end = phases_.end();
   }
   for (auto phase = phases_.begin(); phase != begin; ++phase) phase->body(0, 1);
+  // All of them share one region: threads meet at a barrier between phases and are not woken anew.
   std::vector<std::function<void(int)>> bodies;
   for (auto phase = begin; phase != end; ++phase) {
     bodies.push_back([&, phase](int thread) { phase->body(thread, pool_.threads()); });

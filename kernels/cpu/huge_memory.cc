@@ -21,6 +21,7 @@ HugeMemory::HugeMemory(int64_t bytes) : bytes_(bytes) {
   if (bytes < kSmallBytes) {
     mapping_ = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
     KERNEL_CHECK(mapping_ != nullptr, "out of memory: %ld bytes", bytes);
+    // A fresh mapping is zeroed too, so callers find the same either way.
     std::memset(mapping_, 0, bytes);
     data_ = static_cast<std::byte*>(mapping_);
     return;

@@ -25,6 +25,8 @@ struct Sums16 {
 
   void Clear() { low = high = _mm256_setzero_si256(); }
   static __m256i Products(__m256i a, __m256i w) {
+    // The instruction takes unsigned times signed bytes, so the weight's sign moves to the row's
+    // value. 2 · 128 · 127 fits in 16 bits, so nothing saturates.
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
@@ -37,6 +39,7 @@ struct Sums16 {
   }
   void Finish(Int8Row row, const float* scales, int columns, float* c) const {
     const __m256 factor = _mm256_set1_ps(row.scale);
+    // The order (sum · weight scale) · row scale is the profile's. C may end within the 16 columns.
     alignas(32) float values[16];
     _mm256_store_ps(
         values,
@@ -84,6 +87,7 @@ uint32_t LargestBits(const BF16* row, int64_t k) {
 
 __m256i Quantised(__m128i bf16, __m256 inverse) {
   const __m256 x = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bf16), 16));
+  // Adding 1.5·2²³ rounds to nearest even, as RoundToInt of quantize.h does.
   const __m256 rounder = _mm256_set1_ps(0x1.8p23f);
   const __m256 shifted = _mm256_add_ps(_mm256_mul_ps(x, inverse), rounder);
   return _mm256_cvttps_epi32(_mm256_sub_ps(shifted, rounder));
@@ -92,6 +96,7 @@ __m256i Quantised(__m128i bf16, __m256 inverse) {
 }  // namespace
 
 void QuantiseInt8Row(const BF16* row, int64_t k, std::byte* to) {
+  // Inputs past K are zeros, as those of the weights are.
   __builtin_memset(to + k, 0, Int8RowBytes(k) - k);
   const uint32_t largest_bits = LargestBits(row, k);
   Int8Row end{};
@@ -109,7 +114,10 @@ void QuantiseInt8Row(const BF16* row, int64_t k, std::byte* to) {
       const __m256i words =
           _mm256_packs_epi32(Quantised(_mm_loadu_si128(from), _mm256_set1_ps(inverse)),
                              Quantised(_mm_loadu_si128(from + 1), _mm256_set1_ps(inverse)));
+      // This adds up 128 · Σ values, the surplus of VNNI's sums, whose weights are 128 too large
+      // (int8_layout.h).
       sums = _mm256_add_epi32(sums, _mm256_madd_epi16(words, _mm256_set1_epi16(128)));
+      // packs works in halves of 128 bits: this puts the quarters in order.
       const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
       _mm_storeu_si128(
           reinterpret_cast<__m128i*>(to + i),

@@ -15,6 +15,7 @@ void PackInt8Panels(const SourceMatrix& source, int64_t panel_begin, int64_t pan
     auto* tiles = reinterpret_cast<int8_t*>(panel + kInt8HeaderBytes);
     ForOutputs(source, first, [&](int64_t n, int64_t lane) {
       scales[lane] = ReadInt8Row(source, n, row.data());
+      // Four inputs of an output make the word that one dot instruction takes.
       for (int64_t k = 0; k < source.cols; ++k) tiles[k / 4 * 64 + lane * 4 + k % 4] = row[k];
     });
   };

@@ -7,6 +7,7 @@
 namespace epic::kernels {
 namespace {
 
+// At most 24 sums stay in registers, beside the weights of each panel and a row's value.
 constexpr int kRowTile = 12;
 constexpr int TilePanels(int rows) { return rows <= 3 ? 8 : 24 / rows; }
 
@@ -28,6 +29,7 @@ struct Sums16 {
     v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(word));
   }
   void Finish(Int8Row row, const float* scales, int columns, float* c) const {
+    // The subtraction is exact in INT32, so these are the bits of AVX2 and AMX.
     const __m512i surplus = _mm512_set1_epi32(row.surplus);
     const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(v, surplus));
     const __m512 value =

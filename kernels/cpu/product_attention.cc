@@ -135,6 +135,7 @@ ProductAttention::Rows ProductAttention::Records(const AttentionTile& tile, cons
 void ProductAttention::PackValues(const AttentionTile& tile, const Rows& rows, int first, int keys,
                                   const std::byte* next, const Buffers& buffers) const {
   constexpr int kTilePairs = kBf16TileInputs / 2;
+  // The panels are as long as this split's keys: the product over them reads no stale tile.
   const int64_t panel_bytes = TilePanelBytes(keys, DType::kBF16);
   const auto pairs = static_cast<int>(Padded(rows.count, kBf16TileInputs) / 2);
   static_assert(kPageTokens % (2 * kTilePairs) == 0);

@@ -11,6 +11,7 @@ namespace {
 void PackE4M3Panel(const SourceMatrix& source, int64_t first, std::byte* to) {
   auto* scales = reinterpret_cast<float*>(to);
   auto* codes = reinterpret_cast<uint8_t*>(to + TileHeaderBytes(source.cols, source.dtype));
+  // The whole panel has one scale, as its 16 outputs never cross a block of 128.
   for (int64_t k = 0; k < source.cols; k += kScaleBlock) {
     scales[k / kScaleBlock] = SourceScale(source, first, k);
   }
@@ -39,6 +40,7 @@ void TileGemmFamily::Pack(const SourceMatrix& source, DType dtype, int64_t panel
 
 void TileGemmFamily::PrepareRow(const BF16* row, int64_t k, DType /*dtype*/, std::byte* to) const {
   std::memcpy(to, row, 2 * k);
+  // Tiles read whole rows: inputs past K must be zeros, as 0 · NaN is NaN.
   std::memset(to + 2 * k, 0, TileRowBytes(k) - 2 * k);
 }
 
