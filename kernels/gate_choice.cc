@@ -15,6 +15,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // The indices of the `count` largest values, ties to the lowest index, in ascending order.
 void LargestIndices(const float* values, int size, int count, int32_t* out) {
   std::vector<int32_t> order(size);
+  // Ties go to the lowest index, which makes the order total: every sort finds the same.
   std::iota(order.begin(), order.end(), 0);
   std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
     return values[a] != values[b] ? values[a] > values[b] : a < b;
@@ -33,6 +34,7 @@ void GateChooser::Score(const float* logits, float* scores) const {
     for (int e = 0; e < shape_.experts; ++e) scores[e] = Sigmoid(logits[e]);
     return;
   }
+  // A NaN may be passed over here; the sum below then shows it in every score.
   const float highest = *std::max_element(logits, logits + shape_.experts);
   float sum = 0;
   for (int e = 0; e < shape_.experts; ++e) {
@@ -56,11 +58,14 @@ void GateChooser::KeepBestGroups(float* choice) const {
         second = choice[e];
       }
     }
+    // V3 judges a group by its two best experts, V2 by its best.
     const bool pair = shape_.group_score == GroupScore::kTopTwoSum && size > 1;
     group_scores[g] = pair ? first + second : first;
   }
   std::vector<int32_t> kept(shape_.kept_groups);
   LargestIndices(group_scores.data(), shape_.groups, shape_.kept_groups, kept.data());
+  // V2 sets the scores of other groups to 0 and weighs by them; V3 bars them by −∞ and weighs by
+  // the scores before the mask.
   const float masked = shape_.group_score == GroupScore::kMax ? 0.0f : -kInfinity;
   for (int e = 0; e < shape_.experts; ++e) {
     const int group = std::min(e / size, shape_.groups - 1);
@@ -71,8 +76,11 @@ void GateChooser::KeepBestGroups(float* choice) const {
 bool GateChooser::Choose(const float* logits, int32_t* ids, float* weights) const {
   std::vector<float> scores(shape_.experts);
   Score(logits, scores.data());
+  // The bias decides who is chosen, not what a choice weighs.
   std::vector<float> choice = scores;
   for (size_t e = 0; e < bias_.size(); ++e) choice[e] += bias_[e];
+  // A NaN would break the order of the sort. The experts that are named exist, so that whatever
+  // reads them stays in range.
   if (std::any_of(choice.begin(), choice.end(), [](float c) { return std::isnan(c); })) {
     std::iota(ids, ids + shape_.top_k, 0);
     std::fill_n(weights, shape_.top_k, 0.0f);
@@ -86,6 +94,7 @@ bool GateChooser::Choose(const float* logits, int32_t* ids, float* weights) cons
   float sum = 0;
   for (int j = 0; j < shape_.top_k; ++j) sum += weights[j] = source[ids[j]];
   for (int j = 0; j < shape_.top_k; ++j) {
+    // 1e-20 is DeepSeek's guard against a sum of 0.
     if (shape_.normalise) weights[j] = weights[j] / (sum + 1e-20f);
     weights[j] *= shape_.scaling;
   }

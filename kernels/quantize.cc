@@ -25,6 +25,8 @@ float QuantiseInt8(const float* x, int64_t count, int8_t* q) {
     std::fill_n(q, count, int8_t{0});
     return std::isfinite(largest) ? 0 : std::numeric_limits<float>::quiet_NaN();
   }
+  // The vector code multiplies by the inverse too (int8_avx2.cc), and both must give the same
+  // codes.
   const float inverse = 127.0f / largest;
   for (int64_t i = 0; i < count; ++i) q[i] = static_cast<int8_t>(RoundToInt(x[i] * inverse));
   return largest / 127.0f;
@@ -36,7 +38,10 @@ BF16 QuantiseInt4(const float* x, int64_t count, int8_t* q) {
     std::fill_n(q, count, int8_t{0});
     return ToBF16(std::isfinite(largest) ? 0 : std::numeric_limits<float>::quiet_NaN());
   }
+  // Codes go from −8 to 7, and 7.5 lies between their ends: the largest magnitude is off by about
+  // half a step, whichever sign it has.
   const BF16 scale = ToBF16(largest / 7.5f);
+  // The inverse is that of the rounded scale, which products use.
   const float inverse = 1.0f / ToFloat(scale);
   for (int64_t i = 0; i < count; ++i) {
     q[i] = static_cast<int8_t>(std::clamp(RoundToInt(x[i] * inverse), -8, 7));
@@ -71,6 +76,7 @@ void ReadInt4Row(const SourceMatrix& source, int64_t row, int8_t* q, BF16* scale
     } else {
       scale = QuantiseInt4(values.data() + k, count, q + k);
     }
+    // Denormal scales are 0 here, as they would be in every product.
     if ((scale.bits & 0x7f80u) == 0) scale.bits = 0;
   }
 }

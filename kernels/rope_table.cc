@@ -11,6 +11,8 @@ void RopeTable::Fill(const StepPlan& plan, const Rope& rope) {
   size_t at = 0;
   for (const int32_t position : plan.positions) {
     for (const double frequency : rope.inverse_frequency) {
+      // The angle is made in double, since FP32 would lose its fraction at large positions. The
+      // magnitude (YaRN's) joins before the one rounding to FP32.
       const SinCos value = SinCosDouble(position * frequency);
       cos[at] = static_cast<float>(value.cos * rope.magnitude);
       sin[at] = static_cast<float>(value.sin * rope.magnitude);

@@ -23,10 +23,12 @@ void CheckSequence(const StepPlan& plan, int index, int first_row) {
   KERNEL_CHECK_GE(sequence.first_position, 0);
   KERNEL_CHECK_LE(first_row + sequence.row_count, plan.rows());
   for (int i = 0; i < sequence.row_count; ++i) {
+    // Attention counts a row's keys by its position, so a sequence's rows must be consecutive.
     KERNEL_CHECK_EQ(plan.positions[first_row + i], sequence.first_position + i);
     KERNEL_CHECK_EQ(plan.row_sequence[first_row + i], index);
   }
   const int positions = sequence.first_position + sequence.row_count;
+  // The page table must reach the last position: kernels may look it up unchecked.
   const int64_t pages = (positions + kPageTokens - 1) / kPageTokens;
   KERNEL_CHECK_GE(sequence.first_page, 0);
   KERNEL_CHECK_LE(sequence.first_page + pages, std::ssize(plan.pages));
@@ -49,6 +51,7 @@ void StepChecks::Begin(const StepPlan& plan, const Rope& rope) {
   KERNEL_CHECK_EQ(covered, plan.rows());
   int last = -1;
   for (const int32_t row : plan.logit_rows) {
+    // Logit rows ascend without repetition, so each has one place among the logits.
     KERNEL_CHECK_GT(row, last);
     last = row;
   }
@@ -64,9 +67,11 @@ void StepChecks::Begin(const StepPlan& plan, const Rope& rope) {
 
 void StepChecks::Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) const {
   CheckSource(table);
+  // There may be more rows than the plan's: those that fill a bucket (Backend::StepRows).
   KERNEL_CHECK_GE(residual.rows, plan.rows());
   CheckTensor(residual, DType::kF32, residual.rows, table.cols);
   for (const int32_t token : plan.token_ids) {
+    // A token id is an index into mapped memory.
     KERNEL_CHECK(token >= 0 && token < table.rows, "token %d of %ld", token, table.rows);
   }
 }
@@ -78,6 +83,7 @@ void StepChecks::Cache(const AttentionShape& shape, const KvView& kv, int layer)
   KERNEL_CHECK(layer >= 0 && layer < std::ssize(kv.slabs), "layer %d of %ld", layer,
                std::ssize(kv.slabs));
   KERNEL_CHECK(kv.slabs[layer] != nullptr, "layer %d", layer);
+  // One comparison covers every page of the step.
   KERNEL_CHECK_LE(page_end_, kv.page_count);
 }
 
@@ -127,6 +133,7 @@ void StepChecks::Experts(std::span<const Mlp* const> experts, Tensor rows,
   CheckTensor(out, DType::kBF16, out.rows, rows.cols);
   KERNEL_CHECK_GE(out.rows, std::ssize(pairs));
   for (const ExpertRow& pair : pairs) {
+    // Pairs may come from another rank's frame: an index that is out of range must not be used.
     KERNEL_CHECK(pair.row >= 0 && pair.row < rows.rows, "row %d of %ld", pair.row, rows.rows);
     KERNEL_CHECK(pair.expert >= 0 && pair.expert < std::ssize(experts), "expert %d of %ld",
                  pair.expert, std::ssize(experts));

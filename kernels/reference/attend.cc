@@ -27,11 +27,13 @@ float Rescale(float from, float to) { return from == to ? 1.0f : Exp(from - to);
 
 void AttendHead(AttendSplit attend_split, float scale, int keys, const float* q, int value_dim,
                 const KeyAt& key_at, float* out) {
+  // A row sees itself at least; without a key the sum below would be 0.
   KERNEL_CHECK_GT(keys, 0);
   Partial total;
   for (int begin = 0; begin < keys; begin += kSplitTokens) {
     const int end = std::min(keys, begin + kSplitTokens);
     const Partial split = attend_split(scale, q, begin, end, value_dim, key_at);
+    // The first split is taken as it is, as the CPU's and the card's merges take it.
     if (begin == 0) {
       total = split;
     } else {

@@ -23,6 +23,7 @@ Partial AttendSplitAvx512Bf16(float scale, const float* q, int begin, int end, i
     split.maximum = score > split.maximum ? score : split.maximum;
   }
   for (float& weight : weights) {
+    // The rounding comes before the sum, which adds up the weights that meet the values.
     weight = RoundToBF16(Exp(weight - split.maximum));
     split.sum += weight;
   }

@@ -26,6 +26,8 @@ void AddBlock(float scale, const float* q, int begin, int end, const KeyAt& key_
   }
   const float correction = Rescale(split.maximum, maximum);
   split.maximum = maximum;
+  // The rescaling is a rounding step of its own, for each block of 64 keys: so the block's size is
+  // part of the profile.
   split.sum *= correction;
   for (float& value : split.values) value *= correction;
   for (float& weight : weights) {

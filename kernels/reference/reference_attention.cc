@@ -11,6 +11,7 @@ namespace {
 
 std::byte* RecordAt(const StepPlan& plan, const KvView& kv, int layer, int sequence, int position) {
   const int32_t page = plan.pages[plan.sequences[sequence].first_page + position / kPageTokens];
+  // A record beyond the cache would be another sequence's, or anything.
   KERNEL_CHECK(page >= 0 && page < kv.page_count, "page %d of %d", page, kv.page_count);
   return kv.slabs[layer] + page * kv.layout.page_bytes() +
          position % kPageTokens * kv.layout.record_bytes();
@@ -26,6 +27,8 @@ Row ReferenceAttentionRunner::Round(Row values) const {
 }
 
 bool ReferenceAttentionRunner::IsExpanded(const StepPlan& plan, int row) const {
+  // The position decides and not the role, so that a row which is computed again after a retry
+  // attends as it did before.
   return expanded_ && plan.positions[row] < plan.sequences[plan.row_sequence[row]].prompt_length;
 }
 
@@ -39,6 +42,7 @@ ReferenceAttentionStep ReferenceAttentionRunner::In(const ReferenceAttention& at
   for (int t = 0; t < plan.rows(); ++t) {
     const Row x =
         Round(RmsNorm(residual.Row<float>(t), attention.input_norm, attention.shape.norm_eps));
+    // The record comes before any query attends, since every key is read as stored.
     WriteRecord(attention, rope, Multiply(attention.kv_a, x), t, plan, kv, layer);
     shadows_.Store(Query(attention, rope, x, t, step.nope[t]), query.Row<BF16>(t));
   }
@@ -59,11 +63,13 @@ Row ReferenceAttentionRunner::Query(const ReferenceAttention& attention, const R
   Row out;
   for (int h = 0; h < shape.heads; ++h) {
     const float* head = q.data() + h * (shape.nope_dim + shape.rope_dim);
+    // q_nope is rounded before it meets W_UK: the profile lists it among the rounded rows.
     const Row head_nope = Round(Row(head, head + shape.nope_dim));
     nope.insert(nope.end(), head_nope.begin(), head_nope.end());
     const Row absorbed = Multiply(attention.w_uk[h], head_nope);
     out.insert(out.end(), absorbed.begin(), absorbed.end());
     Row rotated(head + shape.nope_dim, head + shape.nope_dim + shape.rope_dim);
+    // The rope part is rounded after its rotation, with the whole query.
     Rotate(rope, row, shape.rope_interleaved, rotated.data());
     out.insert(out.end(), rotated.begin(), rotated.end());
   }
@@ -80,12 +86,15 @@ void ReferenceAttentionRunner::WriteRecord(const ReferenceAttention& attention,
   record.insert(record.end(), latent_and_rope.begin() + shape.kv_rank, latent_and_rope.end());
   Rotate(rope, row, shape.rope_interleaved, record.data() + shape.kv_rank);
   std::byte* to = RecordAt(plan, kv, layer, plan.row_sequence[row], plan.positions[row]);
+  // Padding is written too: a page's bytes must be the same on every device and after every reuse.
   std::memset(to, 0, kv.layout.record_bytes());
   std::vector<BF16> values(record.size());
   for (size_t i = 0; i < record.size(); ++i) values[i] = ToBF16(record[i]);
   WriteLatent(kv.layout, values.data(), to);
   std::memcpy(to + kv.layout.rope_offset_bytes(), values.data() + shape.kv_rank,
               2 * shape.rope_dim);
+  // The twin is found by the record's address, and ReadRecord tells whether it is still that
+  // record's.
   if (!rounded_) records_[to] = record;
 }
 
@@ -114,6 +123,7 @@ void ReferenceAttentionRunner::Attend(ReferenceAttentionStep& step,
   // Rows of one sequence share them: a key depends on its record and the weights alone.
   ExpandedKeys keys;
   for (int t = 0; t < plan.rows(); ++t) {
+    // The twin is found by content, since the caller may have copied the query.
     const Row q = shadows_.Load(query.Row<BF16>(t), query.cols);
     if (IsExpanded(plan, t)) {
       step.expanded_values[t] =
@@ -133,6 +143,7 @@ Row ReferenceAttentionRunner::AttendAbsorbed(const ReferenceAttention& attention
   KeyAndValue record;
   const auto key_at = [&](int position) -> const KeyAndValue& {
     record.key = ReadRecord(kv.layout, RecordAt(plan, kv, layer, plan.row_sequence[row], position));
+    // Only the latent is summed: the rope part serves the score alone.
     record.value.assign(record.key.begin(), record.key.begin() + shape.kv_rank);
     return record;
   };
@@ -159,10 +170,13 @@ Row ReferenceAttentionRunner::AttendExpanded(const ReferenceAttention& attention
     const float* rope = query.data() + h * (shape.kv_rank + shape.rope_dim) + shape.kv_rank;
     q.insert(q.end(), rope, rope + shape.rope_dim);
     const auto key_at = [&](int position) -> const KeyAndValue& {
+      // Each key is expanded once for all rows that see it. Its bits depend on the record and the
+      // weights alone.
       const auto [at, is_new] = keys.try_emplace({sequence, h, position});
       if (is_new) {
         const Row record = ReadRecord(kv.layout, RecordAt(plan, kv, layer, sequence, position));
         at->second.key = Round(Multiply(attention.w_k[h], record));
+        // The rope part comes from the record as stored, which is BF16 already.
         at->second.key.insert(at->second.key.end(), record.begin() + shape.kv_rank, record.end());
         at->second.value = Round(Multiply(attention.w_uv[h], record));
       }
@@ -181,6 +195,7 @@ void ReferenceAttentionRunner::Out(const ReferenceAttentionStep& step,
   const AttentionShape& shape = attention.shape;
   for (int64_t t = 0; t < output.rows; ++t) {
     Row values = step.expanded_values[t];
+    // Rows that attended absorbed have latents still, which W_UV turns into values.
     if (values.empty()) {
       const Row u = shadows_.Load(output.Row<BF16>(t), output.cols);
       values.resize(int64_t{shape.heads} * shape.v_dim);
@@ -188,6 +203,7 @@ void ReferenceAttentionRunner::Out(const ReferenceAttentionStep& step,
         attention.w_uv[h].Multiply(u.data() + h * shape.kv_rank, values.data() + h * shape.v_dim);
       }
     }
+    // The product is summed in FP32 and added to the residual once.
     const Row y = Multiply(attention.o, Round(values));
     for (int64_t i = 0; i < residual.cols; ++i) residual.Row<float>(t)[i] += y[i];
   }

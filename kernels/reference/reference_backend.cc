@@ -24,6 +24,8 @@ class HeapMemory : public Memory {
  public:
   explicit HeapMemory(int64_t bytes)
       : bytes_(bytes),
+        // Tensors are promised 64-byte alignment. The size is rounded up, as aligned_alloc wants
+        // it, and never 0.
         data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 64) / 64 * 64))) {
     KERNEL_CHECK(data_ != nullptr, "%ld bytes", bytes);
     std::memset(data_, 0, bytes);
@@ -43,6 +45,8 @@ struct Family {
   bool odd_first;    // products take inputs in pairs, the odd one of each first
   AttendSplit attend_split;
 };
+// amx-bf16 is not among them: its kernels are compared over an emulated tile unit
+// (amx_emulated_tiles.h).
 constexpr Family kFma = {"fma", false, AttendSplitFma};
 constexpr Family kAvx512Bf16 = {"avx512-bf16", true, AttendSplitAvx512Bf16};
 
@@ -54,8 +58,11 @@ class ReferenceBackend : public Backend {
         rounded_(options.round_to_bf16),
         expanded_(options.prompt_attention == PromptAttention::kExpanded),
         checks_(options.kv_type),
+        // Twins exist only where nothing is rounded.
         shadows_(!rounded_),
         attention_(family_.attend_split, rounded_, expanded_, shadows_) {
+    // The other options name roundings of the profile, and without any rounding there is nothing
+    // for them to change.
     const bool plain = options.quantization == Quantization::kNone && !options.avx512_bf16 &&
                        !options.fp8_activations && options.kv_type == KvType::kBF16;
     KERNEL_CHECK(rounded_ || plain, "FP32 throughout allows no other option");
@@ -69,6 +76,8 @@ class ReferenceBackend : public Backend {
                           KvTypeName(options_.kv_type), options_.prompt_attention);
   }
   KvType kv_type() const override { return options_.kv_type; }
+  // AttentionIn leaves q_nope by the row's number in the whole plan, and a slice counts its rows
+  // anew.
   bool attends_slices() const override { return !expanded_; }
   std::string description() const override { return "reference, 1 thread"; }
 
@@ -110,6 +119,7 @@ class ReferenceBackend : public Backend {
     attention->o = MakeMatrix(source.o);
     for (int h = 0; h < shape.heads; ++h) {
       const int64_t row = h * int64_t{shape.nope_dim + shape.v_dim};
+      // kv_b has for each head the rows of W_UK, then those of W_UV (kv_b.h).
       attention->w_uk.push_back(SliceKvB(source.kv_b, row, shape.nope_dim, true, rounded_));
       attention->w_uv.push_back(
           SliceKvB(source.kv_b, row + shape.nope_dim, shape.v_dim, false, rounded_));
@@ -127,12 +137,14 @@ class ReferenceBackend : public Backend {
                                  std::span<const float> correction_bias) override {
     CheckGateSource(shape, weight, correction_bias);
     auto gate = std::make_unique<ReferenceGate>(shape, correction_bias);
+    // The router is FP32 in every profile, however the backend rounds.
     gate->weight = MakeReferenceF32Matrix(weight);
     return gate;
   }
 
   void BeginStep(const StepPlan& plan, const Rope& rope) override {
     checks_.Begin(plan, rope);
+    // Twins live for a step: rows of earlier steps are not read again.
     shadows_.Clear();
     rope_.Fill(plan, rope);
   }
@@ -140,12 +152,14 @@ class ReferenceBackend : public Backend {
   void Embed(const StepPlan& plan, const SourceMatrix& table, Tensor residual) override {
     checks_.Embed(plan, table, residual);
     for (int t = 0; t < plan.rows(); ++t) {
+      // The residual is FP32, so the embedding is not rounded.
       ReadSource(table, plan.token_ids[t], 0, table.cols, residual.Row<float>(t));
     }
   }
 
   void AttentionIn(const Attention& base, const StepPlan& plan, const KvView& kv, int layer,
                    Tensor residual, Tensor query) override {
+    // The calling thread computes, and denormals are zero on every compute thread.
     const ScopedFlushDenormals flush;
     checks_.AttentionIn(base.shape, plan, kv, layer, residual, query);
     attention_step_ =
@@ -179,6 +193,7 @@ class ReferenceBackend : public Backend {
     for (int64_t t = 0; t < result.rows.rows; ++t) {
       const Row logits =
           Multiply(gate.weight, shadows_.Load(result.rows.Row<BF16>(t), result.rows.cols));
+      // A NaN ends that row's request alone, so it is reported for its row.
       const bool sound = gate.chooser.Choose(logits.data(), result.experts.Row<int32_t>(t),
                                              result.weights.Row<float>(t));
       *result.faults.Row<uint8_t>(t) = sound ? 0 : 1;
@@ -221,6 +236,7 @@ class ReferenceBackend : public Backend {
     const ScopedFlushDenormals flush;
     StepChecks::Head(head, plan, norm, residual, logits);
     for (size_t i = 0; i < plan.logit_rows.size(); ++i) {
+      // The logits themselves stay FP32.
       const Row x = Round(RmsNorm(residual.Row<float>(plan.logit_rows[i]), Values(norm), eps));
       HandleAs<ReferenceMatrix>(head).Multiply(x.data(), logits.Row<float>(i));
     }
@@ -228,9 +244,11 @@ class ReferenceBackend : public Backend {
 
  private:
   ReferenceMatrix MakeMatrix(const SourceMatrix& source) const {
+    // FP32 throughout means that FP8 and integer weights are dequantised too.
     if (!rounded_) return MakeReferenceF32Matrix(source);
     ReferenceMatrix matrix = MakeReferenceMatrix(source, options_.quantization);
     matrix.odd_first = family_.odd_first;
+    // Rows are quantised only where they meet FP8 weights, as family sm90 does it.
     matrix.quantised_rows = options_.fp8_activations && !matrix.scales.empty();
     return matrix;
   }
@@ -247,6 +265,7 @@ class ReferenceBackend : public Backend {
     const Row x = shadows_.Load(rows.Row<BF16>(from), rows.cols);
     Row product = Multiply(mlp.gate, x);
     const Row up = Multiply(mlp.up, x);
+    // The product stays FP32 until it is rounded once, before it meets W_down.
     for (size_t i = 0; i < product.size(); ++i) product[i] = Silu(product[i]) * up[i];
     shadows_.Store(Multiply(mlp.down, Round(product)), out.Row<BF16>(to));
   }

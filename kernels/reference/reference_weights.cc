@@ -22,6 +22,8 @@ ReferenceMatrix Empty(int64_t rows, int64_t cols) {
 void AddProducts(const ReferenceMatrix& w, const float* x, int64_t k_begin, int64_t k_end,
                  float* out) {
   for (int64_t i = k_begin; i < (w.odd_first ? (k_end + 1) / 2 * 2 : k_end); ++i) {
+    // VDPBF16PS takes inputs in the order 1, 0, 3, 2, … Of a last pair that is cut only the even
+    // input exists.
     const int64_t k = w.odd_first ? i ^ 1 : i;
     if (k >= k_end) continue;
     const float* column = w.transposed.data() + k * w.rows;
@@ -33,8 +35,10 @@ void MultiplyIntegers(const ReferenceMatrix& w, const float* x, float* out) {
   std::vector<int8_t> q(w.cols);
   const float scale = QuantiseInt8(x, w.cols, q.data());
   for (int64_t n = 0; n < w.rows; ++n) {
+    // The sum is exact in INT32, so any order gives these bits.
     int32_t sum = 0;
     for (int64_t k = 0; k < w.cols; ++k) sum += q[k] * w.integers[k * w.rows + n];
+    // The order is (sum · weight scale) · row scale, and each product is rounded.
     out[n] = static_cast<float>(sum) * w.row_scales[n] * scale;
   }
 }
@@ -51,6 +55,7 @@ float QuantiseBlock(float* x, int64_t count) {
 
 ReferenceMatrix MakeInt8Matrix(const SourceMatrix& source) {
   ReferenceMatrix matrix = Empty(source.rows, source.cols);
+  // A matrix holds one form of the weights: Multiply chooses by which one is there.
   matrix.transposed.clear();
   matrix.integers.resize(source.rows * source.cols);
   std::vector<int8_t> row(source.cols);
@@ -90,6 +95,7 @@ void ReferenceMatrix::MultiplyScaled(const float* x, float* out) const {
   const int64_t size = scales.empty() ? kInt4Group : kScaleBlock;
   const int64_t blocks = (cols + size - 1) / size;
   std::vector<float> partial(rows);
+  // QuantiseBlock changes this copy, never the caller's row.
   std::vector<float> row(x, x + cols);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t begin = b * size;
@@ -100,6 +106,7 @@ void ReferenceMatrix::MultiplyScaled(const float* x, float* out) const {
     for (int64_t n = 0; n < rows; ++n) {
       const float scale =
           scales.empty() ? group_scales[b * rows + n] : scales[n / kScaleBlock * blocks + b];
+      // Blocks join in ascending order, each by one multiply-add with the product of both scales.
       out[n] = Fma(partial[n], row_scale * scale, out[n]);
     }
   }
@@ -116,6 +123,7 @@ ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source) {
 }
 
 ReferenceMatrix MakeReferenceMatrix(const SourceMatrix& source, Quantization quantization) {
+  // This is the type in which the CPU packs it, so the oracle has the same values.
   const DType dtype = PackedDType(source.dtype, source.cols, quantization);
   if (dtype == DType::kI8) return MakeInt8Matrix(source);
   if (dtype == DType::kI4) return MakeInt4Matrix(source);
@@ -144,6 +152,7 @@ ReferenceMatrix SliceKvB(const SourceMatrix& kv_b, int64_t row, int64_t count, b
   ReferenceMatrix matrix = transpose ? Empty(kv_b.cols, count) : Empty(count, kv_b.cols);
   std::vector<float> values(kv_b.cols);
   for (int64_t n = 0; n < count; ++n) {
+    // kv_b is dequantised whatever its type, since absorbed attention splits it.
     ReadSource(kv_b, row + n, 0, kv_b.cols, values.data());
     for (int64_t k = 0; k < kv_b.cols; ++k) {
       const int64_t at = transpose ? n * kv_b.cols + k : k * count + n;

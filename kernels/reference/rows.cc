@@ -23,6 +23,7 @@ float SumOfSquares(const float* x, int64_t count) {
 Row RmsNorm(const float* x, std::span<const float> weight, float eps) {
   const auto count = static_cast<int64_t>(weight.size());
   const float mean = SumOfSquares(x, count) / static_cast<float>(count);
+  // IEEE 754 rounds both operations correctly, so the vector code has the same bits.
   const float factor = 1.0f / std::sqrt(mean + eps);
   Row y(count);
   for (int64_t i = 0; i < count; ++i) y[i] = x[i] * factor * weight[i];
@@ -44,6 +45,7 @@ void Rotate(const RopeTable& table, int row, bool interleaved, float* x) {
     const float s = table.sin[row * pairs + i];
     float& first = x[interleaved ? 2 * i : i];
     float& second = x[interleaved ? 2 * i + 1 : i + pairs];
+    // One product is rounded and the other is not: which of them is part of the profile.
     const float rotated = Fma(first, c, -(second * s));
     second = Fma(second, c, first * s);
     first = rotated;
