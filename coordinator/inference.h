@@ -23,7 +23,7 @@ struct Slice {
   std::vector<JournalToken> tokens;
   // Set only if the slice has, or follows, the journal's last token.
   FinishReason finish = v1::FINISH_REASON_NONE;
-  absl::Status error;                         // with kError
+  absl::Status error;                         // with FINISH_REASON_ERROR
 };
 
 // A client's view of a request's journal. A stream keeps its journal alive; destroying the last
@@ -37,11 +37,12 @@ class RequestStream {
   // The tokens of `choice` from position `from` on, at most `count_max` of them. It costs by the
   // number of tokens that it returns: a reader that is slow asks for what it can take.
   virtual Slice Read(int choice, int from, int count_max) const = 0;
-  // All of them.
+  // All tokens from position `from` on.
   Slice Read(int choice, int from) const { return Read(choice, from, INT_MAX); }
   // Tokens of the prompt that came from the prefix cache; 0 until known.
   virtual int cached_tokens() const = 0;
-  // Of prompt tokens 1 .. n-1, if asked for; empty until the prompt is computed.
+  // The log-probabilities of prompt tokens 1 .. n-1, if the request asked for them; empty until the
+  // prompt is computed.
   virtual std::vector<JournalToken> prompt_logprobs() const = 0;
 };
 
@@ -98,7 +99,7 @@ struct ClusterStatus {
   // those that wait for a rank, or for a place in its batch. More ranks help if some wait.
   int requests_running = 0;
   int requests_waiting = 0;
-  // Of the ranks that exchange rows; 0 where a rank holds all itself.
+  // These are of the ranks that exchange rows, and 0 where a rank holds all experts itself.
   uint64_t map_number = 0;
   int64_t experts = 0;
   int64_t experts_unhosted = 0;

@@ -11,6 +11,8 @@ StepCounts StepCountsFrom(const StepCounts& before, const v1::StepReport& report
           .number = static_cast<int64_t>(report.step()),
           .preemptions = report.preemptions(),
           .prompt_tokens_computed = report.prompt_tokens_computed(),
+          // A report gives the time of one step alone; its other totals count since the worker's
+          // start.
           .time = before.time + absl::Seconds(report.step_seconds())};
 }
 

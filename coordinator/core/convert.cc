@@ -11,6 +11,7 @@ JournalToken TokenFrom(const v1::SequenceToken& message) {
 }
 
 v1::StartSequence StartFrom(const Request& request, int choice) {
+  // Stop strings stay here: the core alone looks for them, and a rank needs no text.
   v1::StartSequence start;
   start.mutable_prompt()->Add(request.prompt.begin(), request.prompt.end());
   *start.mutable_sampling() = request.sampling;
@@ -25,6 +26,8 @@ v1::StartSequence StartFrom(const Request& request, int choice) {
 }
 
 std::string Fingerprint(const std::string& profile, const std::string& checkpoint) {
+  // std::hash may differ from build to build, and clients compare fingerprints over restarts. The
+  // newline keeps the two texts apart.
   uint64_t hash = 14695981039346656037u;  // FNV-1a
   for (const char c : profile + '\n' + checkpoint) {
     hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211u;

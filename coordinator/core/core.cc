@@ -24,7 +24,7 @@ class Core::Stream : public RequestStream {
   ~Stream() override {
     journal_->SetListener(nullptr);
     if (journal_->all_sealed()) return;
-    // The core closes the mailbox before it goes, and no task runs after that.
+    // The core closes its mailbox before it goes, and none of its tasks runs later (Core::Close).
     mailbox_->Post([core = core_, request = request_] {
       core->EndNow(request, v1::FINISH_REASON_CANCELLED, absl::OkStatus());
     });
@@ -59,6 +59,7 @@ Core::Core(Env env, CoreOptions options, std::shared_ptr<const text::Tokenizer> 
 
 Core::~Core() {
   Close();
+  // The loop outlives the core, and the functions of these timers hold it.
   if (tick_ != 0) env_.loop.Cancel(tick_);
   for (const auto& [id, entry] : requests_.requests()) {
     if (entry.timer != 0) env_.loop.Cancel(entry.timer);
@@ -68,11 +69,16 @@ Core::~Core() {
 absl::StatusOr<std::shared_ptr<RequestStream>> Core::Submit(Request request) {
   const absl::MutexLock lock(&mutex_);
   if (draining_) return absl::UnavailableError("draining: no new requests are taken");
+  // A request is taken also while a loss is being repaired: it then waits for a rank, and does not
+  // fail.
   RETURN_IF_ERROR(world_.ReadySoon());
   ASSIGN_OR_RETURN(const uint64_t id, requests_.Add(std::move(request)));
   RequestTable::Entry& entry = *requests_.request(id);
   v1::Sampling& sampling = entry.request.sampling;
+  // The seed is drawn once, here: all attempts of a sequence must draw the same tokens (protocol.md
+  // 2.1).
   if (!sampling.has_seed()) sampling.set_seed(env_.random.Next());
+  // Any thread may submit, but links and timers belong to the loop's thread.
   mailbox_->Post([this, id] { Begin(id); });
   return std::make_shared<Stream>(entry.journal, mailbox_, this, id);
 }
@@ -107,6 +113,8 @@ void Core::Begin(uint64_t id) {
              absl::DeadlineExceededError("the request's deadline has passed"));
     });
   }
+  // Only stop strings need the text of an answer. Where there are none no parser is made, and the
+  // core touches no text.
   for (const uint64_t sequence : requests_.Begin(id)) {
     if (!entry->request.answer.stop.empty() && tokenizer_ != nullptr) {
       requests_.sequence(sequence)->parser.emplace(*tokenizer_, entry->request.prompt,
@@ -124,6 +132,7 @@ void Core::EndNow(uint64_t request, FinishReason finish, const absl::Status& err
 
 void Core::EndAllNow(const absl::Status& error) {
   const Change change(*this);
+  // Each end takes its entry out of the table, so there is no walk through it.
   while (!requests_.requests().empty()) {
     EndRequest(requests_.requests().begin()->first, v1::FINISH_REASON_ERROR, error);
   }
@@ -131,6 +140,8 @@ void Core::EndAllNow(const absl::Status& error) {
 
 int64_t Core::TokensToCompute(uint64_t id) {
   const RequestTable::Entry& entry = requests_.RequestOf(id);
+  // What was generated before a loss is computed again as forced rows, which cost as the prompt's
+  // do.
   return static_cast<int64_t>(entry.request.prompt.size()) +
          entry.journal->length(requests_.sequence(id)->choice);
 }
@@ -148,6 +159,7 @@ void Core::PlaceWaiting() {
   // First, for the rank that it chooses must not be given others.
   PlaceSuspect();
   if (!placer_.waits()) return;
+  // If no rank is kept free, isolation_.rank() is -1 and the list is empty.
   const std::vector<int> kept_free = world_.RanksLostTogether(isolation_.rank());
   std::vector<int> ranks;
   for (const auto& [rank, worker] : workers_) {
@@ -179,6 +191,7 @@ void Core::Start(const SequencePlacement& placement) {
   if (placement.first) worker.last_step_at = env_.clock.Now();
   RequestTable::Sequence& sequence = *requests_.sequence(placement.sequence);
   const RequestTable::Entry& entry = requests_.RequestOf(placement.sequence);
+  // From here on the journal takes no token of an earlier attempt (protocol.md 2.3).
   sequence.attempt = entry.journal->BeginAttempt(sequence.choice);
   if (sequence.attempt > 1) ++metrics_.resubmissions;
   v1::ControlMessage message;
@@ -192,6 +205,7 @@ void Core::Start(const SequencePlacement& placement) {
   auto& known = EPIC_MUTANT("forced_tokens_join_the_prompt") ? *start.mutable_prompt()
                                                              : *start.mutable_forced();
   known.Add(forced.begin(), forced.end());
+  // All choices have one prompt, so one of them scores it, and only once.
   start.set_prompt_logprobs(entry.request.prompt_logprobs && sequence.choice == 0 &&
                             !entry.journal->prompt_known());
   worker.link->Send(std::move(message));
@@ -199,6 +213,7 @@ void Core::Start(const SequencePlacement& placement) {
 
 void Core::Resubmit(uint64_t id) {
   placer_.Remove(id);
+  // A suspect that ran is known to both.
   isolation_.Leave(id);
   Enqueue(id);
 }
@@ -206,12 +221,14 @@ void Core::Resubmit(uint64_t id) {
 void Core::SendEnd(int rank, uint64_t id) {
   v1::ControlMessage message;
   message.mutable_end()->set_sequence(id);
+  // A worker ignores an end that names an earlier attempt than the one that it holds.
   message.mutable_end()->set_attempt(requests_.sequence(id)->attempt);
   workers_.at(rank).link->Send(std::move(message));
 }
 
 void Core::EndSequence(uint64_t id, FinishReason finish, absl::Status error) {
   if (requests_.sequence(id) == nullptr) return;
+  // This goes first: the message needs the rank and the attempt, which are forgotten below.
   if (const int rank = placer_.RankOf(id); rank >= 0) SendEnd(rank, id);
   placer_.Remove(id);
   isolation_.Forget(id);

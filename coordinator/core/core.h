@@ -76,7 +76,8 @@ class Core : public Inference, public Operators {
       const v1::ControlHello& hello, std::unique_ptr<cluster::ControlLink> link);
   // Refuses new requests (Unavailable); those accepted go on.
   void StartDraining();
-  // Stops accepting posts from other threads. Tasks that are posted to the loop already still run.
+  // Stops accepting posts from other threads. Tasks that are posted to the loop already still run,
+  // so before the core goes the loop must have run them, or must never run again.
   void Close() { mailbox_->Close(); }
   // Ends every request with `status`.
   void EndAll(const absl::Status& status);

@@ -43,6 +43,7 @@ void Core::Drain(int rank, bool cancel, Done done) {
 }
 
 absl::Duration Core::StepAge(int rank, const Worker& worker) const {
+  // An idle rank makes no steps, so the age of its last one says nothing.
   if (placer_.sequences(rank).empty()) return absl::ZeroDuration();
   return env_.clock.Now() - worker.last_step_at;
 }
@@ -53,6 +54,7 @@ absl::Status Core::Ready() const {
 }
 
 absl::Status Core::Healthy() const {
+  // Only probes and pages are told this: Submit asks the world alone, and takes requests meanwhile.
   if (absl::Status status = Ready(); !status.ok()) return status;
   for (const auto& [rank, worker] : workers_) {
     const absl::Duration age = StepAge(rank, worker);
@@ -75,6 +77,7 @@ ClusterStatus Core::status() const {
     const auto sequences = static_cast<int>(placer_.sequences(rank).size());
     const int waiting = CountWaiting(worker.step, sequences);
     status.requests_waiting += waiting;
+    // Both numbers come from one count, so their sum is right even where the rank's report is late.
     status.requests_running += sequences - waiting;
     status.ranks.push_back(RankStatusFrom(world_, rank, worker.step, sequences,
                                           StepAge(rank, worker), env_.clock.Now()));

@@ -17,6 +17,7 @@ absl::StatusOr<cluster::ControlLinkHandlers> Core::AddWorker(
   const Change change(*this);
   const absl::StatusOr<int> rank = world_.Join(hello, env_.clock.Now());
   if (rank.ok()) {
+    // The worker is entered before the actions are carried out: its welcome goes over its link.
     placer_.AddRank(*rank);
     workers_[*rank] = {.link = std::move(link), .step = {}, .last_step_at = env_.clock.Now()};
   }
@@ -39,6 +40,7 @@ void Core::OnMessage(int rank, const v1::ControlMessage& message) {
     case v1::ControlMessage::kSequenceFailed:
       return OnFailed(rank, message.sequence_failed());
     default:
+      // The world goes first, because it may refuse the rank, and OnReady looks at that.
       world_.OnMessage(rank, message, env_.clock.Now());
       if (message.has_ready()) OnReady(rank);
       CarryOut(world_.Take());
@@ -83,6 +85,7 @@ void Core::OnReady(int rank) {
   if (!member.refusal.empty()) return;
   const v1::WorkerReady& ready = *member.ready;
   placer_.SetKvPageCount(rank, ready.kv_page_count());
+  // All ranks have the profile and the checkpoint of the first one (protocol.md 1.6).
   if (model_.system_fingerprint.empty()) {
     model_.system_fingerprint = Fingerprint(ready.profile(), ready.checkpoint());
   }
@@ -97,6 +100,8 @@ void Core::OnStep(int rank, const v1::StepReport& report) {
   worker.last_step_at = env_.clock.Now();
   worker.step = StepCountsFrom(worker.step, report);
   placer_.SetKvPagesUsed(rank, worker.step.kv_pages_used);
+  // Prompts go before tokens: a stream prints the echo of a prompt with its first token, and the
+  // scores must be in the journal by then.
   for (const v1::PromptScored& prompt : report.prompts()) OnPrompt(rank, prompt);
   for (const v1::SequenceToken& token : report.tokens()) OnToken(rank, token);
   PlaceWaiting();
@@ -121,6 +126,7 @@ void Core::OnPrompt(int rank, const v1::PromptScored& prompt) {
 void Core::OnToken(int rank, const v1::SequenceToken& token) {
   const uint64_t id = token.sequence();
   RequestTable::Sequence* const sequence = requests_.sequence(id);
+  // A rank that no longer has the sequence may still send (protocol.md 4.7).
   if (sequence == nullptr || placer_.RankOf(id) != rank) return;
   Journal& journal = *requests_.RequestOf(id).journal;
   switch (journal.Append(sequence->choice, token.attempt(), token.position(), TokenFrom(token))) {
@@ -128,6 +134,7 @@ void Core::OnToken(int rank, const v1::SequenceToken& token) {
     case AppendResult::kRepeated:
       return;
     case AppendResult::kMismatch:
+      // The client may have read the first token, so the journal keeps it and the sequence goes on.
       ++metrics_.replay_mismatches;
       LOG_ERROR("rank {}: sequence {} has another token at position {} than before", rank, id,
                 token.position());
@@ -165,10 +172,12 @@ void Core::OnFailed(int rank, const v1::SequenceFailed& failed) {
   const uint64_t id = failed.sequence();
   const RequestTable::Sequence* const sequence = requests_.sequence(id);
   if (sequence == nullptr || placer_.RankOf(id) != rank) return;
+  // The attempt that failed may not be the one that runs now, on the same rank.
   if (sequence->attempt != failed.attempt()) return;
   const auto code = static_cast<absl::StatusCode>(failed.code());
   if (code == absl::StatusCode::kUnavailable) {
-    // It drains: another rank will do it, or its successor.
+    // A worker answers in this way while it drains. Another rank computes the sequence, or the
+    // worker's successor.
     world_.NoteDraining(rank, env_.clock.Now());
     Resubmit(id);
     return PlaceWaiting();
@@ -206,6 +215,7 @@ void Core::OnLost(const LostRanks& lost) {
     const std::vector<uint64_t> own = RemoveWorker(rank);
     sequences.insert(own.begin(), own.end());
   }
+  // Drains, fences and verdicts are no deaths that a request can be blamed for (protocol.md 5.4).
   if (!lost.unexplained) return;
   for (const uint64_t id : sequences) {
     // Its request may have been quarantined with another one of its sequences.

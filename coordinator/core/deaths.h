@@ -1,7 +1,8 @@
 // Deaths: what is known of a sequence whose ranks died under it (protocol.md §5). A request that
-// kills whatever computes it is found without harm to others: the first death marks nobody, for a
-// rank that is killed takes many along; a second one at the same token makes a suspect, which runs
-// alone on its rank until it has made a token; what kills a rank alone twice is not tried again.
+// kills each rank that computes it is found without harm to others: the first death marks nobody,
+// for a rank that is killed takes many along; a second one at the same token makes a suspect, which
+// runs alone on its rank until it has made a token; what kills a rank alone twice is not tried
+// again.
 #pragma once
 
 namespace epic::coordinator {

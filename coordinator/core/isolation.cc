@@ -27,6 +27,7 @@ void Isolation::Wait(uint64_t sequence, int priority) {
   CHECK(suspect(sequence)) << "sequence " << sequence;
   CHECK_NE(running_, sequence);
   priorities_[sequence] = priority;
+  // Ids ascend, so among equal priorities the older sequence comes first.
   waiting_.insert({priority, sequence});
 }
 
@@ -35,6 +36,7 @@ void Isolation::Leave(uint64_t sequence) {
     waiting_.erase({found->second, sequence});
     priorities_.erase(found);
   }
+  // The rank takes others again at once. The next suspect must therefore choose anew.
   if (running_ == sequence) {
     running_ = 0;
     rank_ = -1;
@@ -55,6 +57,8 @@ std::optional<Isolation::Choice> Isolation::PlaceNext(const std::vector<Candidat
   if (chosen == candidates.end()) {
     chosen = std::ranges::min_element(candidates, {}, &Candidate::sequence_count);
   }
+  // Nothing is moved away from the chosen rank: what runs there ends, and nothing new comes. The
+  // one with the fewest sequences is free first.
   rank_ = chosen == candidates.end() ? -1 : chosen->rank;
   if (rank_ < 0 || chosen->sequence_count > 0) return std::nullopt;
   running_ = waiting_.begin()->second;

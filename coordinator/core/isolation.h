@@ -1,4 +1,4 @@
-// Isolation: finds the request that kills whatever rank computes it, without harm to others. It
+// Isolation: finds the request that kills each rank that computes it, without harm to others. It
 // knows which sequences had ranks die under them (deaths.h), which of them are suspects, and which
 // rank is kept free of others so that one suspect at a time can run there alone. A plain object.
 //
@@ -43,9 +43,9 @@ class Isolation {
 
   // A suspect waits for a rank of its own: lower priority values first, then older sequences.
   void Wait(uint64_t sequence, int priority);
-  // It neither waits nor runs. What is known of its deaths stays.
+  // The sequence neither waits nor runs. What is known of its deaths stays.
   void Leave(uint64_t sequence);
-  // It has ended.
+  // The sequence has ended.
   void Forget(uint64_t sequence);
 
   // A suspect waits, and none runs.

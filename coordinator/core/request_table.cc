@@ -18,10 +18,13 @@ int64_t TokensOf(const Request& request) {
 
 absl::StatusOr<uint64_t> RequestTable::Add(Request request) {
   CHECK_GT(request.choices, 0);
+  // A name must mean one request, because Cancel finds the request by it.
   if (names_.contains(request.id)) {
     return absl::AlreadyExistsError(absl::StrCat("a request with id ", request.id, " is running"));
   }
+  // Nothing may fail behind this: what is admitted is given back by Take alone.
   RETURN_IF_ERROR(admission_.Admit(TokensOf(request)));
+  // Requests and sequences are numbered together, so a number in the log means one of them.
   const uint64_t id = next_id_++;
   names_[request.id] = id;
   Entry& entry = requests_[id];
@@ -50,6 +53,7 @@ std::optional<RequestTable::Entry> RequestTable::EndSequence(uint64_t sequence, 
   const uint64_t request = found->second.request;
   Journal& journal = *requests_.at(request).journal;
   journal.Seal(found->second.choice, finish, std::move(error));
+  // This comes before Take, because it finds the journal in the entry.
   NoteGrowth(request);
   sequences_.erase(found);
   if (!journal.all_sealed()) return std::nullopt;
@@ -98,9 +102,11 @@ RequestTable::Entry& RequestTable::RequestOf(uint64_t sequence) {
   return requests_.at(sequences_.at(sequence).request);
 }
 
+// The journal is held from here on: its request may be gone before the streams are told.
 void RequestTable::NoteGrowth(uint64_t request) { grown_[request] = requests_.at(request).journal; }
 
 std::vector<std::shared_ptr<Journal>> RequestTable::TakeGrown() {
+  // The order is that of the requests, so simulated runs repeat (protocol.md 9.3).
   std::vector<std::shared_ptr<Journal>> grown;
   for (auto& [request, journal] : grown_) grown.push_back(std::move(journal));
   grown_.clear();

@@ -32,7 +32,7 @@ class RequestTable {
     Request request;  // its sampling has a seed: its own, or one that the core draws
     std::shared_ptr<Journal> journal;
     std::vector<uint64_t> sequences;  // [choice]; none before it begins
-    TimerId timer = 0;                // of its deadline; 0: none. Whoever set it cancels it.
+    TimerId timer = 0;                // of its deadline; 0: none. Core sets and cancels it.
   };
   struct Sequence {
     uint64_t request = 0;
@@ -59,12 +59,12 @@ class RequestTable {
   // Null: it has ended.
   Entry* request(uint64_t id);
   Sequence* sequence(uint64_t id);
-  // Of a sequence that has not ended.
+  // The request of a sequence, which must not have ended.
   Entry& RequestOf(uint64_t sequence);
 
   // The streams of the request have something new to read.
   void NoteGrowth(uint64_t request);
-  // Those that were noted since the last call, each once.
+  // The journals of the requests that were noted since the last call, each once.
   std::vector<std::shared_ptr<Journal>> TakeGrown();
 
   const std::map<uint64_t, Entry>& requests() const { return requests_; }

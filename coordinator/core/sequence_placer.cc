@@ -7,6 +7,8 @@
 namespace epic::coordinator {
 
 void SequencePlacer::AddRank(int rank) {
+  // The caller says which ranks may be given sequences (PlaceAll), so each rank counts as ready
+  // here.
   const bool added = ranks_.try_emplace(rank, Rank{.load = {.rank = rank, .ready = true}}).second;
   CHECK(added) << "rank " << rank << " is there already";
 }
@@ -48,6 +50,7 @@ std::vector<SequencePlacement> SequencePlacer::PlaceAll(const std::vector<int>& 
 }
 
 SequencePlacement SequencePlacer::Place(uint64_t sequence, int rank, int64_t tokens) {
+  // No priority is kept, because the sequence never waits here.
   const bool added = sequences_.try_emplace(sequence, Sequence{.tokens = tokens}).second;
   CHECK(added) << "sequence " << sequence << " waits or is on a rank already";
   return PlaceAt(ranks_.at(rank), sequence);
@@ -67,6 +70,7 @@ void SequencePlacer::SetComputed(uint64_t id) {
   Sequence& sequence = sequences_.at(id);
   CHECK_GE(sequence.rank, 0) << "sequence " << id << " waits";
   RankLoad& load = ranks_.at(sequence.rank).load;
+  // Each token of a sequence calls this, and only the first call changes the load.
   load.uncomputed_tokens -= std::exchange(sequence.tokens, 0);
   CHECK_GE(load.uncomputed_tokens, 0) << "on rank " << sequence.rank;
 }

@@ -45,7 +45,7 @@ class SequencePlacer {
   SequencePlacement Place(uint64_t sequence, int rank, int64_t tokens);
   // The sequence's prompt is computed, and its forced tokens: what is left is a token at a time.
   void SetComputed(uint64_t sequence);
-  // It waits no more, and is on no rank. Unknown sequences are ignored.
+  // The sequence waits no more, and is on no rank. Unknown sequences are ignored.
   void Remove(uint64_t sequence);
 
   bool waits() const { return !waiting_.empty(); }
