@@ -27,12 +27,12 @@ class Drains {
 
   DrainState state(int rank) const;
   bool draining(int rank) const { return state(rank) != DrainState::kNone; }
-  // Whether it can still be cancelled: no for a rank that ends anyway.
+  // Whether the rank's drain can still be cancelled: not if the rank ends anyway.
   bool cancellable(int rank) const;
   // Ranks whose drains can be cancelled, ascending.
   std::vector<int> Cancellable() const;
 
-  // Of a rank that does not drain. The drain counts from `now` on.
+  // The rank must not drain yet. The drain counts from `now` on.
   void Begin(int rank, DrainState state, absl::Time now);
   // Moves a drain to a later state.
   void Escalate(int rank, DrainState state);

@@ -17,6 +17,7 @@ std::string LineOf(const Event& event) {
                                  {"time", absl::FormatTime(event.time, absl::UTCTimeZone())},
                                  {"kind", NameOf(event.kind)}};
   if (event.rank >= 0) line["rank"] = event.rank;
+  // A reader that takes JSON numbers for doubles would lose digits of 64 bits, so this is text.
   if (event.generation != 0) line["generation"] = absl::StrFormat("%016x", event.generation);
   line["text"] = event.text;
   // Texts of workers need not be UTF-8.
@@ -45,9 +46,12 @@ void EventLog::Append(EventKind kind, int rank, uint64_t generation, std::string
                        .rank = rank,
                        .generation = generation,
                        .text = std::move(text)});
+    // Memory is bounded; the file, where there is one, has the older events.
     if (events_.size() > kKept) events_.pop_front();
     CHECK_LE(events_.size(), kKept);
     const Event& event = events_.back();
+    // Under the lock, log and file have the events in the order of their numbers. The file's writer
+    // only queues, so no disk holds up the lock.
     if (rank >= 0) {
       LOG_INFO("{}: rank {}: {}", NameOf(event.kind), rank, event.text);
     } else {
@@ -62,6 +66,7 @@ void EventLog::Append(EventKind kind, int rank, uint64_t generation, std::string
 
 std::vector<Event> EventLog::Read(uint64_t from, size_t count_max) const {
   const absl::MutexLock lock(&mutex_);
+  // Numbers ascend without gaps, also after the oldest events were dropped.
   const auto begin = std::ranges::lower_bound(events_, from, {}, &Event::number);
   size_t count = static_cast<size_t>(events_.end() - begin);
   if (count_max > 0) count = std::min(count, count_max);
@@ -92,6 +97,8 @@ EventLog::ListenerId EventLog::AddListener(std::function<void()> listener) {
 
 void EventLog::RemoveListener(ListenerId listener) {
   const absl::MutexLock lock(&listeners_mutex_);
+  // Listeners are called under the same lock, so none is under way here. A listener that removed
+  // itself would wait for its own end.
   listeners_.erase(listener);
 }
 

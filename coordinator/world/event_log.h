@@ -45,13 +45,13 @@ class EventLog {
   // Also tells the process's own log.
   void Append(EventKind kind, int rank, uint64_t generation, std::string text);
 
-  // Those from `from` on that are kept, at most `count_max` (0: all).
+  // The events from number `from` on that are kept, at most `count_max` (0: all).
   std::vector<Event> Read(uint64_t from, size_t count_max = 0) const;
   uint64_t last() const;
   // Events that the file does not have.
   int64_t failed_writes() const;
-  // Returns when the file has each event that was appended before, or it is counted. For tests: it
-  // holds up those who append.
+  // Returns when the file has each event that was appended before, or has lost and counted it. For
+  // tests, because it holds up the threads that append.
   void FlushFile();
 
   // Called after each event, on the thread that appended it, until it is removed: hand over, never

@@ -74,6 +74,7 @@ std::map<int, ExpertHosts::Experts> ExpertHosts::Wanted(const cluster::Replicas&
     for (int expert = 0; expert < shape_.expert_count; ++expert) {
       for (const int rank : desired[layer][expert]) {
         Experts& of_rank = wanted.at(rank);
+        // Ids ascend in this walk, so each one belongs at the end.
         of_rank.insert(of_rank.end(), Id(layer, expert));
       }
     }
@@ -129,6 +130,7 @@ std::vector<std::pair<int, v1::PlaceExperts>> ExpertHosts::Plan(bool frozen) {
   if (hosts_.empty()) return orders;
   const bool homes_only = frozen || unhosted_count_ > 0;
   const cluster::Replicas desired = cluster::Balance(Request(homes_only));
+  // A plan for homes alone moves nothing, so the wish to move stays for the next plan of all.
   if (!homes_only) may_move_ = false;
   // All are decided upon what is held now: an order that drops changes it.
   std::map<int, Experts> wanted = Wanted(desired);
@@ -204,6 +206,7 @@ cluster::Replicas ExpertHosts::ReplicasOf(Experts Host::* experts) const {
   }
   for (const auto& [rank, host] : hosts_) {
     for (const int id : host.*experts) {
+      // Hosts are walked by ascending rank, the order that Replicas must have.
       replicas[id / shape_.expert_count][id % shape_.expert_count].push_back(rank);
     }
   }

@@ -18,6 +18,8 @@ std::optional<MapPublisher::Messages> MapPublisher::Publish(std::vector<cluster:
                                                             cluster::Replicas replicas) {
   cluster::ExpertMap next{.ranks = std::move(ranks), .replicas = std::move(replicas)};
   const bool first = map_.version.number == 0;
+  // The first map must be complete (protocol.md 6.1): ranks take sequences as soon as a map names
+  // them.
   if ((first || options_.complete_only) && next.unhosted_count() > 0) return std::nullopt;
   const bool same =
       next.replicas == map_.replicas && std::ranges::equal(next.ranks, map_.ranks, SameLife);

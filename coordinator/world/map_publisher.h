@@ -19,7 +19,7 @@ namespace epic::coordinator {
 
 struct MapPublisherOptions {
   uint64_t term = 0;
-  // From which the keys of pairs are made; empty: pairs have none.
+  // The secret from which the keys of pairs are made; empty: pairs have none.
   std::string pair_secret;
   // Ranks hold maps up to this number from before.
   uint64_t last_number = 0;

@@ -81,6 +81,7 @@ absl::StatusOr<int> Membership::Join(const v1::ControlHello& hello, absl::Time n
   RETURN_IF_ERROR(CheckClass(identity.profile(), identity.checkpoint()));
   // The first rank whose experts are placed decides which model this world serves.
   if (!member.holds_all_experts() && !shape_) shape_ = ShapeOf(identity);
+  // Nothing may fail behind this: a number is never used twice within a term (protocol.md 1.2).
   const int rank = next_rank_++;
   CHECK(members_.emplace(rank, std::move(member)).second) << "rank " << rank;
   last_join_at_ = now;
@@ -186,6 +187,7 @@ std::vector<int> Membership::RanksLostTogether(int rank) const {
   const Member* const member = Find(rank);
   if (member == nullptr) return {};
   const uint64_t epoch = member->identity.epoch();
+  // A rank that waits for its epoch to form shares nothing with others yet.
   if (epoch == 0) return {rank};
   std::vector<int> ranks;
   for (const auto& [other, of_other] : members_) {

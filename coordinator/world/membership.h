@@ -48,7 +48,7 @@ class Membership {
   // Null: not in the world. Valid until the rank is removed.
   Member* Find(int rank);
   const Member* Find(int rank) const;
-  // Of a rank that is in the world.
+  // The rank must be in the world.
   Member& at(int rank);
   const Member& at(int rank) const;
   const std::map<int, Member>& all() const { return members_; }

@@ -54,6 +54,8 @@ std::string Readiness::UnhostedText() const {
 
 absl::Status Readiness::Ready() const {
   RETURN_IF_ERROR(ReadySoon());
+  // Requests are still taken while experts are being loaded (ReadySoon), but a load balancer should
+  // prefer other servers meanwhile.
   if (OtherRankServes() || !group_ || group_->hosts().unhosted_count() == 0) {
     return absl::OkStatus();
   }

@@ -44,7 +44,8 @@ absl::StatusOr<int> World::Join(const v1::ControlHello& hello, absl::Time now) {
            absl::StrCat(RolesOf(identity),
                         identity.host().empty() ? "" : " on ", identity.host(),
                         member.holds_all_experts() ? ", with all experts" : ""));
-  // A worker that says nothing of itself expects no welcome.
+  // A worker that says nothing of itself expects no welcome. For others the welcome comes before
+  // all orders and maps, which refer to the rank that it tells.
   if (hello.has_worker()) Welcome(rank, member, now);
   if (member.steps_in_epoch()) JoinEpoch(rank, member);
   if (member.exchanges_messages()) JoinGroup(rank, member, now);
@@ -102,6 +103,7 @@ void World::OnMessage(int rank, const v1::ControlMessage& message, absl::Time no
       return Invite(epochs_.TakeId(rank, message.epoch_id()));
     case v1::ControlMessage::kEndEpoch:
       if (member->identity.epoch() == 0) return;
+      // A rank that drains ends its epoch on purpose, so no request is to blame.
       return Lose(rank, EventKind::kRevoke, message.end_epoch().reason(), !drains_.draining(rank));
     case v1::ControlMessage::kGoodbye:
       return Lose(rank, EventKind::kGoodbye, "it has drained", /*unexplained=*/false);
@@ -276,6 +278,7 @@ void World::Freeze(bool frozen) {
   verdicts_.Freeze(frozen);
   events_.Append(EventKind::kFreeze, -1, 0, frozen ? "on" : "off");
   PlanSoon();
+  // What the freeze has held back is planned now, in both kinds of groups.
   for (auto& [number, epoch] : epochs_.formed()) epoch.group.PlanSoon();
 }
 

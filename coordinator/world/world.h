@@ -51,7 +51,8 @@ struct WorldOptions {
   // How long a broken link is watched before it is judged, unless two ranks report it.
   absl::Duration link_settle = absl::Milliseconds(500);
   LivenessLimits liveness;
-  // Of this life of the coordinator, 32 random bytes, for the keys of pairs; empty: no keys.
+  // 32 random bytes of this life of the coordinator, from which the keys of pairs are made; empty:
+  // pairs have none.
   std::string pair_secret;
 };
 
@@ -82,7 +83,7 @@ class World : private LinkFacts {
   absl::StatusOr<int> Join(const v1::ControlHello& hello, absl::Time now);
   // All messages but those about sequences.
   void OnMessage(int rank, const v1::ControlMessage& message, absl::Time now);
-  // Its sockets ended and nobody dialled again: the process is gone.
+  // The rank's sockets ended and it did not dial again: the process is gone.
   void OnClosed(int rank, const absl::Status& why, absl::Time now);
   // `sequences`: how many each rank has.
   void OnTime(absl::Time now, const std::map<int, int>& sequences);
@@ -108,11 +109,12 @@ class World : private LinkFacts {
   std::vector<int> RanksLostTogether(int rank) const { return members_.RanksLostTogether(rank); }
 
   const std::map<int, Member>& members() const { return members_.all(); }
-  // Of the ranks that exchange messages; version {0, 0}: none so far.
+  // The map of the ranks that exchange messages; version {0, 0}: there is none so far.
   const cluster::ExpertMap& map() const;
   // How many experts the rank holds, over all layers, as far as placement knows.
   int64_t CountExpertsHeld(int rank) const;
-  // Of the group in which the fewest experts lack a holder; nothing: no experts are placed here.
+  // The totals of the group in which the fewest experts lack a holder; nothing: no experts are
+  // placed here.
   struct ExpertTotals {
     int64_t experts = 0;       // of the model, over all layers
     int64_t unhosted = 0;      // held by no rank

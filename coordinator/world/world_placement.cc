@@ -36,6 +36,8 @@ void World::PlanUrgently() {
 }
 
 void World::Tell(const ExpertGroup& group, Placement placement) {
+  // Maps go before orders: ranks must know that a holder is gone before that holder is told to drop
+  // the expert (protocol.md 6.3).
   if (placement.maps) {
     for (auto& [rank, map] : *placement.maps) {
       v1::ControlMessage message;
