@@ -18,10 +18,12 @@ absl::Status AddKeys(const std::string& source, const std::string& text,
   CHECK(keys != nullptr);
   const size_t count = keys->size();
   size_t at = 0;
+  // The last key needs no separator behind it.
   while (at <= text.size()) {
     const size_t end = std::min(text.find_first_of(separators, at), text.size());
     std::string key = text.substr(at, end - at);
     at = end + 1;
+    // A file that was written on Windows ends its lines in \r, which no client would send.
     key.erase(0, std::min(key.find_first_not_of(" \t\r"), key.size()));
     key.erase(key.find_last_not_of(" \t\r") + 1);
     if (key.empty()) continue;
@@ -29,6 +31,7 @@ absl::Status AddKeys(const std::string& source, const std::string& text,
     const bool fine = std::ranges::all_of(key, [](char c) { return c > ' ' && c < 0x7f; }) &&
                       key.find(',') == key.npos;
     if (!fine) {
+      // The message must not hold the key: errors end up in logs.
       return absl::InvalidArgumentError(absl::StrCat(
           source, ": a key of ", key.size(), " bytes is not visible ASCII without commas"));
     }

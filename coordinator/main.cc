@@ -20,7 +20,10 @@ int main(int argc, char** argv) {
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
   sigprocmask(SIG_BLOCK, &set, nullptr);
+  // A client that is gone must be an error of one write, and never end the process.
   std::signal(SIGPIPE, SIG_IGN);
+  // A supervisor that is killed can end nothing itself, and a coordinator that it leaves behind
+  // would keep its ports.
   if (options.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
   epic::InitLog("coordinator", options.log_level);
   absl::Status status = epic::coordinator::ResolveApiKeys(options);

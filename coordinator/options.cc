@@ -29,6 +29,7 @@ void AddBrowserOptions(CLI::App& app, CoordinatorOptions& options) {
                  "The origins of the web pages that may use the HTTP interface, or * for all. By "
                  "default, pages of the same host and of loopback addresses may.")
       ->delimiter(',')
+      // CLI11 takes an empty text for "nothing is wrong".
       ->check([](const std::string& origin) { return std::string(CheckOrigin(origin).message()); });
   app.add_option("--allowed-hosts", options.allowed_hosts,
                  "The names that clients use for this server, beside loopback ones, where --host "
@@ -40,6 +41,8 @@ void AddBrowserOptions(CLI::App& app, CoordinatorOptions& options) {
 
 void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
   app.add_option("--host", options.host, "The address that clients reach.")->capture_default_str();
+  // With port 0 the system chooses one, and the log tells it. The gRPC address is logged as it was
+  // given, so 0 is refused there.
   app.add_option("--port", options.port, "The port of the HTTP interface.")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
@@ -60,6 +63,7 @@ void AddServingOptions(CLI::App& app, CoordinatorOptions& options) {
                  "The time that running requests have to end after SIGTERM, in seconds.")
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
+  // 86400 s is also the most that a request may ask for (FrontendLimits::timeout_max).
   app.add_option("--default-timeout", options.default_timeout_s,
                  "The default request timeout, in seconds.")
       ->check(CLI::Range(1.0, 86400.0))
@@ -105,10 +109,13 @@ void AddCoordinatorOptions(CLI::App& app, CoordinatorOptions& options) {
       ->capture_default_str();
   app.add_flag("--exit-with-parent", options.exit_with_parent,
                "Exit when the process that started this one dies, and leave Ctrl-C to it.");
+  // This must come behind all flags, because it gives each of them a variable.
   FinishFlags(app);
 }
 
 absl::Status ResolveApiKeys(CoordinatorOptions& options) {
+  // EPIC_API_KEY is also the variable of --api-key, and CLI11 looks at it only if the flag is
+  // absent. The keys of all sources count, so the environment is read here in any case.
   const ApiKeySources sources = {.flags = options.api_keys,
                                  .file = options.api_key_file,
                                  .several = std::getenv(kApiKeysVariable),

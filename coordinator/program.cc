@@ -44,6 +44,7 @@ absl::StatusOr<ModelFiles> LoadModelFiles(const std::string& folder) {
   ASSIGN_OR_RETURN(files.defaults, model::ReadGenerationDefaults(folder, files.config));
   ASSIGN_OR_RETURN(files.tokenizer, text::Tokenizer::Load(folder));
   auto chat_template = text::ChatTemplate::Load(folder);
+  // A base model has no template: its completions are served, and its chats are refused.
   if (chat_template.ok()) {
     files.chat_template = *chat_template;
   } else if (!absl::IsNotFound(chat_template.status())) {
@@ -63,6 +64,7 @@ FrontendContext NewContext(const CoordinatorOptions& options, const ModelFiles& 
                           .tokenizer = files.tokenizer,
                           .chat_template = files.chat_template};
   const model::GenerationDefaults& defaults = files.defaults;
+  // All these fields count as set, and those of a request are merged over them (CompleteSampling).
   v1::Sampling& sampling = context.defaults.sampling;
   sampling.set_temperature(static_cast<float>(defaults.temperature));
   sampling.set_top_p(static_cast<float>(defaults.top_p));
@@ -79,7 +81,8 @@ FrontendContext NewContext(const CoordinatorOptions& options, const ModelFiles& 
   return context;
 }
 
-// All of the running coordinator.
+// All of the running coordinator. Its members are made in this order and destroyed in the reverse
+// one, because each may use those above it.
 class Program {
  public:
   Program(const CoordinatorOptions& options, const ModelFiles& files,
@@ -92,6 +95,7 @@ class Program {
               {.names = ServedNames(options),
                .vocab_size = files.tokenizer->vocab_size(),
                .admission = {.requests_max = options.max_queued_requests},
+               // Pairs of ranks get keys only where a token proves who gets them.
                .world = WorldOptionsOf(options, term_, ScaledLimits(std::getenv("EPIC_TIME_SCALE")),
                                        token ? NewSecret(RealRandom()) : "")},
               files.tokenizer),
@@ -121,6 +125,8 @@ class Program {
   }
 
   absl::Status Start() {
+    // The log is open before anything can happen that belongs in it, and clients come last: what
+    // they ask for must be there.
     if (!options_.event_log.empty()) {
       RETURN_IF_ERROR(core_.events().OpenFile(env_, options_.event_log));
     }
@@ -147,6 +153,7 @@ class Program {
     draining_ = true;
     LOG_INFO("draining: {} requests to end within {} s", core_.active_requests(),
              options_.shutdown_timeout_s);
+    // The core refuses first, so whatever the frontends still let in is answered with 503.
     core_.StartDraining();
     grpc_listener_->SetServing(false);
     http_.Drain();
@@ -157,7 +164,8 @@ class Program {
   void Stop() {
     control_.Close();
     core_.Close();
-    // What operators wait for.
+    // Tasks that were posted before run now: operators wait for some, and afterwards no task may be
+    // left that refers to the core.
     loop_.RunOnce(absl::ZeroDuration());
     http_.Stop();
     for (auto* listener : {&grpc_listener_, &operators_listener_, &control_listener_}) {
@@ -168,17 +176,20 @@ class Program {
  private:
   void Watch() {
     if (draining_) return;
+    // gRPC's health service cannot ask, so it is told.
     grpc_listener_->SetServing(core_.status().ready);
     loop_.At(env_.clock.Now() + absl::Milliseconds(200), [this] { Watch(); });
   }
 
   void Wait() {
+    // An answer may have ended in the core and still be on its way to a slow client, so both must
+    // be done. Both periods of polling, 20 ms here and 200 ms above, are chosen.
     if (core_.active_requests() + http_.active_requests() == 0) return loop_.Stop();
     if (env_.clock.Now() >= drain_until_) return End();
     loop_.At(env_.clock.Now() + absl::Milliseconds(20), [this] { Wait(); });
   }
 
-  // Tells the streams that are left, and gives them a moment to pass it on.
+  // Tells the streams that are left, and gives them 300 ms (chosen) to pass it on.
   void End() {
     LOG_WARNING("ending {} requests", core_.active_requests());
     core_.EndAll(absl::UnavailableError("the server is shutting down"));
@@ -206,7 +217,8 @@ class Program {
 absl::Status RunProgram(const CoordinatorOptions& options, int signals) {
   ASSIGN_OR_RETURN(const ModelFiles files, LoadModelFiles(options.model));
   ASSIGN_OR_RETURN(std::optional<cluster::JoinToken> token, ReadToken(options));
-  // Before anything listens: who reaches this life knows its term.
+  // The term is stored before anything listens: a worker must never learn one that could come
+  // again.
   ASSIGN_OR_RETURN(const uint64_t term, TermOf(options, RealStorage(), RealClock().Now()));
   EpollLoop loop(RealClock());
   Program program(options, files, std::move(token), term, loop);

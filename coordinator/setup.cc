@@ -29,6 +29,8 @@ std::string AddressOf(const std::string& host, int port) {
 LivenessLimits ScaledLimits(const char* given) {
   LivenessLimits limits;
   double scale = 1;
+  // The condition is written so that NaN fails it. A scale below 1 would take slow ranks for lost
+  // ones.
   if (given == nullptr || !absl::SimpleAtod(given, &scale) || !(scale >= 1 && scale <= 1000)) {
     return limits;
   }
@@ -45,11 +47,14 @@ absl::StatusOr<std::optional<cluster::JoinToken>> ReadToken(const CoordinatorOpt
   if (!options.join_token_file.empty()) {
     ASSIGN_OR_RETURN(token, cluster::JoinToken::ReadFile(options.join_token_file));
   }
+  // Only this machine reaches a loopback address, so a token is not needed there, but counts if
+  // given.
   if (local) return token;
   if (!token) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--join-token-file is needed: other machines reach --control ", options.control));
   }
+  // A token proves who a worker is, and hides nothing of what is sent, so both must be asked for.
   if (!options.insecure) {
     return absl::InvalidArgumentError(
         absl::StrCat("--insecure is needed: --control ", options.control,
@@ -70,6 +75,7 @@ absl::StatusOr<uint64_t> TermOf(const CoordinatorOptions& options, Storage& stor
 
 WorldOptions WorldOptionsOf(const CoordinatorOptions& options, uint64_t term,
                             const LivenessLimits& liveness, std::string secret) {
+  // The version {0, 0} means that there is no map.
   CHECK_GT(term, 0u);
   return {.term = term,
           .expect_ranks = options.expect_ranks,

@@ -1,4 +1,4 @@
-// What the flags of epic-coordinator come to, before anything runs.
+// Turns the flags of epic-coordinator into what its parts are given, before anything runs.
 #pragma once
 
 #include <cstdint>

@@ -37,6 +37,8 @@ absl::StatusOr<uint64_t> NextTerm(Storage& storage, const std::string& state_dir
   const std::string path = absl::StrCat(state_dir, "/TERM");
   ASSIGN_OR_RETURN(const uint64_t last, LastTerm(storage, path));
   const uint64_t term = last + 1;
+  // The term is stored before anybody may use it. A crash behind this wastes a number; the other
+  // order could use one twice.
   RETURN_IF_ERROR(ReplaceFile(storage, path, absl::StrCat(term, "\n")));
   return term;
 }

@@ -16,6 +16,7 @@ using Labels = std::map<std::string, std::string>;
 
 // Ours and vLLM's, where both mean the same.
 const std::map<std::string, std::string>& Aliases() {
+  // The table is never destroyed: a page may still be asked for while the program ends.
   static const auto* const aliases = new std::map<std::string, std::string>{
       {"epic_requests_running", "vllm:num_requests_running"},
       {"epic_requests_waiting", "vllm:num_requests_waiting"},
@@ -51,18 +52,23 @@ double SumOverRanks(const ClusterStatus& status, Read read) {
 }
 
 double KvCacheUsage(const ClusterStatus& status) {
+  // All pages count alike, whichever rank has them: a mean of the ranks' ratios would hide a full
+  // large rank behind an empty small one.
   const double pages = SumOverRanks(status, [](const RankStatus& r) { return r.kv_page_count; });
   const double used = SumOverRanks(status, [](const RankStatus& r) { return r.kv_pages_used; });
+  // `pages` is 0 until a rank has told its own.
   return pages > 0 ? used / pages : 0;
 }
 
 constexpr ClusterColumn kClusterColumns[] = {
     {"epic_ready", "1: requests are served", MetricType::Gauge,
      [](const ClusterStatus& s) { return s.ready ? 1.0 : 0.0; }},
+    // These two count choices: a request with n choices computes n sequences.
     {"epic_requests_running", "Requests in a batch", MetricType::Gauge,
      [](const ClusterStatus& s) -> double { return s.requests_running; }},
     {"epic_requests_waiting", "Requests that wait for a place in a batch", MetricType::Gauge,
      [](const ClusterStatus& s) -> double { return s.requests_waiting; }},
+    // vLLM's "perc" is a ratio from 0 to 1 as well, so the alias needs no factor.
     {"epic_kv_cache_usage_ratio", "Part of the KV pages in use", MetricType::Gauge, &KvCacheUsage},
     {"epic_preemptions_total", "Sequences that gave their KV pages back to run again",
      MetricType::Counter,
@@ -127,6 +133,7 @@ std::string FirstName(const Inference& inference) {
 }  // namespace
 
 MetricsPage::MetricsPage(const Inference& inference)
+    // The label is read once, because served names never change in a life of the coordinator.
     : inference_(inference), labels_({{"model_name", FirstName(inference)}}) {}
 
 void MetricsPage::AddCounter(const std::string& name, const std::string& help,
@@ -143,6 +150,8 @@ void MetricsPage::AddGauge(const std::string& name, const std::string& help,
 
 std::string MetricsPage::Text() const {
   std::vector<MetricFamily> all;
+  // One status serves the whole page: its numbers are of one moment, and the core's lock is taken
+  // once.
   const ClusterStatus status = inference_.status();
   AddClusterFamilies(status, labels_, &all);
   AddRankFamilies(status, &all);
@@ -157,6 +166,7 @@ std::string MetricsPage::Text() const {
     const auto alias = Aliases().find(family.name);
     if (alias == Aliases().end()) continue;
     page.push_back(family);
+    // The copy under vLLM's name lets dashboards that were made for vLLM work as they are.
     page.back().name = alias->second;
   }
   return prometheus::TextSerializer().Serialize(page);

@@ -10,8 +10,10 @@ constexpr ColumnKind kGauge = ColumnKind::kGauge, kCounter = ColumnKind::kCounte
 constexpr ColumnUnit kCount = ColumnUnit::kCount, kBytes = ColumnUnit::kBytes,
                      kSeconds = ColumnUnit::kSeconds;
 
-// The name of a metric is what dashboards ask for: it never changes, even where it differs from the
-// column's name.
+// Dashboards ask for a metric by its name, so the name never changes, even where it differs from
+// the column's. /metrics tells "waiting" and "preemptions" as sums over all ranks
+// (metrics_page.cc). A double holds each whole number up to 2^53, so no count or size loses a
+// digit.
 constexpr RankColumn kColumns[] = {
     {"ready", "epic_rank_ready", "1: the rank takes requests", kGauge, kCount,
      [](const RankStatus& r) { return r.state == "ready" ? 1.0 : 0.0; }},
@@ -25,6 +27,7 @@ constexpr RankColumn kColumns[] = {
      [](const RankStatus& r) -> double { return r.kv_pages_used; }},
     {"kv_page_count", "epic_rank_kv_pages", "KV pages that the rank has", kGauge, kCount,
      [](const RankStatus& r) -> double { return r.kv_page_count; }},
+    // The age is 0 while the rank has no work, so an alert on it needs no second condition.
     {"last_step_age_seconds", "epic_rank_last_step_age_seconds",
      "Since the rank's last finished step, while it has work", kGauge, kSeconds,
      [](const RankStatus& r) { return absl::ToDoubleSeconds(r.last_step_age); }},
@@ -113,6 +116,8 @@ v1::RankState RankStateFrom(const RankStatus& rank) {
   state.set_host(rank.host);
   state.set_activity(rank.activity);
   for (const RankColumn& column : kColumns) {
+    // Operators are told a column as soon as the proto has a field of its name; a column without a
+    // field is for /ready and /metrics alone.
     const FieldDescriptor* field = state.GetDescriptor()->FindFieldByName(column.name);
     if (field != nullptr) SetNumber(field, column.read(rank), &state);
   }
