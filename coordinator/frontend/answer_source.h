@@ -9,7 +9,7 @@
 
 namespace epic::coordinator {
 
-// As `request.stream` says. `context` outlives it.
+// The source streams if `request.stream` says so. `context` outlives it.
 std::unique_ptr<AnswerSource> NewAnswerSource(const FrontendContext& context, OpenAiRequest request,
                                               std::unique_ptr<Generation> generation);
 

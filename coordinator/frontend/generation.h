@@ -32,7 +32,7 @@ struct UsageCounts {
 // One thread at a time. Destroying it before it is done cancels the requests.
 class Generation {
  public:
-  // What one token gave, or the end of a choice. Outputs of a choice come in order.
+  // The text that one token gave, or the end of a choice. Outputs of a choice come in order.
   struct Output {
     int index = 0;                      // choice, counted through all prompts
     int position = 0;                   // tokens of this choice so far
@@ -63,7 +63,8 @@ class Generation {
   int logprobs() const { return logprobs_; }
   int prompt_of(int index) const { return choices_[index].prompt; }
   const std::vector<int32_t>& prompt(int prompt) const { return prompts_[prompt].tokens; }
-  // Of the prompt's tokens 1 .. n-1; empty until computed, or not asked for.
+  // The log-probabilities of the prompt's tokens 1 .. n-1. There are none before they are computed,
+  // or if the client asked for none.
   std::vector<JournalToken> prompt_logprobs(int prompt) const;
   UsageCounts usage() const;
 

@@ -1,4 +1,4 @@
-// epic.v1's messages, read and written; no gRPC in it.
+// Reads and writes the messages of epic.v1, without gRPC itself.
 #pragma once
 
 #include <vector>

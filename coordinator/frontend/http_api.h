@@ -45,13 +45,15 @@ class AnswerSource {
     bool done = false;
   };
   virtual ~AnswerSource() = default;
-  // Called when Pull may have something, from any thread, and once at once; it must only hand over.
+  // `listener` is called when Pull may have something, from any thread, and once at once. It must
+  // only hand over.
   virtual void SetListener(std::function<void()> listener) = 0;
   // An event stream (its head can go at once), or a whole answer.
   virtual bool streams() const = 0;
   // What an event stream sends while it waits: bytes that no client takes for an event.
   virtual std::string keep_alive() const { return "\n"; }
-  // Nothing in it: wait for the listener. After `done`: not to be called.
+  // If nothing is in the part, the caller waits for the listener. After `done` nobody may call
+  // this.
   virtual Part Pull() = 0;
 };
 

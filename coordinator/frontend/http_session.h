@@ -116,7 +116,7 @@ class HttpSession {
   bool sending_ = false;  // OnSent comes
   bool active_ = false;   // counted in active_requests
   absl::Time quiet_since_;
-  // Of the request that is being answered.
+  // These are of the request that is being answered.
   bool keep_alive_ = false, chunked_ = false, head_only_ = false, streams_ = false;
   bool last_ = false;  // what is being sent is the end of the answer
   std::unique_ptr<AnswerSource> source_;

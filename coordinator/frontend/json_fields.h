@@ -1,4 +1,4 @@
-// Reading JSON that nobody vouches for.
+// Reads JSON that a client has sent, and that may therefore be anything.
 //
 //   ASSIGN_OR_RETURN(Json body, ParseObject(text));
 //   FieldReader fields(body);

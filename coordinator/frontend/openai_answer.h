@@ -63,9 +63,9 @@ class StreamedAnswer {
   // Before the first output: the roles of a chat's choices.
   std::string Begin();
   std::string Events(const Generation::Output& output);
-  // After the last: usage, if asked for, and [DONE].
+  // Ends the stream: gives the usage, if it was asked for, and [DONE].
   std::string End();
-  // Instead of the rest.
+  // Ends the stream early: gives the error and [DONE].
   std::string Error(const absl::Status& status);
 
  private:

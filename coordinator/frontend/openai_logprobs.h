@@ -33,8 +33,8 @@ class CompletionLogprobs {
   // An offset counts the characters of the choice's text before the token. A token that is not in
   // the text (a special one, a part of a character) has the offset of what follows it there.
   Json Next(absl::Span<const JournalToken> tokens);
-  // The same of an echoed prompt, whose first token has no log-probability. `scored`: of its other
-  // tokens; perhaps empty, then there are none.
+  // The same of an echoed prompt, whose first token has no log-probability. `scored` has those of
+  // the other tokens, or is empty if they have none.
   Json Prompt(absl::Span<const int32_t> prompt, absl::Span<const JournalToken> scored);
 
  private:

@@ -18,7 +18,7 @@
 
 namespace epic::coordinator {
 
-// As the client gave it: unchecked, and unset where it said nothing.
+// The fields as the client gave them: unchecked, and unset where it said nothing.
 struct GenerateSpec {
   std::string model;                    // empty: the served one
   std::string id;                       // empty: drawn

@@ -9,7 +9,7 @@
 
 namespace epic::coordinator {
 
-// What an OpenAI body says of sampling; fields that it leaves out stay unset. Errors are kept in
+// The sampling fields of an OpenAI body; fields that it leaves out stay unset. Errors are kept in
 // fields.status(). Ranges are not checked.
 v1::Sampling ReadSampling(FieldReader& fields);
 
