@@ -115,6 +115,7 @@ void AddClusterFamilies(const ClusterStatus& status, const Labels& labels,
 // A family per column, with one line of each rank: the format wants a family's lines together.
 void AddRankFamilies(const ClusterStatus& status, std::vector<MetricFamily>* families) {
   for (const RankColumn& column : RankColumns()) {
+    // A column without a metric is for /ready and for operators.
     if (column.metric == nullptr) continue;
     families->push_back(
         NewFamily(column.metric, column.help,
@@ -138,6 +139,7 @@ MetricsPage::MetricsPage(const Inference& inference)
 
 void MetricsPage::AddCounter(const std::string& name, const std::string& help,
                              std::function<double()> read) {
+  // A function that is missing would be called at the first scrape only, far from the mistake.
   CHECK(read != nullptr) << name;
   externals_.push_back({name, help, MetricType::Counter, std::move(read)});
 }

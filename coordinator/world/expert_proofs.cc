@@ -7,6 +7,7 @@ namespace epic::coordinator {
 
 absl::Status ExpertProofs::Check(int rank, int layer, int expert, uint64_t hash) {
   CHECK(layer >= 0 && expert >= 0) << "layer " << layer << " expert " << expert;
+  // A rank that gives no hash for the expert proves nothing, and disproves nothing.
   if (hash == 0) return absl::OkStatus();
   const Proof& first = proofs_.try_emplace({layer, expert}, Proof{hash, rank}).first->second;
   if (first.hash == hash) return absl::OkStatus();

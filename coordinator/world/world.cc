@@ -269,6 +269,7 @@ void World::Remove(int rank, EventKind kind, const std::string& why) {
 
 absl::Status World::Fence(int rank, absl::Time now) {
   if (!IsMember(rank)) return absl::NotFoundError(absl::StrCat("there is no rank ", rank));
+  // A fence is no death that a request can be blamed for (protocol.md 5.4).
   Lose(rank, EventKind::kRevoke, "an operator fenced it", /*unexplained=*/false);
   return absl::OkStatus();
 }
