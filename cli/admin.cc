@@ -12,6 +12,7 @@ namespace epic::cli {
 namespace {
 
 struct AdminOptions {
+  // The coordinator's own default, so that the two programs agree when neither is told an address.
   std::string operators = coordinator::CoordinatorOptions().operators;
   int rank = 0;
   bool cancel = false;
@@ -40,6 +41,8 @@ int ShowEvents(const AdminOptions& options) {
     std::cout << EventLine(event) << std::flush;
   };
   if (options.follow) {
+    // To the service, 0 means "from now on". A person who follows wants the past too, so without
+    // --from the stream starts at the first event.
     return Report(client.WatchEvents(options.from > 0 ? options.from : 1, print));
   }
   const auto events = client.ListEvents(options.from, 0);
@@ -48,9 +51,11 @@ int ShowEvents(const AdminOptions& options) {
   return 0;
 }
 
-// Until it is interrupted.
+// Runs until it is interrupted.
 int Top(const AdminOptions& options) {
   OperatorsClient client(options.operators);
+  // The signals are blocked and taken by sigtimedwait below, which is therefore both the pause and
+  // the way out: no handler runs in the middle of a table.
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
@@ -58,10 +63,16 @@ int Top(const AdminOptions& options) {
   sigprocmask(SIG_BLOCK, &set, nullptr);
   const bool terminal = isatty(STDOUT_FILENO) != 0;
   constexpr int kEventsShown = 8;
+  // The number of the first event that the last look showed. Each look asks from there on, so that
+  // a long log is sent once and not every second.
   uint64_t from = 0;
   while (true) {
     const auto state = client.GetState();
+    // The screen is cleared only after the answer has come, so it does not flicker. A file or a
+    // pipe gets the tables one after another.
     if (terminal) std::cout << "\033[H\033[2J";
+    // An error is shown and asked about again: a person who watches a coordinator start anew must
+    // not have to start this as well.
     std::cout << (state.ok() ? StateTable(*state)
                              : "error: " + std::string(state.status().message()) + "\n");
     const auto events = client.ListEvents(from, 0);

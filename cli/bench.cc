@@ -32,10 +32,12 @@ struct BenchOptions {
   bool json = false;
 };
 
+// The first steps touch memory for the first time. They are not timed.
 constexpr int kWarmSteps = 2;
+// The buffer must be much larger than the caches, or their speed would be taken for the memory's.
 constexpr int64_t kBandwidthBytes = int64_t{1} << 30;
 
-// Of a sorted list, by nearest rank.
+// The percentile of a sorted list, by nearest rank.
 double Percentile(const std::vector<double>& sorted, double percent) {
   const auto rank = static_cast<size_t>(std::ceil(percent / 100 * sorted.size()));
   return sorted[std::clamp<size_t>(rank, 1, sorted.size()) - 1];
@@ -51,6 +53,7 @@ nlohmann::json Summary(const char* kind, int context, int rows, const std::vecto
     floor_bytes += static_cast<double>(step.floor_bytes) / static_cast<double>(steps.size());
   }
   std::ranges::sort(seconds);
+  // The median and not the mean: a step that the machine interrupted must not change the rate.
   const double median = Percentile(seconds, 50);
   return {{"kind", kind},
           {"context", context},
@@ -64,7 +67,8 @@ nlohmann::json Summary(const char* kind, int context, int rows, const std::vecto
           {"floor_share", floor_bytes / median / bandwidth}};
 }
 
-// The contexts and prompts that fit the model's positions and this machine's memory.
+// The contexts and prompts that fit the model's positions and this machine's memory. Lengths that
+// do not fit are cut and noted, so that the defaults work with every model.
 struct Plan {
   BenchLimits limits;
   std::vector<int> contexts, prompts;
@@ -75,6 +79,7 @@ absl::StatusOr<Plan> MakePlan(const BenchOptions& options, const model::Model& m
                               const kernels::Backend& backend) {
   Plan plan;
   const int positions = model.config().max_position;
+  // The decode steps of one measurement follow each other, so the last has as many positions more.
   const int decode = kWarmSteps + options.steps;
   for (const int prompt : options.prompts) {
     const int fitting = std::min(prompt, positions);
@@ -89,9 +94,12 @@ absl::StatusOr<Plan> MakePlan(const BenchOptions& options, const model::Model& m
       plan.notes.push_back(absl::StrCat("--context ", context, ": ", fitting, ", the model has ",
                                         positions, " positions"));
     }
+    // Two contexts that were cut to the same length are measured once.
     if (std::ranges::count(plan.contexts, fitting) == 0) plan.contexts.push_back(fitting);
     plan.limits.context_max = std::max(plan.limits.context_max, fitting);
   }
+  // Steps are not cut: the percentiles would be those of another number of steps than was asked
+  // for.
   if (decode > positions) {
     return absl::InvalidArgumentError(absl::StrCat("--steps: ", options.steps, ", the model has ",
                                                    positions, " positions, ", kWarmSteps,
@@ -99,6 +107,7 @@ absl::StatusOr<Plan> MakePlan(const BenchOptions& options, const model::Model& m
   }
   plan.limits.decode_max = decode;
   plan.limits.sequences = *std::ranges::max_element(options.batches);
+  // The weights are loaded by now, so this is the memory that is left for KV pages and buffers.
   ASSIGN_OR_RETURN(const int64_t available, worker::AvailableMemoryBytes());
   const int64_t needed = BenchRun::Bytes(model, backend, plan.limits);
   if (needed > available) {
@@ -118,6 +127,7 @@ nlohmann::json Measure(const BenchOptions& options, const Plan& plan, const mode
     for (const int prompt : plan.prompts) {
       steps.clear();
       for (int round = 0; round <= options.rounds; ++round) {
+        // Each prompt lengthens the sequence, so every round starts from the context anew.
         run.SetContext(context);
         const TimedStep step = run.Prefill(prompt);
         if (round > 0) steps.push_back(step);  // the first warms up
@@ -142,6 +152,8 @@ absl::StatusOr<nlohmann::json> Bench(const BenchOptions& options) {
   auto [backend, error, note] = kernels::MakeCpuBackend(kernels::ParseCpuFlags(options.cpu));
   if (backend == nullptr) return absl::FailedPreconditionError("--numerics: " + error);
   const int threads = backend->compute_threads();
+  // Measured before the weights are loaded, and its buffer is gone by then: a model that barely
+  // fits must still fit.
   const double bandwidth = MemoryBandwidth(threads, kBandwidthBytes);
   const absl::Time start = RealClock().Now();
   ASSIGN_OR_RETURN(const std::unique_ptr<model::Model> model,
@@ -158,6 +170,7 @@ absl::StatusOr<nlohmann::json> Bench(const BenchOptions& options) {
                            {"load_seconds", load_seconds},
                            {"bandwidth_bytes_per_second", bandwidth},
                            {"notes", plan.notes}};
+  // The backend has its own copy of the weights. The mapped files would compete for memory.
   checkpoint.reset();
   report["results"] = Measure(options, plan, *model, *backend, bandwidth);
   return report;

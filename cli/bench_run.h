@@ -1,5 +1,5 @@
-// Steps of a model on a backend, without a server: timed, with the bytes that each has to read at
-// least.
+// BenchRun runs steps of a model on a backend, without a server. It times them and counts the bytes
+// that each must read at least.
 #pragma once
 
 #include <cstdint>
@@ -24,28 +24,28 @@ struct BenchLimits {
 
 struct TimedStep {
   double seconds = 0;
-  // Weights of the experts really chosen, of all else, and the KV records that the rows see, each
-  // once.
+  // The weights of the experts that were chosen, all other weights, and the KV records that the
+  // rows see. Each is counted once.
   int64_t floor_bytes = 0;
 };
 
 class BenchRun {
  public:
-  // All outlive this.
+  // The arguments outlive this object.
   BenchRun(const model::Model& model, kernels::Backend& backend, Clock& clock,
            const BenchLimits& limits);
 
-  // As packed, the embedding too.
+  // The bytes of all packed weights and of the embedding.
   static int64_t WeightBytes(const model::Model& model);
-  // KV pages and step buffers.
+  // The bytes of the KV pages and of the step buffers that such a run allocates.
   static int64_t Bytes(const model::Model& model, const kernels::Backend& backend,
                        const BenchLimits& limits);
 
   // Gives every sequence `context` records: a few are computed, the rest are copies of them.
   void SetContext(int context);
-  // `rows` more tokens of the first sequence.
+  // Computes `rows` more tokens of the first sequence, as a prompt.
   TimedStep Prefill(int rows) { return Advance(1, rows, /*prompt=*/true); }
-  // One more token of each of the first `batch` sequences.
+  // Computes one more token of each of the first `batch` sequences.
   TimedStep Decode(int batch) { return Advance(batch, 1, /*prompt=*/false); }
 
  private:

@@ -36,6 +36,7 @@ class AnswerPrinter {
       Write(response.text());
     }
     if (!response.finish_reason().empty()) {
+      // An answer may end within its reasoning (max_tokens). The terminal must not stay dimmed.
       if (reasoning_ && colour_) Write("\033[0m");
       Write("\n");
     }
@@ -72,9 +73,12 @@ bool Ask(GenerateClient& client, const ChatOptions& options, v1::Messages& conve
       request, [&](const v1::GenerateResponse& response) { printer.Print(response); });
   if (!status.ok()) {
     std::cerr << "error: " << status.message() << "\n";
+    // The question goes, so that the next one does not follow another question without an answer.
     conversation.mutable_messages()->RemoveLast();
     return false;
   }
+  // The answer goes back without its reasoning, as the templates of reasoning models expect of
+  // earlier turns.
   AddMessage(conversation, "assistant", printer.answer());
   return true;
 }
@@ -86,8 +90,10 @@ int Chat(const ChatOptions& options) {
   if (!options.message.empty()) {
     return Ask(client, options, conversation, options.message) ? 0 : 1;
   }
+  // A script that pipes its questions in gets answers alone, without invitations between them.
   const bool person = isatty(STDIN_FILENO) != 0;
   if (person) std::cout << "Ask something; an empty line or Ctrl-D ends the chat.\n";
+  // After a failed question the chat goes on, and its exit code tells scripts that one has failed.
   bool well = true;
   std::string question;
   while ((person ? std::cout << "\n> " << std::flush : std::cout) &&

@@ -22,6 +22,7 @@ int Complete(const CompleteOptions& options) {
         std::fwrite(response.text().data(), 1, response.text().size(), stdout);
         std::fflush(stdout);
       });
+  // The newline comes after a failure too: an error must not be read as the end of the text.
   std::cout << std::endl;
   if (!status.ok()) std::cerr << "error: " << status.message() << "\n";
   return status.ok() ? 0 : 1;

@@ -15,7 +15,9 @@
 namespace epic::cli {
 namespace {
 
-// 0, or the error of binding. As servers do it: what a dead one leaves behind is no hindrance.
+// Returns 0, or the errno of binding. SO_REUSEADDR is set as servers set it: connections that a
+// dead server left in TIME_WAIT must not count as somebody who listens. A socket that listens still
+// refuses a second one. This one never listens, so no client can reach it.
 int BindError(const addrinfo& where) {
   const int fd = socket(where.ai_family, where.ai_socktype, where.ai_protocol);
   if (fd < 0) return errno;
@@ -30,6 +32,7 @@ int BindError(const addrinfo& where) {
 
 absl::Status CheckFree(const std::string& flag, const std::string& address) {
   CHECK(absl::StartsWith(flag, "--")) << flag;
+  // The last colon ends the host: an IPv6 address has colons of its own.
   const size_t colon = address.rfind(':');
   if (absl::StartsWith(address, "unix:") || colon == std::string::npos) return absl::OkStatus();
   std::string host = address.substr(0, colon);
@@ -42,6 +45,7 @@ absl::Status CheckFree(const std::string& flag, const std::string& address) {
   addrinfo* found = nullptr;
   if (getaddrinfo(host.c_str(), port.c_str(), &hints, &found) != 0) return absl::OkStatus();
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owned(found, freeaddrinfo);
+  // All other errors are left to the listener, which meets them itself and names them better.
   if (BindError(*found) != EADDRINUSE) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       flag, ": another process listens on ", address, "; give this one an address of its own"));

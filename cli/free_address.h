@@ -8,9 +8,9 @@
 
 namespace epic::cli {
 
-// `flag` is named in the error. `address`: host:port, [host]:port or unix:/path; port 0, unix
-// sockets and hosts that cannot be resolved pass: who listens in the end says what is wrong with
-// them. FailedPrecondition if another process has the address.
+// Returns FailedPrecondition, which names `flag`, if another process has the address. `address` is
+// host:port, [host]:port or unix:/path. Port 0, unix sockets and hosts that cannot be resolved
+// pass: the listener itself says later what is wrong with them.
 absl::Status CheckFree(const std::string& flag, const std::string& address);
 
 }  // namespace epic::cli

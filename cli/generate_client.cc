@@ -21,6 +21,8 @@ void AddGenerateOptions(CLI::App& command, GenerateOptions& options) {
 
 v1::GenerateRequest NewRequest(const GenerateOptions& options) {
   v1::GenerateRequest request;
+  // An option that was not given stays unset in the request, so that the model's own default holds
+  // and not one of this program.
   request.set_model(options.model);
   if (options.temperature) request.mutable_sampling()->set_temperature(*options.temperature);
   if (options.top_p) request.mutable_sampling()->set_top_p(*options.top_p);
@@ -40,8 +42,11 @@ absl::Status GenerateClient::Generate(
   std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader =
       stub_->Generate(&context, request);
   v1::GenerateResponse response;
+  // The call has no deadline of its own: an answer may take minutes, and the coordinator ends each
+  // request by its own timeout (protocol.md 2.7).
   while (reader->Read(&response)) on_response(response);
   const grpc::Status status = reader->Finish();
+  // The numbers of gRPC's codes and of Abseil's are the same.
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 

@@ -13,9 +13,12 @@ namespace epic::cli {
 namespace {
 
 absl::Status StatusFrom(const grpc::Status& status) {
+  // The numbers of gRPC's codes and of Abseil's are the same.
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
+// The coordinator answers operators from its own state and waits for no rank, so one that takes 5 s
+// does not answer at all.
 void SetDeadline(grpc::ClientContext& context) {
   context.set_deadline(
       gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_seconds(5, GPR_TIMESPAN)));
@@ -28,6 +31,7 @@ std::string Roles(const v1::RankState& rank) {
 
 std::vector<std::string> Row(const v1::RankState& rank) {
   std::string state = rank.state();
+  // A rank that has not read its checkpoint yet reports no total.
   if (state == "loading" && rank.total_bytes() > 0) {
     absl::StrAppend(&state, " ", rank.loaded_bytes() * 100 / rank.total_bytes(), "%");
   }
@@ -84,6 +88,7 @@ absl::Status OperatorsClient::WatchEvents(
   grpc::ClientContext context;
   v1::WatchEventsRequest request;
   request.set_from(from);
+  // There is no deadline: a stream of events ends with the coordinator, or with this process.
   const auto reader = stub_->WatchEvents(&context, request);
   v1::ClusterEvent event;
   while (reader->Read(&event)) on_event(event);

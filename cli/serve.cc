@@ -66,6 +66,8 @@ std::string Beside(const std::string& program) {
 // `roles` as epic-worker takes them.
 std::vector<std::string> WorkerCommand(const ServeOptions& options, const std::string& roles,
                                        const std::string& run_folder) {
+  // Every worker is told how many ranks hold experts, because the room for experts in its memory
+  // plan follows from that number.
   const int holders = options.expert_ranks > 0 ? options.expert_ranks : options.attention_ranks;
   std::vector<std::string> command = {Beside("epic-worker"),
                                       "--model",
@@ -142,15 +144,20 @@ class Progress {
   // True once EPIC is ready.
   bool Poll() {
     grpc::ClientContext context;
+    // The supervisor's loop stands still during this call, and a Ctrl-C waits for its end. So the
+    // coordinator, which may still be starting, gets half a second.
     context.set_deadline(
         gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_millis(500, GPR_TIMESPAN)));
     v1::ClusterState state;
+    // An error is no news: until it listens, the coordinator cannot be asked, and the supervisor
+    // knows whether it lives.
     if (!stub_->GetState(&context, {}, &state).ok()) return false;
     if (!state.ready()) {
       ShowBar(state);
       return false;
     }
     if (bar_) std::cerr << "\r\033[K";
+    // 0.0.0.0 is where a server listens and no address that a client can be told.
     const std::string host = options_.host == "0.0.0.0" ? "127.0.0.1" : options_.host;
     std::cerr << "EPIC is ready: http://" << host << ":" << options_.port << "/v1  gRPC " << host
               << ":" << options_.grpc_port << std::endl;
@@ -165,6 +172,7 @@ class Progress {
       loaded += static_cast<double>(rank.loaded_bytes());
       total += static_cast<double>(rank.total_bytes());
     }
+    // In a log file, a bar that draws over itself would be one endless line.
     if (total == 0 || !isatty(STDERR_FILENO)) return;
     const double part = std::min(loaded / total, 1.0);
     const int filled = static_cast<int>(part * 40);
@@ -210,7 +218,8 @@ int DryRun(const ServeOptions& options) {
   return 0;
 }
 
-// Another instance would not only have the port: its answers could be taken for this one's.
+// Another instance would not only have the port: Progress would ask it, and would say that a wrong
+// model is ready.
 absl::Status CheckAddresses(const coordinator::CoordinatorOptions& options) {
   const bool ip6 = options.host.find(':') != std::string::npos;
   const std::string host = ip6 ? absl::StrCat("[", options.host, "]") : options.host;
@@ -235,6 +244,8 @@ int Serve(const ServeOptions& options) {
     std::cerr << "error: " << free.message() << std::endl;
     return 1;
   }
+  // mkdtemp makes the folder for this user alone, so no other user can reach the control stream and
+  // its ranks. The folder outlives the supervisor, and so all children that use it.
   const RunFolder folder;
   if (folder.path().empty()) {
     std::perror("error: no folder for the control sockets");
@@ -242,6 +253,9 @@ int Serve(const ServeOptions& options) {
   }
   const std::string control = absl::StrCat("unix:", folder.path(), "/control");
   std::vector<Supervisor::Child> children = Workers(options, folder.path());
+  // The coordinator stands first, because children are asked to end in order: running requests can
+  // only finish while the workers still compute. Its grace is longer than the time that it gives
+  // requests.
   children.insert(children.begin(),
                   {.name = "coordinator",
                    .command = CoordinatorCommand(options, control),

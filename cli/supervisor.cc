@@ -52,10 +52,14 @@ class Image {
 
   // After fork: becomes the command, and dies with its parent. Calls what is safe there alone.
   [[noreturn]] void Become(const sigset_t& blocked, pid_t parent) const {
+    // The kernel sends this signal when the thread that forked ends, and only for an end after this
+    // call. A parent that died before it is seen by the look at getppid.
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
+    // A blocked signal stays blocked through execve, and the child could not be asked to end.
     sigprocmask(SIG_UNBLOCK, &blocked, nullptr);
     execve(arguments_[0], arguments_.data(), environment_.data());
+    // The exit codes of shells: 126 and 127 say that the command could not be run.
     const ssize_t ignored = write(STDERR_FILENO, failure_.data(), failure_.size());
     _exit(ignored < 0 ? 126 : 127);
   }
@@ -65,6 +69,7 @@ class Image {
     list.push_back(const_cast<char*>(text.c_str()));
   }
   static bool Replaced(const std::string& entry, const std::vector<std::string>& by) {
+    // The sign is compared too, or a child that is given EPIC_API_KEYS would lose EPIC_API_KEY.
     const std::string name = entry.substr(0, entry.find('=') + 1);
     return std::ranges::any_of(by, [&](const std::string& e) { return e.starts_with(name); });
   }
@@ -87,9 +92,13 @@ int Supervisor::Run(const std::function<void()>& poll) {
   while (true) {
     StartDue();
     if (ending_ && !AnyRuns()) return exit_code_;
+    // SIGCHLD ends the wait at once. The 50 ms are for restarts that are due, for children that are
+    // late, and for the poll.
     const timespec wait = {.tv_sec = 0, .tv_nsec = 50'000'000};
     const int signal = sigtimedwait(&set, nullptr, &wait);
     if (signal > 0) OnSignal(signal);
+    // Every round looks at all children: signals of one number merge, so one SIGCHLD may tell of
+    // many deaths.
     Reap();
     KillLate();
     if (!ending_) poll();
@@ -116,6 +125,7 @@ void Supervisor::StartDue() {
 }
 
 void Supervisor::OnSignal(int signal) {
+  // A death is no request to end, and Run reaps after every signal.
   if (signal == SIGCHLD) return;
   if (ending_) return KillAll();
   ending_ = true;
@@ -164,6 +174,7 @@ void Supervisor::Reap() {
 
 void Supervisor::OnDeath(State& state, int wait_status) {
   CHECK_EQ(state.pid, 0);
+  // While ending, each death makes the next child's turn, and none is started again.
   if (ending_) return EndNext();
   const bool exited = WIFEXITED(wait_status);
   const int code = exited ? WEXITSTATUS(wait_status) : WTERMSIG(wait_status);
@@ -189,6 +200,8 @@ void Supervisor::OnDeath(State& state, int wait_status) {
 }
 
 bool Supervisor::CannotStart(const State& state, bool exited) const {
+  // A signal from outside (the machine is out of memory) says nothing about flags and files, so a
+  // child that was killed is started again.
   if (exited && !ready_) return true;
   return state.child.essential && state.deaths >= kStartsMax && (exited || !ready_);
 }
@@ -196,6 +209,8 @@ bool Supervisor::CannotStart(const State& state, bool exited) const {
 void Supervisor::GiveUp(int code) {
   std::cerr << "; giving up" << std::endl;
   ending_ = true;
+  // A child that ended by itself with code 0 has still ended too early, and scripts must see a
+  // failure.
   exit_code_ = code == 0 ? 1 : code;
   KillAll();
 }

@@ -34,8 +34,8 @@ class Supervisor {
     // The others are worth nothing without it.
     bool essential = false;
   };
-  // An essential child that has ended in error, or was killed before all was well, so often in a
-  // row cannot start.
+  // An essential child cannot start if it has ended in error, or was killed before all was well,
+  // this many times in a row.
   static constexpr int kStartsMax = 5;
 
   Supervisor(Clock& clock, std::vector<Child> children);
