@@ -13,6 +13,8 @@ CheckFailure::~CheckFailure() {
   // Straight to stderr: the logger's own invariants may be what broke.
   std::fprintf(stderr, "%s\n", message_.str().c_str());
   std::fflush(stderr);
+  // Abort and not exit: destructors must not run on a state that is known to be wrong, and a core
+  // file shows it as it was.
   std::abort();
 }
 

@@ -10,6 +10,7 @@
 namespace epic {
 namespace {
 
+// Castagnoli's polynomial with its bits in reverse, as the instruction of SSE4.2 has it built in.
 constexpr uint32_t kPolynomialReflected = 0x82f63b78;
 
 // tables[k][b]: the effect of byte b, k bytes before the end of a word (slicing by 8).
@@ -40,6 +41,7 @@ __attribute__((target("sse4.2"))) uint32_t ExtendCrc32cSse42(uint32_t crc,
                                                              std::span<const std::byte> bytes) {
   const std::byte* at = bytes.data();
   size_t left = bytes.size();
+  // The sum is complemented at both ends. So a caller may go on from the sum of the bytes before.
   uint64_t state = ~crc;
   for (; left >= 8; at += 8, left -= 8) {
     // Copied: the bytes need not be aligned.
@@ -53,6 +55,8 @@ __attribute__((target("sse4.2"))) uint32_t ExtendCrc32cSse42(uint32_t crc,
 }
 #endif
 
+// One build serves all machines, so the processor is asked at run time. Both ways give the same
+// sums, so two machines may check each other's frames.
 Extend Choose() {
 #ifdef __x86_64__
   if (__builtin_cpu_supports("sse4.2")) return ExtendCrc32cSse42;

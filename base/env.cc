@@ -26,6 +26,8 @@ class WallClock : public Clock {
   const std::chrono::steady_clock::time_point steady_origin_ = std::chrono::steady_clock::now();
 };
 
+// Nonces and the keys of pairs are drawn from here, so these are the machine's own numbers: those
+// of a generator could be computed from others that a stranger has seen.
 class DeviceRandom : public Random {
  public:
   uint64_t Next() override {

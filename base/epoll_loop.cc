@@ -32,11 +32,14 @@ void EpollLoop::Post(Task task) {
   }
   if (!first) return;  // whoever posted first has rung the bell
   const uint64_t one = 1;
+  // The write cannot fail: the counter of an eventfd is full only at 2^64 - 2, and Post rings once
+  // for each time that the loop takes what is posted.
   [[maybe_unused]] ssize_t written = write(wake_.get(), &one, sizeof(one));
 }
 
 TimerId EpollLoop::At(absl::Time when, Task task) {
   const TimerId id = next_timer_++;
+  // The number is part of the key, so timers of one time run in the order in which they were set.
   timers_.emplace(std::make_pair(when, id), std::move(task));
   timer_times_.emplace(id, when);
   return id;
@@ -63,6 +66,8 @@ void EpollLoop::Run() {
 
 void EpollLoop::RunOnce(absl::Duration wait) {
   wait = std::min(wait, UntilNextTimer());
+  // The sleeper is asked last, since it may look at its memory for a while. A wait of no time needs
+  // no bell, so then nothing is armed.
   if (sleeper_ != nullptr && wait > absl::ZeroDuration()) {
     wait = std::min(wait, sleeper_->BeforeSleep());
   }
@@ -89,6 +94,8 @@ void EpollLoop::RunPosted() {
 }
 
 void EpollLoop::RunTimers() {
+  // The time is read once: a timer that sets another for the time that is then leaves it to the
+  // next round, so that descriptors and tasks have their turn.
   const absl::Time now = clock_.Now();
   while (!timers_.empty() && timers_.begin()->first.first <= now) {
     // Out of the table before it runs: it may cancel itself, or set a timer.

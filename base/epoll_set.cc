@@ -19,6 +19,8 @@ void EpollSet::Watch(int fd, uint32_t events, Ready ready) {
   epoll_event event{};
   event.events = events;
   event.data.fd = fd;
+  // A descriptor that was closed while it was watched is known here and not to the kernel, and the
+  // check below fails. That is meant: the number may be another descriptor's by now.
   const bool known = watched_.contains(fd);
   CHECK(epoll_ctl(epoll_.get(), known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0)
       << "epoll_ctl of descriptor " << fd << ": " << std::strerror(errno);
@@ -54,6 +56,7 @@ int EpollSet::Wait(absl::Duration wait) {
     const std::shared_ptr<Ready> ready = found->second;
     (*ready)(events[i].events);
   }
+  // A wait that a signal interrupts counts as one in which nothing was ready: callers wait again.
   return std::max(count, 0);
 }
 

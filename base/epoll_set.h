@@ -26,8 +26,8 @@ class EpollSet {
   void SetEvents(int fd, uint32_t events);
   void Unwatch(int fd);
 
-  // Waits at most `wait` and calls what is ready (at most 64 of them, the rest next time); the
-  // number of descriptors that were.
+  // Waits at most `wait`, and calls the handlers of the descriptors that are ready: at most 64 of
+  // them, and the rest the next time. Returns how many descriptors were ready.
   int Wait(absl::Duration wait);
 
   int fd() const { return epoll_.get(); }

@@ -47,6 +47,7 @@ absl::Status ArmFailpoint(const std::string& text, const std::string& once_path)
   signal_number = how.first == "kill" ? SIGKILL : SIGSTOP;
   passes_left = passes;
   once_file = once_path.empty() ? nullptr : new std::string(once_path);
+  // Last, since Pass looks at this one alone.
   internal::armed_failpoint = static_cast<int>(name - std::begin(kNames));
   return absl::OkStatus();
 }
@@ -57,6 +58,8 @@ std::atomic<int> armed_failpoint = -1;
 
 void HitFailpoint() {
   if (--passes_left > 0) return;
+  // Disarmed before the signal, so that a process that was stopped and is continued does not stop
+  // again.
   armed_failpoint = -1;
   if (once_file != nullptr) {
     // Only one process can create the file: it is the one that fails.

@@ -32,8 +32,9 @@ enum class Failpoint : int {
 // [number of failpoints], in order, as EPIC_FAILPOINT spells them.
 std::span<const char* const> FailpointNames();
 
-// From the environment's EPIC_FAILPOINT and EPIC_FAILPOINT_ONCE ("" is none). InvalidArgument,
-// naming the part that is wrong. For main.cc, before any other thread.
+// Takes the values of EPIC_FAILPOINT and EPIC_FAILPOINT_ONCE; "" means that the variable is not
+// set. Returns InvalidArgument, which names the part that is wrong. Only main.cc may call this,
+// before it starts another thread.
 absl::Status ArmFailpoint(const std::string& text, const std::string& once_path);
 
 namespace internal {

@@ -88,6 +88,7 @@ void FinishFlags(CLI::App& app) {
       kHelpJson,
       [&app] {
         std::cout << HelpJson(app) << std::endl;
+        // CLI11 ends the parsing at an exception. This one makes the exit code 0.
         throw CLI::Success();
       },
       "Print this help as JSON and exit.");
@@ -102,8 +103,11 @@ std::vector<std::string> Forwarded(const std::vector<CLI::Option*>& flags) {
     CHECK(!option->get_lnames().empty()) << option->get_name() << " is no flag";
     const std::string name = "--" + option->get_lnames()[0];
     const bool is_switch = option->get_expected_max() == 0;
+    // A variable may set a switch to false, which is no reason to hand it on.
     if (is_switch && option->count() > 0 && option->as<bool>()) arguments.push_back(name);
     if (is_switch) continue;
+    // A list becomes the flag once for each value, which needs no separator that a value could
+    // have.
     for (const std::string& value : option->results()) {
       arguments.insert(arguments.end(), {name, value});
     }

@@ -11,6 +11,7 @@ namespace epic {
 absl::StatusOr<std::unique_ptr<LineWriter>> LineWriter::Open(Storage& storage, Threads& threads,
                                                              const std::string& path) {
   ASSIGN_OR_RETURN(std::unique_ptr<AppendFile> file, storage.OpenToAppend(path));
+  // An earlier process may have died in the middle of a line.
   bool torn = false;
   if (file->size() > 0) {
     ASSIGN_OR_RETURN(const std::string last, storage.Read(path, file->size() - 1));
@@ -32,6 +33,8 @@ LineWriter::~LineWriter() {
 void LineWriter::Append(std::string line) {
   CHECK(line.find('\n') == std::string::npos) << line;
   const absl::MutexLock lock(&mutex_);
+  // The line is lost and counted. To wait here would stop the loop that decides for the whole
+  // world.
   if (queue_.size() >= kQueuedMax) {
     ++lost_;
     return;
@@ -41,6 +44,7 @@ void LineWriter::Append(std::string line) {
 
 void LineWriter::Flush() {
   const absl::MutexLock lock(&mutex_);
+  // An empty queue is not enough: the last line may be taken out and not be written yet.
   mutex_.Await(absl::Condition(this, &LineWriter::Idle));
 }
 
@@ -63,6 +67,7 @@ void LineWriter::Run() {
     }
     // Without the lock: the disk may take its time, and nobody waits for it.
     const bool written = Write(line);
+    // Said once: the log may be on the same full disk.
     if (!written && !std::exchange(said, true)) {
       LOG_ERROR("a file takes no more lines: they are lost, and work goes on");
     }
@@ -76,7 +81,8 @@ bool LineWriter::Write(const std::string& line) {
   const uint64_t before = file_->size();
   // A torn line is ended first: what comes is a line of its own.
   const bool written = file_->Append((torn_ ? "\n" : "") + line + "\n").ok();
-  // A part of it may be there. When that is none, the line before is as it was.
+  // After an error a part of the line may be in the file. If nothing is, the line before has not
+  // changed.
   if (written || file_->size() > before) torn_ = !written;
   return written;
 }

@@ -6,6 +6,7 @@ namespace epic {
 
 TimerId SimLoop::At(absl::Time when, Task task) {
   const TimerId id = next_timer_++;
+  // As in EpollLoop, timers of one time run in the order in which they were set.
   timers_.emplace(std::make_pair(when, id), std::move(task));
   timer_times_.emplace(id, when);
   return id;
@@ -33,6 +34,8 @@ void SimLoop::Advance(absl::Duration duration) {
 }
 
 void SimLoop::RunPosted() {
+  // Unlike EpollLoop, this also runs what tasks post: afterwards nothing is left to do at this
+  // time, which is what tests look at.
   while (!posted_.empty()) {
     // Taken out first: the task may post, which moves the queue.
     Task task = std::move(posted_.front());

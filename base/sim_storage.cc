@@ -47,7 +47,11 @@ absl::StatusOr<std::unique_ptr<AppendFile>> SimStorage::OpenToAppend(const std::
   const absl::MutexLock lock(&mutex_);
   bool last = false;
   RETURN_IF_ERROR(Operate(&last));
+  // The power goes before the operation or after it. Either way its caller gets an error, and must
+  // not believe that nothing was done.
   if (last && Chance()) return PowerIsGone();
+  // A name that Open has made is safe only after a rename (name_synced), as in a folder that nobody
+  // has synced.
   std::shared_ptr<File>& file = files_[path];
   if (file == nullptr) file = std::make_shared<File>();
   if (last) return PowerIsGone();
@@ -74,6 +78,7 @@ absl::Status SimStorage::Rename(const std::string& from, const std::string& to) 
   // The file itself moves, with what of it is synced: a name does not make its bytes safe.
   const std::shared_ptr<File> file = std::move(found->second);
   files_.erase(found);
+  // RealStorage syncs the folder after a rename, so the name is safe when Rename has returned.
   file->name_synced = true;
   files_[to] = file;
   return last ? PowerIsGone() : absl::OkStatus();

@@ -45,6 +45,8 @@ class RealAppendFile : public AppendFile {
   }
 
   absl::Status Sync() override {
+    // fdatasync leaves out the times of the file and not its length, without which the new bytes
+    // could not be read.
     return fdatasync(fd_.get()) == 0 ? absl::OkStatus() : ErrorOf(errno, "sync", path_);
   }
 
@@ -71,6 +73,7 @@ class FileSystem : public Storage {
     UniqueFd fd(open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
     struct stat about;
     if (!fd.valid() || fstat(fd.get(), &about) != 0) return ErrorOf(errno, "write", path);
+    // A pipe or a terminal has no bytes that could be read again, and so no torn line either.
     const uint64_t size = S_ISREG(about.st_mode) ? static_cast<uint64_t>(about.st_size) : 0;
     return std::make_unique<RealAppendFile>(std::move(fd), path, size);
   }
@@ -92,10 +95,13 @@ class FileSystem : public Storage {
 
   absl::Status Rename(const std::string& from, const std::string& to) override {
     if (rename(from.c_str(), to.c_str()) != 0) return ErrorOf(errno, "rename", from);
+    // Both names are in one folder (Storage::Rename), so this makes both changes safe.
     return SyncFolderOf(to);
   }
 
   absl::Status Remove(const std::string& path) override {
+    // The folder is not synced: a file that comes back after a loss of power is removed again by
+    // the next ReplaceFile.
     if (unlink(path.c_str()) == 0 || errno == ENOENT) return absl::OkStatus();
     return ErrorOf(errno, "remove", path);
   }
