@@ -33,6 +33,7 @@ class Graveyard {
   }
   // Destroys those that have ended.
   void Clear() {
+    // Declared before the lock, so that the streams are destroyed after the lock is released.
     std::vector<std::shared_ptr<ClientStream>> dead;
     const absl::MutexLock lock(&mutex_);
     dead.swap(dead_);
@@ -65,15 +66,22 @@ class ClientStream
                                             const std::string& address) {
     auto stream = std::make_shared<ClientStream>(std::move(mailbox), std::move(graveyard));
     grpc::ChannelArguments arguments;
+    // Each dial has a connection of its own. With a shared one, gRPC's own pause after failures,
+    // which grows to minutes, would hold back the dials of this class.
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
+    // A proxy that the environment names is meant for the web, and would end streams that live for
+    // days.
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    // A map of all experts of a large model may be longer than gRPC's 4 MiB.
     arguments.SetMaxReceiveMessageSize(-1);
     stream->stub_ = v1::WorkerControl::NewStub(
         grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
     stream->self_ = stream;
     stream->stub_->async()->Connect(&stream->context_, stream.get());
+    // gRPC wants a hold where calls are started from outside of its own reactions, as the loop
+    // does. It ends in Release.
     stream->AddHold();
     return stream;
   }
@@ -101,6 +109,7 @@ class ClientStream
 
  private:
   void Release() {
+    // The loop and a thread of gRPC's (Orphaned) may both come here, and a hold ends once.
     context_.TryCancel();
     if (!released_.exchange(true)) RemoveHold();
   }
@@ -129,6 +138,8 @@ class DialledLink : public ControlLink {
 
   ~DialledLink() override {
     if (timer_ != 0) env_.loop.Cancel(timer_);
+    // The mailbox is closed first, so that no event of a stream is posted for an object that is
+    // gone. ClearAll then waits until gRPC has let go of all streams.
     mailbox_->Close();
     if (dialled_ != nullptr) dialled_->Close(grpc::Status::CANCELLED);
     dialled_.reset();
@@ -151,6 +162,7 @@ class DialledLink : public ControlLink {
                          .on_closed = [this](const grpc::Status& status) { OnBroken(status); }});
     hello_written_ = false;
     proof_.reset();
+    // A nonce for each dial: a proof that was overheard fits no later one.
     if (token_) {
       hello_.clear_nonce();
       while (hello_.nonce().size() < JoinToken::kNonceBytes) {
@@ -160,6 +172,7 @@ class DialledLink : public ControlLink {
     }
     v1::ControlFrame frame;
     *frame.mutable_hello() = hello_;
+    // The coordinator sends again what comes after this number (protocol.md 8.1).
     frame.set_acknowledged(driver_.received());
     dialled_->Begin(std::move(frame));
   }
@@ -175,6 +188,7 @@ class DialledLink : public ControlLink {
                           .generation = hello_.generation(),
                           .profile = hello_.worker().profile(),
                           .build_id = hello_.build_id()};
+    // No second dial could change this, so the worker ends and says why.
     if (!token_->Verify(JoinSide::kCoordinator, facts, frame.hello().proof())) {
       return OnBroken(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION,
                                    "the coordinator has no join token, or another one"));
@@ -182,6 +196,7 @@ class DialledLink : public ControlLink {
     proof_.emplace();
     proof_->mutable_hello()->set_proof(token_->Prove(JoinSide::kWorker, facts));
     answer_ = frame;
+    // gRPC takes one write at a time, so the proof may have to wait for the hello.
     if (hello_written_) SendProof();
   }
 
@@ -197,6 +212,8 @@ class DialledLink : public ControlLink {
   }
 
   void Attach(const v1::ControlFrame& answer, bool write_busy) {
+    // From now on each redial names this term, so another life of the coordinator answers ABORTED
+    // and the worker joins as a new generation.
     hello_.set_term(answer.hello().term());
     delay_ = kDelayMin;
     if (std::exchange(said_lost_, false)) LOG_INFO("connected to the coordinator again");
@@ -218,6 +235,7 @@ class DialledLink : public ControlLink {
       LOG_WARNING("no connection to the coordinator at {}: {}; dialling again", address_,
                   status.error_message());
     }
+    // Jittered, since all workers of a world lose a coordinator at the same moment.
     const absl::Duration jitter =
         (delay_ / 2) * (static_cast<double>(env_.random.Next() >> 11) / (uint64_t{1} << 53));
     timer_ = env_.loop.At(env_.clock.Now() + std::max(kDelayMin, delay_ / 2 + jitter),
@@ -228,6 +246,7 @@ class DialledLink : public ControlLink {
   void Down(absl::Status status) {
     if (std::exchange(down_, true)) return;
     driver_.Detach(grpc::Status::CANCELLED);
+    // Called once, and as the last thing: the handler may destroy this link.
     const auto on_down = std::exchange(handlers_.on_down, nullptr);
     if (on_down) on_down(std::move(status));
   }

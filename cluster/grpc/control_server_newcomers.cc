@@ -52,6 +52,7 @@ void ControlServer::Sessions::OnHello(const std::shared_ptr<ControlStream>& stre
   if (!newcomer.hello.has_hello()) {
     if (const grpc::Status status = Check(frame); !status.ok()) return Refuse(stream, status);
     newcomer.hello = frame;
+    // With a token nothing is told to the owner before the proof: a stranger must cause no session.
     if (options.token) return AskForProof(stream, newcomer);
     return Admit(stream, v1::ControlFrame(frame), /*answered=*/false, /*write_busy=*/true);
   }
@@ -60,6 +61,7 @@ void ControlServer::Sessions::OnHello(const std::shared_ptr<ControlStream>& stre
     return Refuse(stream, {grpc::StatusCode::FAILED_PRECONDITION,
                            "the worker has another join token than the coordinator"});
   }
+  // The hello is copied: Admit ends the greeting, and the newcomer goes with it.
   Admit(stream, v1::ControlFrame(newcomer.hello), /*answered=*/true,
         /*write_busy=*/!newcomer.written);
 }

@@ -14,6 +14,7 @@ absl::Status SessionDriver::Send(v1::ControlMessage message) {
 
 absl::Status SessionDriver::Attach(std::shared_ptr<ControlStream> stream,
                                    uint64_t peer_acknowledged, bool write_busy) {
+  // A worker that dials again has lost the old stream, even if this end has not noticed yet.
   Detach(grpc::Status(grpc::StatusCode::CANCELLED, "replaced by a newer connection"));
   if (absl::Status status = session_.Connect(peer_acknowledged); !status.ok()) return status;
   CHECK(stream != nullptr);
