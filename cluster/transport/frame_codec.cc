@@ -15,6 +15,7 @@ namespace {
 constexpr std::byte kPadding[kFrameAlignment] = {};
 
 uint32_t HeaderCrc(FrameHeader header) {
+  // The field cannot cover itself, so it counts as 0 on both sides.
   header.crc = 0;
   return Crc32c(std::as_bytes(std::span(&header, 1)));
 }
@@ -24,6 +25,8 @@ uint32_t HeaderCrc(FrameHeader header) {
 void SealHeader(const FrameOrigin& self, std::span<const Bytes> parts, bool with_payload_crc,
                 FrameHeader* header) {
   size_t bytes = 0;
+  // Without a payload crc (shm) the field stays 0: no wire could change the bytes, and to sum them
+  // would read every payload twice more.
   uint32_t crc = 0;
   for (Bytes part : parts) {
     bytes += part.size();
@@ -47,6 +50,7 @@ void LayOut(const FrameHeader& header, std::span<const Bytes> parts, std::vector
 }
 
 absl::Status CheckHeader(const FrameHeader& header) {
+  // Magic and version come before the crc: another version may have its crc in another place.
   if (header.magic != kFrameMagic) {
     return absl::DataLossError(
         absl::StrCat("frame magic is ", header.magic, ", not ", kFrameMagic));
@@ -95,6 +99,8 @@ absl::StatusOr<size_t> FrameReader::Read(Bytes bytes, OnFrame on_frame) {
       payload_got_ = 0;
       return used + sizeof(header);
     }
+    // The rest has not come. The frame stays with the caller, and its header is read again next
+    // time.
     if (bytes.size() - used < sizeof(header) + padded) break;
     const Bytes payload = bytes.subspan(used + sizeof(header), header.payload_bytes);
     RETURN_IF_ERROR(CheckPayload(header, payload));
@@ -190,6 +196,7 @@ void OutQueue::Consume(size_t bytes) {
     first.begin += taken;
     bytes -= taken;
     if (first.begin < first.end) continue;
+    // A burst's memory is given back but for a few chunks, which the next burst finds touched.
     if (spare_.size() < kSpareChunksMax) spare_.push_back(std::move(first.data));
     chunks_.pop_front();
   }

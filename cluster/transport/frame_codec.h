@@ -16,7 +16,7 @@ namespace epic::cluster {
 
 inline constexpr size_t kFrameAlignment = 64;
 
-// Of a payload, with its padding and without the header.
+// The bytes of a payload with its padding and without the header.
 constexpr size_t PaddedBytes(size_t payload_bytes) {
   return (payload_bytes + kFrameAlignment - 1) / kFrameAlignment * kFrameAlignment;
 }
@@ -33,8 +33,8 @@ void SealHeader(const FrameOrigin& self, std::span<const Bytes> parts, bool with
 // A frame as it goes on the wire: `header` (which must stay where it is), the parts, the padding.
 void LayOut(const FrameHeader& header, std::span<const Bytes> parts, std::vector<Bytes>* frame);
 
-// Only magic, version, crc, the extension bit and length: what can be judged without knowing who
-// sends. DataLoss naming the field and its value.
+// Checks what can be judged without knowing the sender: magic, version, crc, the extension bit and
+// the length. Returns DataLoss, which names the field and its value.
 absl::Status CheckHeader(const FrameHeader& header);
 
 // Memory at addresses that are multiples of kFrameAlignment; not initialised.
@@ -64,9 +64,9 @@ class FrameReader {
   FrameReader(FrameOrigin from, bool with_payload_crc, size_t in_place_bytes_max)
       : from_(from), with_payload_crc_(with_payload_crc), in_place_max_(in_place_bytes_max) {}
 
-  // Hands over the whole frames at the beginning of `bytes`; the bytes that were used. Call again
-  // with the rest and what follows it, unless `wanted` is not empty. DataLoss for what is no
-  // frame of the peer. Not while `wanted` is not empty.
+  // Hands over the whole frames at the beginning of `bytes`, and returns how many bytes it used.
+  // The caller keeps the rest and calls again when more has come. It must not call while `wanted`
+  // is not empty. Returns DataLoss for bytes that are no frame of the peer.
   absl::StatusOr<size_t> Read(Bytes bytes, OnFrame on_frame);
 
   // Where the next bytes of the stream go while a large frame is collected; else empty.
@@ -81,7 +81,7 @@ class FrameReader {
   const FrameOrigin from_;
   const bool with_payload_crc_;
   const size_t in_place_max_;
-  // Of the frame that is collected.
+  // The large frame that is being collected.
   FrameHeader header_;
   AlignedBytes payload_;  // kept for the next one
   size_t payload_wanted_ = 0, payload_got_ = 0;

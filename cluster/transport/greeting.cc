@@ -27,6 +27,7 @@ Greeting::Greeting(UniqueFd socket, Wire wire, ListenerHandshake handshake,
       ring_bytes_(0),
       user_timeout_(user_timeout) {}
 
+// A socket that connects becomes writable when it is connected or has failed (Begin asks which).
 uint32_t Greeting::events() const { return dials() && !begun_ ? EPOLLOUT : EPOLLIN; }
 
 absl::StatusOr<bool> Greeting::OnEvents(uint32_t events) {
@@ -106,6 +107,7 @@ absl::StatusOr<bool> Greeting::OnHelloListening(ListenerHandshake& side, const H
 }
 
 absl::Status Greeting::MapReceivedRings(size_t ring_bytes) {
+  // The rings are expected and nothing else. All that came is closed with this greeting.
   if (descriptors_.size() != 1) {
     return absl::DataLossError(
         absl::StrCat("hello came with ", descriptors_.size(), " descriptors, not 1"));

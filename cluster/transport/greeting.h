@@ -13,10 +13,10 @@ namespace epic::cluster {
 
 class Greeting {
  public:
-  // Who dials: `socket` is being connected. `ring_bytes` is 0 for tcp.
+  // The dialler's side: `socket` is being connected. `ring_bytes` is 0 for tcp.
   Greeting(UniqueFd socket, Wire wire, DialerHandshake handshake, size_t ring_bytes,
            absl::Duration user_timeout);
-  // Who listens: `socket` was accepted.
+  // The listener's side: `socket` was accepted.
   Greeting(UniqueFd socket, Wire wire, ListenerHandshake handshake, absl::Duration user_timeout);
 
   int fd() const { return socket_.get(); }
@@ -25,8 +25,9 @@ class Greeting {
   // What to wait for (epoll's events).
   uint32_t events() const;
 
-  // Goes on as far as the socket allows. True: the connection is up. Errors as the handshake's
-  // (FailedPrecondition: this wire cannot be had); the greeting is over.
+  // Goes on as far as the socket allows. Returns true when the connection is up. Errors are those
+  // of the handshake (FailedPrecondition: this wire cannot be had). After an error the greeting is
+  // over.
   absl::StatusOr<bool> OnEvents(uint32_t events);
 
   // Once it is up.

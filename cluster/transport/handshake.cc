@@ -27,6 +27,7 @@ Hello Seal(Hello hello, FrameOrigin self, FrameOrigin peer, HelloStage stage) {
 std::array<char, 32> Proof(const std::string& key, const char* role, FrameOrigin dialer,
                            FrameOrigin listener, uint16_t wire, uint64_t ring_bytes,
                            const Nonce& dialer_nonce, const Nonce& listener_nonce) {
+  // Spaces part the numbers and nonces have one length, so no two sets of facts give one text.
   std::string message = absl::StrCat("epic exchange ", static_cast<int>(kFrameVersion), " ", role,
                                      " ", dialer.rank, " ", dialer.generation, " ", listener.rank,
                                      " ", listener.generation, " ", wire, " ", ring_bytes, " ");
@@ -81,6 +82,7 @@ absl::Status CheckHello(const Hello& hello) {
                                             " and ", hello.header.payload_bytes,
                                             " bytes is no hello"));
   }
+  // The header is sealed again as its sender must have done, and only the sum is compared.
   FrameHeader sealed = hello.header;
   SealHeader({hello.header.source, hello.header.generation}, std::span(&body, 1),
              /*with_payload_crc=*/true, &sealed);
@@ -113,6 +115,7 @@ absl::Status DialerHandshake::CheckFrom(const Hello& hello, HelloStage stage) co
     return RefusalError(hello);
   }
   if (hello.header.detail != static_cast<uint16_t>(stage)) return StageError(hello, stage);
+  // The address may be another process's by now. A newer map will tell, so the dial is tried again.
   if (hello.header.source != peer_.rank || hello.header.generation != peer_.generation) {
     return absl::UnavailableError(absl::StrCat(
         "it is ", Name(hello.header.source, hello.header.generation), " that answers"));
@@ -135,6 +138,8 @@ absl::StatusOr<Hello> DialerHandshake::OnAnswer(const Hello& answer) {
 }
 
 absl::Status DialerHandshake::OnWelcome(const Hello& welcome) const {
+  // A welcome needs no proof: the listener has given its proof in the answer, and this message only
+  // says that it has taken the dialler's.
   return CheckFrom(welcome, HelloStage::kWelcome);
 }
 

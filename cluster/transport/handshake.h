@@ -1,7 +1,7 @@
-// The hello of a connection of the exchange: who dials and who listens prove to each other, by
+// The hello of a connection of the exchange. Dialler and listener prove to each other, by
 // HMAC-SHA256 over the nonces of both, that they hold the key of their pair, and agree on ranks,
-// generations and wire. Messages of one size, so that who has proved nothing yet needs little
-// memory. Plain objects: they take messages and return messages.
+// generations and wire. All messages have one size, so that a peer that has proved nothing yet
+// needs little memory. These are plain objects: they take messages and return messages.
 //
 //   dialer → listener   kBegin: who dials whom, the wire, a nonce
 //   listener → dialer   kAnswer: its nonce and proof
@@ -55,8 +55,9 @@ class DialerHandshake {
                   const Nonce& nonce);
 
   Hello Begin() const;
-  // The kProof to send. FailedPrecondition: the wire cannot be had, another may; Unavailable: not
-  // now; PermissionDenied: the other does not prove that it holds the key.
+  // Returns the kProof to send. FailedPrecondition means that this wire cannot be had, and another
+  // one may be; Unavailable, that a later dial may succeed; PermissionDenied, that the listener has
+  // not proved that it holds the key.
   absl::StatusOr<Hello> OnAnswer(const Hello& answer);
   absl::Status OnWelcome(const Hello& welcome) const;
 
@@ -78,8 +79,9 @@ class ListenerHandshake {
 
   ListenerHandshake(FrameOrigin self, Wire wire, Find find, const Nonce& nonce);
 
-  // What to send back, first. If it is a refusal, `status` tells why and the connection ends:
-  // Unavailable if the dialer may only be ahead of the map here, PermissionDenied or DataLoss.
+  // `reply` is sent in any case. If it is a refusal, `status` says why and the connection ends. It
+  // is Unavailable if the dialler may only be ahead of the map here, else PermissionDenied or
+  // DataLoss.
   struct Step {
     Hello reply;
     absl::Status status;

@@ -46,11 +46,13 @@ bool LoopbackTransport::up(int peer) const {
 
 bool LoopbackTransport::Send(int peer, FrameHeader header, std::span<const Bytes> parts) {
   if (!up(peer)) return false;
+  // The parts are the sender's and may change before the receiver polls, so they are copied.
   Frame frame{.header = header};
   for (const Bytes part : parts) {
     frame.payload.insert(frame.payload.end(), part.begin(), part.end());
   }
   CHECK_LE(frame.payload.size(), size_t{kPayloadBytesMax});
+  // As a wire fills it in, but for the sums: here nothing could change a bit.
   frame.header.magic = kFrameMagic;
   frame.header.version = kFrameVersion;
   frame.header.source = rank_;
@@ -67,6 +69,7 @@ void LoopbackTransport::Disconnect(int peer, const absl::Status& why) {
 }
 
 void LoopbackTransport::Poll() {
+  // The numbers are copied, because handlers may change the peers.
   std::vector<int> peers;
   for (const auto& [peer, link] : links_) peers.push_back(peer);
   for (const int peer : peers) PollLink(peer);
@@ -82,6 +85,8 @@ void LoopbackTransport::PollLink(int peer) {
   if (const absl::Status down = std::exchange(link()->down, absl::OkStatus()); !down.ok()) {
     if (handlers_.on_down) handlers_.on_down(peer, down);
   }
+  // A pair that broke is connected again only after its end was told, so on_up and on_down take
+  // turns.
   Connect(peer);
   if (link() != nullptr && link()->connected && !link()->told_up) {
     link()->told_up = true;

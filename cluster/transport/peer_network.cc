@@ -9,6 +9,7 @@
 namespace epic::cluster {
 namespace {
 
+// The first channel after kRows. Rows never wait until they are offered room (Poll).
 constexpr Channel kFirstBulk{1};
 
 }  // namespace
@@ -34,6 +35,7 @@ void PeerNetwork::Open(Channel channel, ChannelHandlers handlers) {
 }
 
 void PeerNetwork::Close(Channel channel) {
+  // The credits that peers have granted to this channel end with it.
   for (auto& [rank, peer] : peers_) peer.lanes[Index(channel)] = {};
   users_[Index(channel)] = {};
 }
@@ -53,6 +55,7 @@ void PeerNetwork::SetPeers(Channel channel, const AddressBook& peers) {
   });
   for (auto& [rank, peer] : peers_) {
     Lane& lane = peer.lanes[Index(channel)];
+    // A channel that gave a peer up and wants it again is told anew that the peer is up.
     lane.told_up = lane.told_up && lane.wanted;
   }
   transport_.SetPeers(Wanted());
@@ -87,6 +90,7 @@ bool PeerNetwork::SendOnCredit(Channel channel, int peer, FrameHeader header,
   }
   if (!Send(channel, peer, header, parts)) return false;
   Lane& lane = peers_.at(peer).lanes[Index(channel)];
+  // Only a frame that was sent has used a credit.
   --lane.credits;
   ++lane.outstanding;
   return true;
@@ -110,6 +114,7 @@ void PeerNetwork::OnGrant(Channel channel, int rank, int count) {
 
 void PeerNetwork::GrantMore(Channel channel, int peer, int count) {
   CHECK(count > 0 && count <= UINT16_MAX) << count;
+  // A peer that is not up loses nothing: each connection begins with all credits.
   Send(channel, peer, {.kind = FrameKind::kCredit, .detail = static_cast<uint16_t>(count)}, {});
 }
 
@@ -117,6 +122,8 @@ void PeerNetwork::RefuseUnknown(int peer, const FrameHeader& header) {
   ++unknown_frames_;
   // A refusal of a refusal could go back and forth for ever.
   if (header.kind == FrameKind::kNack || header.kind == FrameKind::kCredit) return;
+  // What names the frame is sent back, so that the sender knows which of its dispatches was
+  // refused.
   Send(ChannelOf(header), peer,
        {.kind = FrameKind::kNack,
         .layer = header.layer,
@@ -185,6 +192,8 @@ void PeerNetwork::OnDown(int rank, const absl::Status& why) {
   Peer* peer = Find(rank);
   if (peer == nullptr) return;
   peer->up = false;
+  // All lanes are emptied before the first handler runs: a handler that uses another channel must
+  // find no credits of the connection that has ended.
   std::array<bool, kChannelCount> told;
   for (size_t i = 0; i < users_.size(); ++i) {
     told[i] = peer->lanes[i].told_up;

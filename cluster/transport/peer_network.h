@@ -65,14 +65,14 @@ class PeerNetwork {
   // next Poll.
   void SetPeers(Channel channel, const AddressBook& peers);
 
-  // Sends a frame that needs no credit: an answer or a refusal. As Transport::Send.
+  // Sends a frame that needs no credit: an answer or a refusal. See Transport::Send.
   bool Send(Channel channel, int peer, FrameHeader header, std::span<const Bytes> parts);
   // Whether SendOnCredit would send.
   bool HasRoom(Channel channel, int peer) const;
   // Takes a credit and sends. False, and nothing happened, if the peer is not up, no credit is
   // left, or (not of kRows) the wire is not free.
   bool SendOnCredit(Channel channel, int peer, FrameHeader header, std::span<const Bytes> parts);
-  // What a SendOnCredit of this connection asked for has come: its credit may be used again.
+  // The answer to a SendOnCredit of this connection has come: its credit may be used again.
   void GiveBack(Channel channel, int peer);
   // Lets the peer send `count` more frames on credit.
   void GrantMore(Channel channel, int peer, int count);

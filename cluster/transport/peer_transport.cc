@@ -58,6 +58,8 @@ void PeerTransport::SetPeers(const AddressBook& peers) {
   }
   for (auto it = peers_.begin(); it != peers_.end();) {
     const auto found = entries.find(it->first);
+    // A peer stays connected while its generation is the same. A new address counts for the next
+    // dial.
     const bool stays =
         found != entries.end() && found->second->generation == it->second.entry.generation;
     if (!stays) Remove(it->second);
@@ -123,6 +125,7 @@ std::optional<Wire> PeerTransport::wire(int peer) const {
 }
 
 void PeerTransport::Poll() {
+  // A handler may poll too. The frames that it would get are handed over by the Poll that runs.
   if (polling_) return;
   polling_ = true;
   poll_again_ = false;
@@ -180,6 +183,7 @@ void PeerTransport::Down(Peer& peer, const absl::Status& why) {
 }
 
 absl::Duration PeerTransport::BeforeSleep() {
+  // A break that was not told yet must not wait for the next frame.
   if (poll_again_) return absl::ZeroDuration();
   if (options_.spin > absl::ZeroDuration() && SpinForNews()) return absl::ZeroDuration();
   // Every link is armed even if one has news: AfterSleep disarms them all.
@@ -190,11 +194,13 @@ absl::Duration PeerTransport::BeforeSleep() {
     shared |= peer.link->wire() == Wire::kShm;
   }
   armed_ = true;
+  // A socket wakes the loop by itself. Rings depend on a bell, so with rings a sleep has an end.
   return news ? absl::ZeroDuration() : shared ? kSleepMax : absl::InfiniteDuration();
 }
 
 bool PeerTransport::SpinForNews() {
   const absl::Time end = clock_.Now() + options_.spin;
+  // To look costs no system call and no wake-up.
   do {
     for (auto& [rank, peer] : peers_) {
       if (peer.link != nullptr && peer.link->HasNews()) return true;

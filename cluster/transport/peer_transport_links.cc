@@ -35,7 +35,9 @@ constexpr absl::Duration kPauseMin = absl::Milliseconds(50);
 constexpr absl::Duration kPauseMax = absl::Milliseconds(500);
 // Connections that have proved nothing yet; beyond, the oldest goes.
 constexpr size_t kInboundMax = 64;
+// A flood of strangers must not hold the loop: the listener stays readable and is asked again.
 constexpr int kAcceptsPerEvent = 16;
+// Strangers choose what is warned of, and must not fill memory or the log.
 constexpr size_t kWarnedMax = 1000;
 
 constexpr char kSocketPrefix[] = "exchange-";
@@ -88,6 +90,7 @@ absl::Status PeerTransport::Listen() {
     const int fd = tcp_listener_.get();
     sockets_.Watch(fd, EPOLLIN, [this, fd](uint32_t) { Accept(fd, Wire::kTcp); });
   }
+  // A path that is too long is told at the start, and not when a rank first dials.
   if (options_.wires != WireChoice::kTcp && !options_.run_dir.empty()) {
     // Its length is that of every generation's.
     const std::string longest = absl::StrCat(SocketPath(options_.run_dir, 0), ".new");

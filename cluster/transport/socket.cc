@@ -76,6 +76,7 @@ std::string HostPort(const std::string& host, int port) {
 }
 
 absl::StatusOr<std::string> ResolveHost(const std::string& host) {
+  // The first address counts, here and below: the system's resolver has sorted them by preference.
   ASSIGN_OR_RETURN(const Addresses addresses, Resolve(host, 0, 0));
   return NumericHost(addresses->ai_addr, addresses->ai_addrlen);
 }
@@ -181,6 +182,7 @@ absl::Status CheckPeerUser(int socket) {
 absl::Status ConnectError(int socket) {
   int error = 0;
   socklen_t size = sizeof(error);
+  // A connect that did not wait leaves its result here.
   getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size);
   if (error == 0) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat("connect: ", std::strerror(error)));
@@ -231,6 +233,7 @@ absl::StatusOr<size_t> ReceiveSome(int socket, std::span<std::byte> into,
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
+  // MSG_CMSG_CLOEXEC: the memory of a pair must not reach a program that this process starts.
   const ssize_t count = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (count < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
   if (count < 0) return absl::UnavailableError(absl::StrCat("receive: ", std::strerror(errno)));
@@ -240,6 +243,7 @@ absl::StatusOr<size_t> ReceiveSome(int socket, std::span<std::byte> into,
     for (size_t at = 0; at + sizeof(int) <= c->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
       int fd;
       std::memcpy(&fd, CMSG_DATA(c) + at, sizeof(int));
+      // Taken into ownership at once, so that all are closed whatever the hello turns out to be.
       descriptors->emplace_back(fd);
     }
   }

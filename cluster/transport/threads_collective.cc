@@ -62,6 +62,7 @@ class ThreadsWorld::End : public Collective {
                meeting.values.size() != values.size()) {
       Mismatch(operation, meeting, absl::StrCat("all-reduce of ", values.size()));
     } else {
+      // Ranks come in any order. Integers give one result for all of them.
       Reduce(reduction, values, meeting.values);
     }
     open_[operation].values = values;
@@ -140,6 +141,7 @@ ThreadsWorld::~ThreadsWorld() = default;
 Collective& ThreadsWorld::end(int rank) { return *ends_.at(rank); }
 
 void ThreadsWorld::Fail(int rank, const std::string& reason) {
+  // The first reason stays: later ones only follow from it.
   if (status_.ok()) status_ = absl::AbortedError(absl::StrCat("rank ", rank, ": ", reason));
 }
 

@@ -48,6 +48,7 @@ class MpiCollective : public Collective {
   }
 
   ~MpiCollective() override {
+    // Finalizing waits for the other ranks: an MPI world ends as one.
     MPI_Comm_free(&communicator_);
     MPI_Finalize();
   }
@@ -61,6 +62,8 @@ class MpiCollective : public Collective {
     CHECK_EQ(static_cast<int>(send.size()), size_);
     CHECK_EQ(static_cast<int>(receive.size()), size_);
     // Receives are posted before sends, so that large messages find their place.
+    // MPI_Alltoallv would want all parts in one buffer, and those of an exchange lie anywhere. A
+    // request is a handle, so the vector may move it once the call has returned.
     Open& open = open_[next_];
     for (int peer = 0; peer < size_; ++peer) {
       if (receive[peer].empty()) continue;
@@ -90,6 +93,8 @@ class MpiCollective : public Collective {
     Open& open = found->second;
     std::vector<MPI_Status> statuses(open.requests.size());
     int done = 0;
+    // MPI moves data on only while it is called, so whoever waits for an operation asks again and
+    // again.
     const int code = MPI_Testall(static_cast<int>(open.requests.size()), open.requests.data(),
                                  &done, statuses.data());
     // The real error stands in one of the statuses.
@@ -127,6 +132,7 @@ class MpiCollective : public Collective {
   };
 
   static int Count(size_t count) {
+    // MPI counts in int. A tile is far below that.
     CHECK_LE(count, static_cast<size_t>(INT_MAX));
     return static_cast<int>(count);
   }

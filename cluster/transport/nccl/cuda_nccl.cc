@@ -13,6 +13,7 @@
 namespace epic::cluster {
 namespace {
 
+// The two enumerations are cast into each other, so their numbers must be the same.
 static_assert(static_cast<int>(NcclResult::kUnhandledCudaError) == ncclUnhandledCudaError);
 static_assert(static_cast<int>(NcclResult::kSystemError) == ncclSystemError);
 static_assert(static_cast<int>(NcclResult::kInternalError) == ncclInternalError);
@@ -48,6 +49,8 @@ absl::Status Find(void* handle, const char* name, Function& function) {
 }
 
 absl::StatusOr<Library> OpenLibrary() {
+  // The machine's library comes first, and then the one that this program was built with. The
+  // handle is never closed: NCCL may have threads that run its code.
   void* handle = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
   const std::string why = handle == nullptr ? dlerror() : "";
   if (handle == nullptr) handle = dlopen(EPIC_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
@@ -69,6 +72,7 @@ absl::StatusOr<Library> OpenLibrary() {
   RETURN_IF_ERROR(Find(handle, "ncclGetLastError", library.last_error));
   int version = 0;
   library.get_version(&version);
+  // An older library may not know all fields of the configuration that this program fills in.
   if (version < NCCL_VERSION_CODE) {
     return absl::UnavailableError(absl::StrCat("libnccl.so.2 is version ", version, ", at least ",
                                                NCCL_VERSION_CODE, " is needed"));
@@ -107,6 +111,7 @@ class CudaNccl : public NcclApi {
     ncclUniqueId unique;
     std::ranges::copy(id, unique.internal);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    // Else calls would hold the rank's loop, the first one until all ranks have come.
     config.blocking = 0;
     ncclComm_t made = nullptr;
     const ncclResult_t result = nccl_.init_rank(&made, size, unique, rank, &config);
@@ -150,6 +155,7 @@ class CudaNccl : public NcclApi {
   NcclResult Mark(NcclEvent& event) override {
     if (const NcclResult entered = Enter(); entered != NcclResult::kSuccess) return entered;
     cudaEvent_t made = nullptr;
+    // The mark only tells that the stream has come here, so it needs no time.
     if (const NcclResult result = Cuda(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
         result != NcclResult::kSuccess) {
       return result;
@@ -168,9 +174,12 @@ class CudaNccl : public NcclApi {
   bool Reaches(const void* memory) override {
     cudaPointerAttributes attributes;
     if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+      // CUDA keeps the error and would give it to the next call that asks.
       cudaGetLastError();
       return false;
     }
+    // Memory that was pinned for the card has the same address on both sides. Only then can a
+    // buffer be used where it lies.
     return attributes.devicePointer == memory;
   }
 
@@ -188,6 +197,7 @@ class CudaNccl : public NcclApi {
     if (result == NcclResult::kUnhandledCudaError) {
       return absl::StrCat(text, " (", cudaGetErrorString(cudaPeekAtLastError()), ")");
     }
+    // NCCL keeps the last error for the process and does not look at the communicator.
     const char* const more = nccl_.last_error(nullptr);
     return more == nullptr || *more == '\0' ? text : absl::StrCat(text, " (", more, ")");
   }
@@ -219,6 +229,7 @@ absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl(int card) {
   ASSIGN_OR_RETURN(const Library library, OpenLibrary());
   cudaStream_t stream = nullptr;
   cudaError_t made = cudaSetDevice(card);
+  // A stream that never waits for the default stream, where others may compute.
   if (made == cudaSuccess) made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (made != cudaSuccess) {
     return absl::UnavailableError(absl::StrCat("cudaStreamCreate: ", cudaGetErrorString(made)));

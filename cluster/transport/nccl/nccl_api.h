@@ -69,7 +69,7 @@ struct NcclApi {
   virtual std::byte* AllocatePinned(size_t bytes) = 0;
   virtual void FreePinned(std::byte* memory) = 0;
 
-  // What the last error was, for people.
+  // A text for people about the last error.
   virtual std::string ErrorText(NcclResult result) = 0;
 };
 

@@ -67,6 +67,8 @@ Collective::Operation NcclCollective::StartAllToAll(
   CHECK_EQ(static_cast<int>(send.size()), size());
   CHECK_EQ(static_cast<int>(receive.size()), size());
   Open open;
+  // An operation of an epoch that has ended still gets its number, and Done says how the epoch
+  // ended.
   if (!status_.ok()) return Queue(std::move(open));
   size_t staged_bytes = 0;
   const auto plan = [&](std::vector<Transfer>& transfers, int peer, std::byte* at, size_t bytes) {
@@ -107,6 +109,7 @@ Collective::Operation NcclCollective::StartAllReduce(Reduction reduction,
 }
 
 Collective::Operation NcclCollective::Queue(Open open) {
+  // Operations go to NCCL in the order of their start, since NCCL matches them by nothing else.
   open_.emplace(next_, std::move(open));
   queue_.push_back(next_);
   Advance();
@@ -118,6 +121,8 @@ absl::StatusOr<bool> NcclCollective::Done(Operation operation) {
   CHECK(found != open_.end()) << "operation " << operation;
   Advance();
   Open& open = found->second;
+  // Once the epoch is over no operation succeeds, even one that has run here: on another rank the
+  // same one may have failed, and all ranks must do the same next.
   if (status_.ok() && open.event != nullptr) {
     const NcclResult result = api_.Reached(open.event);
     if (result != NcclResult::kInProgress && Check("the card", result)) {
@@ -168,6 +173,8 @@ void NcclCollective::Advance() {
 }
 
 void NcclCollective::Launch(Open& open) {
+  // Sends and receives go in one group: outside of a group each might wait for the peer's other
+  // half.
   if (!Check("ncclGroupStart", api_.GroupStart())) return;
   NcclResult result = NcclResult::kSuccess;
   // Within a group each call is only noted.
@@ -193,6 +200,7 @@ void NcclCollective::Launch(Open& open) {
 }
 
 void NcclCollective::MarkLaunched() {
+  // Only now: a stream must not be marked while the group is still being enqueued (nccl_api.h).
   launching_ = false;
   Open& open = open_.at(queue_.front());
   queue_.pop_front();
@@ -216,6 +224,7 @@ void NcclCollective::End(const std::string& reason) {
   if (!status_.ok()) return;
   status_ = absl::AbortedError(reason);
   queue_.clear();
+  // The communicator could not even begin to form, so there is nothing to abort.
   if (comm_ == nullptr) return;
   StartEnd([&api = api_, comm = comm_] { api.Abort(comm); });
 }

@@ -98,10 +98,10 @@ class NcclCollective : public Collective {
 
   Operation Queue(Open open);
   Block TakeBlock(size_t bytes);
-  // Moves on whatever can be.
+  // Takes every step that NCCL allows now.
   void Advance();
   void Launch(Open& open);
-  // Enqueued: from its mark on it is known when it has run.
+  // The operation is enqueued. The mark after it tells when it has run.
   void MarkLaunched();
   void Complete(const Open& open);
   bool Check(const char* what, NcclResult result);
