@@ -37,6 +37,7 @@ template <typename T>
 void AppendFields(const T& value, std::string& to) {
   static_assert(std::is_trivially_copyable_v<T>);
   if constexpr (!std::is_class_v<T>) {
+    // A scalar has no padding, so its bytes are its value.
     static_assert(std::is_scalar_v<T>);
     to.append(reinterpret_cast<const char*>(&value), sizeof(T));
   } else {

@@ -44,6 +44,7 @@ class CudaBackend : public Backend {
     graphs_.Flush();
     runtime_->Wait();
   }
+  // ForEach computes on the host, and does not wait for the device.
   void ForEach(int count, const std::function<void(int)>& task) override {
     host_threads_.ForEach(count, task);
   }

@@ -84,7 +84,9 @@ class MlpRunner {
   const Products& products_;
   OperationGraphs& graphs_;
   RowScratch input_, packed_, product_;
+  // here_ and out_ stand in for rows and answers in memory that no kernel may touch.
   Scratch here_, gate_up_, answers_, out_, tables_;
+  // The order of the pairs of the current call, by expert.
   PairsByExpert order_;
 };
 

@@ -7,10 +7,12 @@
 
 namespace epic::kernels::cuda {
 
+// A lane of the gate's warp holds 16 experts, one group and one choice (gate_kernel.h).
 inline constexpr int kGateExpertsMax = 512;
 inline constexpr int kGateGroupsMax = 32;
 inline constexpr int kGateTopKMax = 32;
 
+// The attention kernels are compiled for these sizes.
 inline constexpr int kMlaRopeDim = 64;
 inline constexpr int kMlaLatentDims[] = {128, 512};
 

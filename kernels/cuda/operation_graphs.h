@@ -52,6 +52,8 @@ class OperationGraphs {
   void RunOrRecord(void (*kernel)(Stream, const Arguments&),
                    const std::type_identity_t<Arguments>& arguments) {
     if (!holding_) return kernel(heap_.runtime().stream(), arguments);
+    // The key is the kernel's address and every byte of its arguments: nothing else reaches a
+    // launch.
     AppendFields(reinterpret_cast<uintptr_t>(kernel), key_);
     AppendFields(arguments, key_);
     launches_.push_back({&Launch<Arguments>, reinterpret_cast<AnyKernel>(kernel), stored_.size()});
@@ -62,7 +64,7 @@ class OperationGraphs {
   // runtime.
   void Flush();
 
-  // Sequences so far, for tests.
+  // How many sequences were recorded and replayed so far, for tests.
   int recorded() const { return recorded_; }
   int replayed() const { return replayed_; }
 
@@ -71,6 +73,7 @@ class OperationGraphs {
   struct HeldLaunch {
     void (*launch)(AnyKernel kernel, Stream stream, const std::byte* arguments);
     AnyKernel kernel;
+    // This is an offset and no pointer, since stored_ moves when it grows.
     size_t offset;  // of its arguments in stored_
   };
 
@@ -86,11 +89,12 @@ class OperationGraphs {
 
   DeviceHeap& heap_;
   const bool enabled_;
+  // Whether the current operation may be replayed.
   bool holding_ = false;
   std::string key_;  // of the launches held back
   std::vector<HeldLaunch> launches_;
   std::vector<std::byte> stored_;
-  // Null: seen once.
+  // The sequences met so far. Null: the sequence has run, and no recording of it is kept.
   std::unordered_map<std::string, std::unique_ptr<DeviceRuntime::Recording>> recordings_;
   int recorded_ = 0;
   int replayed_ = 0;

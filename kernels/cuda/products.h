@@ -33,6 +33,7 @@ struct RowForms {
   bool rounded = false;
   bool quantised = false;
 
+  // Several weights may want both forms of the same rows.
   static RowForms Of(std::initializer_list<const DeviceMatrix*> weights);
 };
 

@@ -61,6 +61,7 @@ class StepArrays {
   T* Upload(Scratch& to, const std::vector<T>& values);
 
   DeviceRuntime& runtime_;
+  // Each lies by itself, so that the growth of one moves no other.
   Scratch integers_, pages_, angles_, units_, tiles_, counts_;
   RopeTable table_;
   const float* cos_ = nullptr;

@@ -25,6 +25,7 @@ class Fiber {
   void Yield();
 
  private:
+  // The state has a fixed address, since stacks cannot move: so a Fiber can be moved.
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -31,6 +31,7 @@ EPIC_HOST_DEVICE constexpr uint64_t MatrixDescriptor(uint32_t address, uint32_t 
 }
 
 EPIC_HOST_DEVICE constexpr uint64_t RowsDescriptor(uint32_t address) {
+  // leading_bytes says nothing here (K-major).
   return MatrixDescriptor(address, 16, kTileAlignmentBytes);
 }
 

@@ -39,6 +39,7 @@ class SharedMemory {
   std::unique_ptr<std::byte[]> bytes_;
   // Per byte: kUnwritten, kAsync, or the writing thread and its number of fences at that time.
   std::vector<uint32_t> writers_;
+  // A byte's writer has fenced it if its number of fences has grown since.
   std::vector<uint32_t> fences_;  // per thread
 };
 

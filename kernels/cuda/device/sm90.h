@@ -25,6 +25,7 @@ EPIC_DEVICE int BlockIndex() { return static_cast<int>(blockIdx.x); }
 EPIC_DEVICE int BlockCount() { return static_cast<int>(gridDim.x); }
 
 template <typename T>
+// Bounds are not checked here; the emulated device checks them.
 class Shared {
  public:
   EPIC_DEVICE explicit Shared(T* data) : data_(data) {}
@@ -125,6 +126,8 @@ EPIC_DEVICE void AcquireTensorMap(const TensorMap& map) {
                    reinterpret_cast<uint64_t>(&map))
                : "memory");
 }
+// Threads write shared memory by another path than products and copies read it: without the fence
+// those may see old bytes.
 EPIC_DEVICE void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 EPIC_DEVICE void ProductsBegin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
