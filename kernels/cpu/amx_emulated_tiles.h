@@ -20,6 +20,7 @@ class EmulatedTiles {
     __builtin_memset(data_[kTile], 0, sizeof(data_[kTile]));
   }
   template <int kTile>
+  // Rows past the configured ones are not read: memory may end behind the last row.
   void Load(const void* from, int64_t stride_bytes) {
     for (int r = 0; r < rows_[kTile]; ++r) {
       __builtin_memcpy(data_[kTile][r], static_cast<const char*>(from) + r * stride_bytes, 64);
@@ -36,6 +37,8 @@ class EmulatedTiles {
   template <int kC, int kA, int kB>
   void DotBF16() {
     for (int m = 0; m < rows_[kC]; ++m) {
+      // TDPBF16PS sums even and odd inputs apart, from 0, and only then adds to C (Intel SDM). So a
+      // tile of 32 inputs is a step of the family's tree.
       float even[16] = {};
       float odd[16] = {};
       for (int k = 0; k < 16; ++k) {
@@ -59,6 +62,7 @@ class EmulatedTiles {
       for (int k = 0; k < 16; ++k) {
         for (int n = 0; n < 16; ++n) {
           for (int i = 0; i < 32; i += 8) {
+            // Sums wrap as the instruction's do; kInt8InputsMax keeps them from it.
             const int product = static_cast<int8_t>(data_[kA][m][k] >> i) *
                                 static_cast<int8_t>(data_[kB][k][n] >> i);
             data_[kC][m][n] += static_cast<uint32_t>(product);
@@ -73,6 +77,8 @@ class EmulatedTiles {
   static float FirstOfPair(uint32_t pair) { return ToFloat(pair << 16); }
   static float SecondOfPair(uint32_t pair) { return ToFloat(pair & 0xffff0000u); }
 
+  // These are the eight registers of 16 rows of 64 bytes. They hold garbage until they are loaded
+  // or zeroed, although the hardware clears them when it is configured: no kernel may rely on that.
   alignas(64) uint32_t data_[8][16][16];
   int rows_[8];
 };

@@ -20,6 +20,7 @@ constexpr int kTileRows = 16;      // of a tile register (hardware)
 constexpr int kBounceTiles = 8;    // as many as there are tile registers
 constexpr int kDecodedTiles = 32;  // two panels by a stretch of 16, or six by 4
 static_assert(kAmxScratchBytes == (kBounceTiles + kDecodedTiles) * kBf16TileBytes);
+// This is more than any K has, and no sum with it overflows.
 constexpr int64_t kAllTiles = int64_t{1} << 40;
 // How far ahead weights are fetched. Chosen, not measured apart: tests/perf/RESULTS_AMX.md has the
 // speed of the whole.
@@ -88,6 +89,8 @@ class Sweep {
         Group group;
         // The last round has the panels that no full group took; they stand together.
         group.count = i < apart ? kPanels : static_cast<int>(end - begin - apart * kPanels);
+        // Panel p of each group is in its own stretch of panels, so that each stream of weights is
+        // read from end to end.
         for (int p = 0; p < group.count; ++p) {
           group.panel[p] = i < apart ? begin + i + p * apart : begin + apart * kPanels + p;
         }
@@ -97,12 +100,14 @@ class Sweep {
         }
       }
     }
+    // Tiles are released once, at the end: a thread keeps its configuration from panel to panel.
     tiles_.Release();
   }
 
  private:
   static constexpr int kFirstA = kRowTiles * kPanels;
   static constexpr int kFirstB = kFirstA + kRowTiles;
+  // B gets the registers that C and A leave.
   static constexpr int kBTiles = 8 - kFirstB;
 
   // Panels that are multiplied side by side.
@@ -123,7 +128,7 @@ class Sweep {
   const std::byte* Packed(int64_t panel) const {
     return g_.weight.data + panel * panel_bytes_ + header_bytes_;
   }
-  // Of FP8: by block; of INT8: by output.
+  // The scales at a panel's start: of FP8 one for each block, of INT8 one for each output.
   const float* Scales(int64_t panel) const {
     return reinterpret_cast<const float*>(g_.weight.data + panel * panel_bytes_);
   }
@@ -134,6 +139,7 @@ class Sweep {
     for (int p = 0; p < group.count; ++p) {
       const std::byte* packed = Packed(group.panel[p]);
       b[p] = packed + t_begin * Weight::kTileBytes;
+      // A stretch is decoded once for all rows: its tiles stay in cache while rows pass over them.
       if constexpr (Weight::kDecoded) b[p] = Decoded(p, packed, t_begin, t_end);
     }
     for (int64_t row = 0; row < g_.m; row += kRowTiles * kTileRows) {
@@ -151,6 +157,7 @@ class Sweep {
   }
 
   const std::byte* Decoded(int p, const std::byte* packed, int64_t t_begin, int64_t t_end) {
+    // The scratch holds 32 tiles: with six panels four of each, with two sixteen.
     std::byte* to = decoded_ + p * Smaller(Weight::kStretch, kPanels > 2 ? 4 : 16) * kBf16TileBytes;
     for (int64_t t = t_begin; t < t_end; ++t) {
       for (int64_t at = 0; at < Weight::kTileBytes; at += 64) {
@@ -163,8 +170,10 @@ class Sweep {
     return to;
   }
 
-  // Only when the rows change: it clears every tile register and waits for those in use.
+  // Configuring clears every tile register and waits for those in use, so it happens only when the
+  // rows change.
   void Configure(const int (&rows)[kRowTiles]) {
+    // Rows change only at the last pass over a stretch, and back at the next stretch's first.
     bool same = true;
     for (int r = 0; r < kRowTiles; ++r) same = same && rows[r] == configured_[r];
     if (same) return;
@@ -217,12 +226,15 @@ class Sweep {
   [[gnu::always_inline]] void Multiply(const Group& group, const std::byte* const (&b)[kPanels],
                                        const std::byte* a, const int (&rows)[kRowTiles],
                                        int64_t count, bool first_rows) {
-    // Later rows find the weights in cache; what is decoded was fetched ahead there.
+    // The first rows bring the weights from memory, and later rows find them in cache. Types that
+    // are decoded were fetched ahead when they were decoded.
     const bool ahead = first_rows && !Weight::kDecoded;
     for (int64_t t = 0; t < count; ++t) {
       Repeat<kRowTiles>([&](auto r) {
         constexpr int kRow = decltype(r)::value;
         if (rows[kRow] == 0) return;
+        // A's rows may be fewer than 16: the register is configured for them, and no row past the
+        // last is read.
         tiles_.template Load<kFirstA + kRow>(a + kRow * kTileRows * row_bytes_ + 64 * t,
                                              row_bytes_);
       });
@@ -256,6 +268,8 @@ class Sweep {
            int64_t t_end) {
     ForPlaces(group, row, rows, [&](auto tile, int p, const Place& place) {
       constexpr int kTile = decltype(tile)::value;
+      // FP8 sums are finished at every block, INT8 sums once, after all of K; other sums are C
+      // itself.
       const bool finish = Weight::kScaled || (Weight::kInt8 && t_end == k_tiles_);
       if (!finish && place.columns == kTilePanel) {
         tiles_.template Store<kTile>(place.c, 4 * g_.c_stride);
@@ -264,10 +278,12 @@ class Sweep {
       // A tile stores whole rows of 16: columns past the matrix must not reach C.
       tiles_.template Store<kTile>(place.bounce, 64);
       if constexpr (Weight::kScaled) {
+        // A stretch of FP8 is one block (kStretch), so its first tile names the scale.
         const float scale = Scales(group.panel[p])[t_begin / kTilesPerScale];
         Vectors::AddScaled(place.bounce, scale, t_begin == 0, place.rows, place.columns, place.c,
                            g_.c_stride);
       } else if (finish) {
+        // A row's scale stands behind its values (Int8Row).
         const std::byte* first_row = g_.prepared + (row + kTile / kPanels * kTileRows) * row_bytes_;
         Vectors::FinishInt8(place.bounce, Scales(group.panel[p]),
                             first_row + Int8RowOffset(g_.weight.k), row_bytes_, place.rows,
@@ -287,6 +303,8 @@ class Sweep {
   const int64_t header_bytes_;
   std::byte* const bounce_;
   std::byte* const decoded_;
+  // The rows of the current configuration; 0 means none yet, as the first tile of a pass has at
+  // least one row.
   int configured_[kRowTiles] = {};
   Tiles tiles_;
 };

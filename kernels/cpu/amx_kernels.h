@@ -21,7 +21,7 @@ const AmxKernels& EmulatedAmxKernels();
 // Emulated tiles between the AVX-512 code of the real ones; needs what the CPUs with AMX have of
 // AVX-512 (CpuFeatures::avx512_vbmi).
 const AmxKernels& EmulatedTileAmxKernels();
-// Only where AmxFailure() is empty.
+// May be used only where AmxFailure() is empty.
 const AmxKernels& RealAmxKernels();
 
 inline constexpr int64_t kAmxScratchBytes = 40960;

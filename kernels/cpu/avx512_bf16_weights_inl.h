@@ -31,9 +31,8 @@ template <int kLines>
 //   At(panel, t)            where tile t of a panel lies as it is packed
 //   kDecoded                whether a tile becomes BF16 by Load, a quarter i of it at a time;
 //                           Prefetch fetches what lies `ahead` bytes past that quarter
-//   kTilesPerScale          tiles whose sum is multiplied by Scale(header, t); 0: there are no
-//   scales kStretch                tiles of K that many rows pass over before the next ones are
-//   decoded
+//   kTilesPerScale          tiles whose sum is multiplied by Scale(header, t); 0: no scales
+//   kStretch                tiles of K that many rows pass over before the next are decoded
 struct BF16Weight {
   static constexpr bool kDecoded = false;
   static constexpr int64_t kTilesPerScale = 0, kStretch = kStretchMax;
@@ -77,15 +76,17 @@ constexpr NibbleValues kNibbleValues;
 
 struct NibbleWeight {
   static constexpr bool kDecoded = true;
+  // A group of 32 inputs is a tile, and has a scale of its own.
   static constexpr int64_t kTilesPerScale = 1, kStretch = kStretchMax;
   static const std::byte* At(const std::byte* panel, int64_t t) { return panel + Int4LinesAt(t); }
   static void Prefetch(const std::byte* panel, int64_t t, int i, int64_t ahead) {
+    // Scales and lines of two groups stand apart, so the distance is counted in groups.
     const int64_t then = t + (ahead + kInt4GroupBytes - 1) / kInt4GroupBytes;
     if (i == 0) PrefetchLines<1>(panel + Int4ScalesAt(then));
     PrefetchLines<1>(At(panel, then) + kInt4LineBytes * i);
   }
-  // A line holds four rows of the tile, a nibble of each word for each: int4_layout.h. What stands
-  // above the five bits of a lookup is ignored.
+  // A line holds four rows of the tile, a nibble of each word for each row (int4_layout.h). The
+  // lookup ignores the bits above its five.
   static Quarter Load(const std::byte* panel, int64_t t, int i) {
     const __m512i values = _mm512_load_si512(kNibbleValues.words);
     const __m512i line = _mm512_load_si512(At(panel, t) + kInt4LineBytes * i);

@@ -81,6 +81,7 @@ class AttentionRunner {
                 float* partial) const;
   void RunTile(const Tile& tile, const Keys& keys, std::byte* scratch, float* total,
                float* partial) const;
+  // AddTiles serves many tiles, AddSplits few tiles of many splits: both give the same bits.
   void AddTiles(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost);
   void AddSplits(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost);
 
@@ -90,6 +91,7 @@ class AttentionRunner {
   ThreadPool& pool_;
   GemmRunner& gemms_;
   ExpandedAttention expanded_;
+  // Threads draw tasks from this counter; which thread computes a tile changes no bit.
   std::atomic<size_t> next_task_ = 0;
   std::vector<Task> tasks_;
   std::vector<ReusableMemory> scratch_;  // [threads]

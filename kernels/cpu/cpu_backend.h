@@ -39,7 +39,7 @@ struct CpuBackendResult {
 // Never runs an instruction that the CPU or the system lacks.
 CpuBackendResult MakeCpuBackend(const CpuOptions& options);
 
-// What flags say, each in one of the words given.
+// The values of flags, each one of the words given.
 struct CpuFlags {
   std::string numerics = "auto";              // auto, fma, avx512-bf16, amx-bf16
   std::string quantization = "none";          // none, int8, int4

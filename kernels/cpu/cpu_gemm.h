@@ -16,6 +16,7 @@ class CpuGemm : public GemmFamily {
   CpuGemm(const GemmFamily& bf16, const Int8GemmFamily& int8) : bf16_(bf16), int8_(int8) {}
 
   const char* name() const override { return bf16_.name(); }
+  // Shares of threads are counted in panels, so both families must have panels of one width.
   int64_t panel_columns() const override { return bf16_.panel_columns(); }
   int64_t panel_bytes(int64_t k, DType dtype) const override {
     return Of(dtype).panel_bytes(k, dtype);

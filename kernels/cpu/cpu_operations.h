@@ -40,16 +40,19 @@ class CpuBackend : public Backend {
   bool attends_slices() const override { return prompt_attention_ == PromptAttention::kAbsorbed; }
   std::string description() const override;
 
+  // Tests and benchmarks read it (ParallelRegions).
   int64_t regions() const { return pool_.regions(); }
 
   int compute_threads() const override { return pool_.threads(); }
   void ForEach(int count, const std::function<void(int)>& task) override {
     pool_.ForEach(count, task);
   }
+  // The pool calls the interlude between pieces of work (ThreadPool::Breathe).
   void SetInterlude(std::function<void()> interlude) override {
     pool_.SetInterlude(std::move(interlude));
   }
 
+  // All memory is the host's, so its use makes no difference.
   std::unique_ptr<Memory> Allocate(int64_t bytes, MemoryUse use) override {
     return std::make_unique<HugeMemory>(bytes);
   }
@@ -106,6 +109,7 @@ class CpuBackend : public Backend {
   // The order matters: later members refer to earlier ones.
   const std::string cpu_name_;
   const VectorOps& ops_;
+  // fma_ is there in every family: the router is multiplied by it.
   const FmaGemmFamily fma_;
   const std::optional<TileGemmFamily> tiled_;
   const Int8GemmFamily int8_;

@@ -20,7 +20,7 @@
 
 namespace epic::kernels {
 
-// The head.
+// Any single matrix; the model's head is one.
 struct CpuMatrix : Matrix {
   PackedWeight weight;
   std::unique_ptr<HugeMemory> memory;
@@ -34,6 +34,7 @@ struct CpuMlp : Mlp {
 struct CpuAttention : Attention {
   std::vector<float> input_norm, q_a_norm, kv_a_norm;
   PackedWeight q_a, q, kv_a, o;
+  // kv_b is kept in these forms alone.
   std::vector<PackedWeight> w_uk;  // per head: [kv_rank, nope]
   std::vector<PackedWeight> w_uv;  // per head: [v, kv_rank]
   std::vector<PackedWeight> w_k;   // per head: [nope, kv_rank]; empty: all rows attend absorbed
@@ -72,6 +73,7 @@ class WeightLoader {
   struct Request {
     SourceMatrix source;
     PackedWeight* to;
+    // kv_b's parts say false: they stay BF16 under --quantization.
     bool quantized = true;  // where the options say so
   };
 

@@ -32,6 +32,8 @@ template <int kCount, int kFrom = 0, class Body>
 // Calls body(Index<count>()); count is 1 .. kMost.
 template <int kMost, class Body>
 void WithCount(int64_t count, const Body& body) {
+  // A count becomes a constant of the compiler here, so that every number of rows has a loop of its
+  // own.
   if constexpr (kMost > 1) {
     if (count < kMost) return WithCount<kMost - 1>(count, body);
   }
@@ -44,6 +46,7 @@ template <int kMost, class Body>
 void ForRowPasses(int64_t m, const Body& body) {
   int64_t row = 0;
   for (int64_t passes = (m + kMost - 1) / kMost; passes > 0; --passes) {
+    // The quotient is rounded down, so passes that are one row larger come last.
     const int64_t rows = (m - row) / passes;
     WithCount<kMost>(rows, [&](auto count) { body(count, row); });
     row += rows;

@@ -26,10 +26,12 @@ struct alignas(64) E4M3Bytes {
         }
         mantissa -= 8;
         exponent += 120;
+      // Code 127 is NaN: it becomes BF16's quiet NaN.
       } else if (code == 127) {
         exponent = 255;
         mantissa = 4;
       } else if (exponent != 0) {
+        // The biases are 7 and 127.
         exponent += 120;
       }
       const int bits = exponent << 7 | mantissa << 4;

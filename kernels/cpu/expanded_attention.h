@@ -18,7 +18,7 @@
 
 namespace epic::kernels {
 
-// How many of the sequence's rows, from its first on, attend so.
+// How many of the sequence's rows, from its first on, attend expanded.
 inline int ExpandedRows(const CpuAttention& attention, const SequenceRows& sequence) {
   return attention.w_k.empty() ? 0 : sequence.first_rows_of_prompt();
 }
@@ -34,9 +34,9 @@ class ExpandedAttention {
         gemms_(gemms),
         scratch_(pool.threads()) {}
 
-  // Row `row` of values [heads·v_dim] for each row that attends so, whose q_nope [heads·nope_dim]
-  // stands in `nope` and whose rotated q_rope stands in `query` as Backend::AttentionIn leaves it.
-  // The rows' records are written.
+  // Writes row `row` of values [heads·v_dim] for each row that attends expanded. Its q_nope
+  // [heads·nope_dim] stands in `nope`, its rotated q_rope in `query` as Backend::AttentionIn leaves
+  // it, and the rows' records must have been written.
   void Attend(const CpuAttention& attention, const StepPlan& plan, const KvView& kv, int layer,
               const BF16* nope, Tensor query, BF16* values);
 
@@ -61,6 +61,7 @@ class ExpandedAttention {
   const VectorOps& ops_;
   ThreadPool& pool_;
   GemmRunner& gemms_;
+  // Threads draw tiles from this counter; which thread computes a tile changes no bit.
   std::atomic<int> next_task_ = 0;
   std::vector<ReusableMemory> scratch_;  // [threads]
   ReusableMemory latents_, records_, totals_;

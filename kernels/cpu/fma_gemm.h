@@ -16,7 +16,7 @@ class FmaGemmFamily : public GemmFamily {
   const char* name() const override { return "fma"; }
   int64_t panel_columns() const override { return kFmaPanel; }
   int64_t panel_bytes(int64_t k, DType dtype) const override { return FmaPanelBytes(k, dtype); }
-  // Beside what GemmFamily says also packs as kF32.
+  // This family also packs as kF32, beside the types that GemmFamily names.
   void Pack(const SourceMatrix& source, DType dtype, int64_t panel_begin, int64_t panel_end,
             std::byte* packed) const override;
   int64_t scratch_bytes(int64_t k) const override;

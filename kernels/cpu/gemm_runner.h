@@ -37,7 +37,7 @@ struct GemmBlock {
   int64_t columns() const { return n_end - n_begin; }
   const float* Row(int64_t row) const { return c + (row - row_begin) * stride; }
   const float* SecondRow(int64_t row) const { return second + (row - row_begin) * stride; }
-  // Into a row-major [job's rows, columns].
+  // Copies the block to its place in `to`, row-major [job's rows, to_columns].
   void CopyTo(float* to, int64_t to_columns) const {
     for (int64_t row = row_begin; row < row_end; ++row) {
       std::memcpy(to + row * to_columns + n_begin, Row(row), 4 * columns());
@@ -81,8 +81,8 @@ class GemmRunner {
     std::function<void(int thread, int threads)> body;
   };
 
-  // Adds the preparing of the jobs' rows; where each job's will stand as `family` wants them, null:
-  // as they are.
+  // Adds the part that prepares the jobs' rows. Returns where each job's rows will stand as
+  // `family` wants them; null: they are used as they are.
   std::vector<const std::byte*> PrepareRows(const GemmFamily& family,
                                             const std::vector<GemmJob>& jobs);
   void RunRange(const GemmFamily& family, const GemmJob& job, const std::byte* prepared,

@@ -14,7 +14,7 @@ namespace epic::kernels {
 
 class HugeMemory : public Memory {
  public:
-  // Ends the process if there is not so much: the memory plan of a worker is made before.
+  // Ends the process if there is not that much memory: a worker's memory plan is made before.
   explicit HugeMemory(int64_t bytes);
   ~HugeMemory() override;
   HugeMemory(const HugeMemory&) = delete;
@@ -46,8 +46,8 @@ class ReusableMemory {
     return reinterpret_cast<T*>(memory_->data());
   }
 
-  // For tests: every Get overwrites what the memory held, so that whoever reads it back is found.
-  // Not while an operation runs.
+  // For tests: every Get overwrites what the memory held, so that code which reads it back is
+  // found. It must not be called while an operation runs.
   static void PoisonForTests(bool poisons) { poisons_ = poisons; }
 
  private:

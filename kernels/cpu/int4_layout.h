@@ -19,6 +19,7 @@ inline constexpr int64_t kInt4LineBytes = 64;
 inline constexpr int64_t kInt4GroupBytes = kInt4ScaleBytes + 4 * kInt4LineBytes;
 
 constexpr int64_t Int4Groups(int64_t k) { return (k + kInt4Group - 1) / kInt4Group; }
+// Groups stand in pairs, so that lines begin at multiples of 64 bytes though scales take 32.
 constexpr int64_t Int4PanelBytes(int64_t k) {
   return (Int4Groups(k) + 1) / 2 * (2 * kInt4GroupBytes);
 }

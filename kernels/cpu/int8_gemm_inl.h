@@ -29,7 +29,9 @@ void Tile(const GemmArguments& g, int64_t panel, int64_t apart, const std::byte*
   const std::byte* header = g.weight.data + panel * Int8PanelBytes(g.weight.k);
   const std::byte* weights = header + kInt8HeaderBytes;
   Sums16 sums[kRows][kPanels];
+  // Indices are constants (Repeat), so that the sums live in registers.
   Repeat<kRows * kPanels>([&](auto i) { sums[i.value / kPanels][i.value % kPanels].Clear(); });
+  // Steps cover whole tiles: past K both weights and rows are zeros.
   const int64_t steps = Int8Tiles(g.weight.k) * (kInt8TileInputs / 4);
   for (int64_t step = 0; step < steps; ++step) {
     Weights16 w[kPanels];
@@ -45,6 +47,7 @@ void Tile(const GemmArguments& g, int64_t panel, int64_t apart, const std::byte*
   }
   Repeat<kPanels>([&](auto p) {
     const int64_t n = (panel + p.value * apart) * 16;
+    // The last panel may have more outputs than C has columns.
     const auto columns = static_cast<int>(g.n_end - n < 16 ? g.n_end - n : 16);
     const auto* scales = reinterpret_cast<const float*>(header + p.value * apart_bytes);
     Repeat<kRows>([&](auto r) {
@@ -76,6 +79,8 @@ void GemmInPasses(const GemmArguments& g, int64_t passes) {
 }
 
 void Gemm(const GemmArguments& g) {
+  // Passes differ by one row at most: a short last pass would load all weights of a group for
+  // little.
   const int64_t passes = (g.m + kRowTile - 1) / kRowTile;
   WithCount<kRowTile>((g.m + passes - 1) / passes,
                       [&](auto rows) { GemmInPasses<rows.value>(g, passes); });

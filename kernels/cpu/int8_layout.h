@@ -26,6 +26,7 @@ constexpr int64_t Int8PanelBytes(int64_t k) {
   return kInt8HeaderBytes + Int8Tiles(k) * kInt8TileBytes;
 }
 constexpr int64_t Int8RowOffset(int64_t k) { return Int8Tiles(k) * kInt8TileInputs; }
+// The Int8Row has a whole line, so that rows stay aligned to lines.
 constexpr int64_t Int8RowBytes(int64_t k) { return Int8RowOffset(k) + 64; }
 
 // As PackInt4Panels (int4_layout.h).

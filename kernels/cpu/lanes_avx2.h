@@ -15,9 +15,11 @@ struct M16 {
   __m256 lo, hi;
 };
 
+// 16 registers hold eight vectors: attention keeps 4 keys by one vector of lanes, large products 6
+// rows by one panel.
 constexpr int kVectorsPerAttentionTile = 1;
 constexpr int kLargeTilePanels = 1;
-// Panels read at once by the kernel for this many rows.
+// How many panels the kernel for `rows` rows reads at once: as many sums as registers hold.
 constexpr int SmallTilePanels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 struct I16 {
@@ -33,6 +35,8 @@ inline I16 FirstMask(int n) {
 inline F16 Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F16 Set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F16 Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+// Masked loads and stores touch no memory past the n-th value, so a row may end at the end of a
+// page.
 inline F16 LoadN(const float* p, int n) {
   const I16 mask = FirstMask(n);
   return {_mm256_maskload_ps(p, mask.lo), _mm256_maskload_ps(p + 8, mask.hi)};
@@ -82,6 +86,7 @@ inline F16 Select(M16 mask, F16 yes, F16 no) {
 }
 // Lanes whose value is at least `key`.
 inline M16 AtLeast(const int32_t* values, int32_t key) {
+  // AVX2 compares by `>` alone.
   const __m256i below = _mm256_set1_epi32(key - 1);
   const auto* p = reinterpret_cast<const __m256i*>(values);
   return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_loadu_si256(p), below)),
@@ -89,6 +94,8 @@ inline M16 AtLeast(const int32_t* values, int32_t key) {
 }
 // 2ⁿ from shifted = n + 1.5·2²³.
 inline F16 PowerOfTwo(F16 shifted, float rounder) {
+  // shifted's low bits hold n: minus those of the rounder, plus the bias 127, they are the
+  // exponent.
   const __m256i offset =
       _mm256_sub_epi32(_mm256_set1_epi32(127), _mm256_castps_si256(_mm256_set1_ps(rounder)));
   const I16 bits = Bits(shifted);
@@ -107,16 +114,19 @@ inline __m256i RoundBF16(__m256 x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  // Rounding could turn a NaN into infinity or zero: its upper half is kept and made quiet, as
+  // ToBF16 does.
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   return _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
 }
 inline void StoreBF16(void* p, F16 x) {
   const __m256i packed = _mm256_packus_epi32(RoundBF16(x.lo), RoundBF16(x.hi));
+  // packus works in halves of 128 bits: 0xd8 puts the quarters in order.
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
-// Of values that BF16 holds exactly, and NaN.
+// Takes values that BF16 holds exactly, and NaN: the lower half of their bits is dropped.
 inline void StoreExactBF16(void* p, F16 x) {
   const __m256i lo = _mm256_srli_epi32(_mm256_castps_si256(x.lo), 16);
   const __m256i hi = _mm256_srli_epi32(_mm256_castps_si256(x.hi), 16);
@@ -139,6 +149,8 @@ inline void LoadBF16Pairs(const char* p, F16& first, F16& second) {
 // FTZ and DAZ say). NaN codes come out as ±480·2⁻⁸.
 inline F16 LoadE4M3(const char* p) {
   const __m256i wide = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  // Shifted by 7, E4M3's exponent and mantissa are those of binary16; the mask clears the sign's
+  // copy. The exponents' biases differ by 8.
   const __m256i half =
       _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbfff)));
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
@@ -151,15 +163,17 @@ struct Int4Line {
 };
 inline Int4Line LoadInt4Line(const char* line) {
   const auto* halves = reinterpret_cast<const __m256i*>(line);
+  // A nibble is value + 8: with its top bit flipped it is the value in two's complement.
   const __m256i sign = _mm256_set1_epi8(static_cast<char>(0x88));
   return {_mm256_xor_si256(_mm256_load_si256(halves), sign),
           _mm256_xor_si256(_mm256_load_si256(halves + 1), sign)};
 }
 inline __m256 Int4Values(__m256i words, int bits_above) {
+  // The nibble moves to the top of its word, and the arithmetic shift back extends its sign.
   const __m256i top = _mm256_sll_epi32(words, _mm_cvtsi32_si128(bits_above));
   return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
 }
-// Of nibble j of its words: the values of even words and of odd ones.
+// Nibble j of each word: `first` has the values of even words, `second` those of odd words.
 inline void Int4Pair(const Int4Line& line, int j, F16& first, F16& second) {
   first = {Int4Values(line.lo, 28 - 4 * j), Int4Values(line.hi, 28 - 4 * j)};
   second = {Int4Values(line.lo, 12 - 4 * j), Int4Values(line.hi, 12 - 4 * j)};

@@ -24,6 +24,7 @@ class ProductAttention : public SplitAttention {
              std::byte* scratch, float* partial) const override;
 
  private:
+  // The parts of a thread's scratch.
   struct Buffers;
   // Consecutive records as rows of BF16, and where their values stand.
   struct Rows {
@@ -38,6 +39,8 @@ class ProductAttention : public SplitAttention {
                const Buffers& buffers) const;
   void PackValues(const AttentionTile& tile, const Rows& rows, int first, int keys,
                   const std::byte* next, const Buffers& buffers) const;
+  // Splits whose masked keys hold a NaN or an infinity take SplitByRow, which is slower: a product
+  // cannot leave a key out.
   bool AllSeenOrFinite(const AttentionTile& tile, const std::byte* const* pages, int key_begin,
                        int key_end, const Buffers& buffers) const;
   void SplitByRow(const AttentionTile& tile, const std::byte* const* pages, int key_begin,

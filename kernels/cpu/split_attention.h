@@ -14,8 +14,9 @@ namespace epic::kernels {
 class SplitAttention {
  public:
   virtual ~SplitAttention() = default;
-  // 64-byte aligned, for tiles whose keys have so many values, latents or not, with the rope part.
-  // values_apart: what is summed are no latents, but value_dim other values of the records.
+  // Bytes of scratch, 64-byte aligned, for tiles whose keys have key_width values, with the rope
+  // part. values_apart: the values that are summed are not the keys' latents, but value_dim other
+  // values of the records.
   virtual int64_t ScratchBytes(int key_width, int value_dim, bool values_apart) const = 0;
   // The tile's queries into scratch: once per tile, before its splits.
   virtual void Load(const AttentionTile& tile, std::byte* scratch) const = 0;

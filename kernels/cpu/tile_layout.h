@@ -34,6 +34,8 @@ constexpr int64_t TilePanelBytes(int64_t k, DType dtype) {
          Bf16Tiles(k) * (dtype == DType::kF8E4M3 ? kCodeTileBytes : kBf16TileBytes);
 }
 
+// The number of 64-byte lines is odd, so that the rows of a tile begin in different sets of the
+// cache.
 constexpr int64_t TileRowBytes(int64_t k) { return (Bf16Tiles(k) | 1) * 64; }
 
 // Where the code of value `element` (0..31) of row `row` of a tile stands: interleaving the low

@@ -50,6 +50,8 @@ void AttentionLoad(const AttentionTile& tile, std::byte* scratch) {
   const AttentionBuffers buffers(tile, scratch);
   const int width = tile.latent_dim + tile.rope_dim;
   for (int lane = 0; lane < buffers.lanes; ++lane) {
+    // Queries are transposed, so that one load brings value i of all lanes. Lanes past the tile's
+    // are zeros.
     float* to = buffers.queries + lane;
     for (int i = 0; i < width; ++i) {
       const uint32_t bits =
@@ -59,11 +61,13 @@ void AttentionLoad(const AttentionTile& tile, std::byte* scratch) {
   }
 }
 
-// 16 at a time: both ends have room for a surplus.
+// Values go 16 at a time; a record's codes and the row of floats have room for the surplus behind
+// the latent.
 void WidenFp8(const std::byte* record, const AttentionTile& tile, float* to) {
   const auto* codes = reinterpret_cast<const char*>(record);
   const auto* scales = reinterpret_cast<const float*>(record + tile.scales_offset_bytes);
   for (int i = 0; i < tile.latent_dim; i += 16) {
+    // LoadE4M3 gives 2⁻⁸ of a value, and both factors are powers of two: every product is exact.
     Store(to + i, LoadE4M3(codes + i) * Set1(256.0f) * Set1(scales[i / 128]));
   }
 }
@@ -80,6 +84,7 @@ void WidenKeys(const AttentionTile& tile, const std::byte* page, int count,
     }
     Widen(reinterpret_cast<const BF16*>(record + tile.rope_offset_bytes), tile.rope_dim,
           to + tile.latent_dim);
+    // Expanded records have values of their own; absorbed ones are summed by their latents.
     if (buffers.values > 0) {
       Widen(reinterpret_cast<const BF16*>(record + tile.values_offset_bytes), tile.value_dim,
             to + buffers.values);
@@ -92,6 +97,8 @@ template <int kVectors>
 [[gnu::always_inline]] inline void AddScores(const float* queries, int64_t lanes, const float* keys,
                                              int64_t key_stride, int begin, int end, float scale,
                                              float* sums) {
+  // kGroup keys by kVectors vectors of lanes are independent chains in registers, so that FMAs need
+  // not wait for each other.
   F16 acc[kGroup][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kGroup; ++i) {
@@ -137,6 +144,7 @@ void Scores(const AttentionTile& tile, const AttentionBuffers& buffers, int lane
         for (int64_t i = 0; i < block.bytes_of_part; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
         next += block.bytes_of_part;
       }
+      // Only the last pass scales: the product by 1 in the passes before changes no bit.
       AddScores<kVectors>(buffers.queries + lane, buffers.lanes,
                           buffers.keys + j * buffers.key_stride, buffers.key_stride, begin, end,
                           end == width ? tile.scale : 1.0f,
@@ -157,6 +165,7 @@ F16 Weights(const AttentionTile& tile, const AttentionBuffers& buffers, int lane
   const int64_t lanes = buffers.lanes;
   float* scores = buffers.scores + lane;
   const int32_t* positions = tile.positions + lane;
+  // `partial` holds the lanes' maxima, then their sums, then their values.
   const F16 before = Load(partial + lane);
   F16 maximum = before;
   for (int j = 0; j < block.keys; ++j) {
@@ -168,10 +177,12 @@ F16 Weights(const AttentionTile& tile, const AttentionBuffers& buffers, int lane
   const F16 correction = Rescale(before, maximum);
   F16 sum = Load(partial + lanes + lane) * correction;
   for (int j = 0; j < block.keys; ++j) {
+    // For a key that the lane does not see this may be anything, also NaN: Select below drops it.
     F16 weight = ExpLanes(Load(scores + j * lanes) - maximum);
     if (block.masked) {
       weight = Select(AtLeast(positions, block.first_key + j), weight, Zero());
     }
+    // The sum is FP32 and goes key by key, as the oracle adds.
     sum = sum + weight;
     Store(scores + j * lanes, weight);
   }
@@ -208,6 +219,7 @@ template <int kVectors, bool kMasked>
         const F16 sum = Fma(weight, Set1(key[i]), acc[i][v]);
         if constexpr (kMasked) {
           const M16 seen = AtLeast(tile.positions + lane + v * kLanes, block.first_key + j);
+          // 0 · NaN would be NaN, so a weight of 0 is not enough.
           acc[i][v] = Select(seen, sum, acc[i][v]);
         } else {
           acc[i][v] = sum;
@@ -240,6 +252,7 @@ void AddBlock(const AttentionTile& tile, const AttentionBuffers& buffers, int la
   for (int v = 0; v < kVectors; ++v) {
     correction[v] = Weights(tile, buffers, lane + v * kLanes, block, partial);
   }
+  // Most blocks are seen by all lanes: they take the loop without a mask.
   if (block.masked) {
     AddValues<kVectors, true>(tile, buffers, lane, block, correction, partial);
   } else {
@@ -267,10 +280,14 @@ void AttentionSplit(const AttentionTile& tile, const std::byte* const* pages, in
   for (int first = key_begin; first < key_end; first += kBlockKeys) {
     const int keys = key_end - first < kBlockKeys ? key_end - first : kBlockKeys;
     const std::byte* const* page = pages + (first - key_begin) / kBlockKeys;
+    // A block is masked if its last key comes after the lowest position.
     const Block block{first, keys, first + keys - 1 > lowest,
                       reinterpret_cast<const char*>(page[1]),
                       kBlockKeys * tile.record_bytes / parts};
+    // Keys are widened once for all lanes of the tile, which is why lanes share a sequence.
     WidenKeys(tile, *page, keys, buffers);
+    // Wide passes come first; lanes that fill none go one vector at a time. A lane's chain is the
+    // same in both.
     int lane = 0;
     for (; lane + kVectorsPerAttentionTile * kLanes <= lanes;
          lane += kVectorsPerAttentionTile * kLanes) {
@@ -291,6 +308,7 @@ void AttentionMerge(const AttentionTile& tile, int key_begin, const float* parti
     const F16 a = Rescale(m1, maximum);
     const F16 b = Rescale(m2, maximum);
     Store(total + lane, Select(seen, maximum, m1));
+    // The sum and the values are rescaled alike: row 1 is the sum, and values follow.
     for (int i = 0; i <= tile.value_dim; ++i) {
       const int64_t at = int64_t{1 + i} * lanes + lane;
       const F16 before = Load(total + at);
@@ -304,6 +322,7 @@ void AttentionFinish(const AttentionTile& tile, const float* total, BF16* const*
   const int lanes = tile.stride;
   for (int lane = 0; lane < tile.lanes; lane += kLanes) {
     const int count = tile.lanes - lane < kLanes ? tile.lanes - lane : kLanes;
+    // Each lane divides once and then multiplies, as the oracle does.
     const F16 factor = Set1(1.0f) / Load(total + lanes + lane);
     for (int d = 0; d < tile.value_dim; ++d) {
       BF16 rounded[kLanes];

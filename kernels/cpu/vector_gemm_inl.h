@@ -74,7 +74,7 @@ struct Panels {
   const float* Multipliers(int64_t panel) const {
     return reinterpret_cast<const float*>(base + panel * bytes);
   }
-  // Of the span that begins at k.
+  // The scale of the span that begins at k.
   template <class Weight>
   F16 Scale(int64_t panel, int64_t k) const {
     if constexpr (Weight::kSpan == kInt4Group) {
@@ -83,7 +83,7 @@ struct Panels {
       return Set1(Multipliers(panel)[16 + k / kScaleBlock]);
     }
   }
-  // Of the whole sum; only E4M3 has them.
+  // The whole sum times its multiplier; only E4M3 has them.
   template <class Weight>
   F16 Multiplied(F16 sum, int64_t panel) const {
     if constexpr (Weight::kSpan == kScaleBlock) return sum * Load(Multipliers(panel));
@@ -128,6 +128,8 @@ template <class Weight, int kRows, int kPanels>
         Weight::Pair(unit, j, first, second);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
+          // Input 2j meets all rows, then input 2j + 1: each accumulator meets K in ascending
+          // order, and neighbours are independent.
           acc[r][p] = Fma(Set1(a[r * a_stride + k + 2 * j]), first, acc[r][p]);
         }
 #pragma GCC unroll 8
@@ -174,6 +176,7 @@ void SmallTile(const GemmArguments& g, const Panels& panels, const float* a, int
       Accumulate<Weight>(weights, a, a_stride, k, k_end, partial);
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
+        // Spans join in ascending order, each by one FMA with its scale (docs/numerics.md).
         const F16 scale = panels.Scale<Weight>(panel + p * apart, k);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) acc[r][p] = Fma(partial[r][p], scale, acc[r][p]);
@@ -196,7 +199,8 @@ void SmallGemm(const GemmArguments& g, const Panels& panels) {
   auto* a = reinterpret_cast<float*>(g.scratch);
   const int64_t a_stride = RoundUp(g.weight.k, kFmaPanel);
   for (int r = 0; r < kRows; ++r) WidenRow(g.a + r * g.a_stride, g.weight.k, a + r * a_stride);
-  // Sums of short spans are in registers beside those of all.
+  // Short spans keep sums of their own in registers beside the sums of all spans, so fewer panels
+  // fit.
   constexpr bool kShort = Weight::kSpan == kInt4Group;
   constexpr int kPanels = SmallTilePanels(kShort && kRows == 3 ? 4 : kRows);
   constexpr int kNarrower = kPanels < 4 ? 1 : 4;
@@ -212,6 +216,7 @@ template <class Weight>
 void DecodeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int64_t panel_count,
                  int64_t k_begin, int64_t k_end, float* wide) {
   for (int p = 0; p < kLargeTilePanels; ++p) {
+    // An absent panel reads a present one's weights, since it has none, and stores zeros.
     const char* from = panels.Weights(p < panel_count ? panel + p : panel);
     for (int64_t k = k_begin; k < k_end; k += Weight::kUnit) {
       const auto unit = Weight::Load(from, k);
@@ -256,6 +261,7 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
   }
   F16 acc[kRows][kLargeTilePanels];
   Clear(acc);
+  // C holds the sums of the blocks before, unrounded FP32: continued, they are one chain.
   if (k_begin > 0) {
     for (int64_t p = 0; p < panel_count; ++p) {
       const int lanes = ValidLanes(g, panel + p);
@@ -281,6 +287,7 @@ void LargeBlock(const GemmArguments& g, const Panels& panels, int64_t panel, int
   for (int64_t p = 0; p < panel_count; ++p) {
     const int lanes = ValidLanes(g, panel + p);
     for (int r = 0; r < kRows; ++r) {
+      // The multipliers belong to the whole sum, so only the last block takes them.
       const bool last = k_end == g.weight.k;
       StoreN(Destination(g, row + r, panel + p),
              last ? panels.Multiplied<Weight>(acc[r][p], panel + p) : acc[r][p], lanes);
@@ -310,6 +317,7 @@ void LargeGemm(const GemmArguments& g, const Panels& panels) {
 template <class Weight>
 void GemmOf(const GemmArguments& g) {
   const Panels panels(g.weight);
+  // Few rows decode weights in registers; more rows would decode them again for each pass.
   if (g.m > kFmaRowTile) return LargeGemm<Weight>(g, panels);
   WithCount<kFmaRowTile>(g.m, [&](auto rows) { SmallGemm<Weight, rows.value>(g, panels); });
 }

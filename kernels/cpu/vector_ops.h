@@ -38,7 +38,7 @@ struct AttentionTile {
 constexpr int64_t AttentionPartialFloats(int value_dim, int stride) {
   return int64_t{stride} * (2 + (value_dim + 7) / 8 * 8);
 }
-// For tiles of keys of this many values, and `apart` more that are no keys.
+// For tiles whose keys have `width` values, and `apart` more values that are not part of the key.
 constexpr int64_t AttentionScratchBytes(int width, int apart = 0) {
   return 4 * (int64_t{AttentionTile::kLanesMax} * (width + 64) +
               int64_t{64} * (width + 16 + apart + 16));
@@ -89,7 +89,7 @@ struct VectorOps {
   void (*attention_finish)(const AttentionTile& tile, const float* total, BF16* const* out);
 };
 
-// To be used only where DetectCpuFeatures() allows it.
+// May be used only where DetectCpuFeatures() allows it.
 const VectorOps& Avx2VectorOps();
 const VectorOps& Avx512VectorOps();
 

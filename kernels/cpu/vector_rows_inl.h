@@ -9,7 +9,10 @@ namespace {
 
 inline F16 ExpLanes(F16 x) {
   using namespace exp_constants;  // NOLINT
+  // Each line is one of math.h's Exp, so the bits are the same. The cases are selected at the end,
+  // as lanes cannot branch.
   const M16 low = Less(x, Set1(kLowest));
+  // min gives its second operand where one is NaN, so a NaN stays.
   x = Smaller(Set1(kHighest), x);
   const F16 shifted = Fma(x, Set1(kLog2E), Set1(kRounder));
   const F16 n = shifted - Set1(kRounder);
@@ -36,6 +39,7 @@ inline F16 LoadSome(const float* p, int lanes) { return lanes == 16 ? Load(p) : 
 
 inline void StoreBF16Some(BF16* p, F16 x, int lanes) {
   if (lanes == 16) return StoreBF16(p, x);
+  // A row's end may be the end of its memory, so values go by way of the stack.
   BF16 all[16];
   StoreBF16(all, x);
   for (int i = 0; i < lanes; ++i) p[i] = all[i];
@@ -48,6 +52,8 @@ inline F16 LoadBF16Some(const BF16* p, int lanes) {
   return LoadBF16(all);
 }
 
+// 16 chains are added by halves: this is the order of all norms of the CPU, which the oracle
+// repeats (reference/rows.cc). Lanes past the end add 0.
 float SumOfSquares(const float* x, int64_t count) {
   F16 sum = Zero();
   ForLanes(count, [&](int64_t i, int lanes) {
@@ -64,6 +70,7 @@ float SumOfSquares(const float* x, int64_t count) {
 
 void RmsNorm(const float* x, const float* weight, int64_t count, float eps, BF16* out) {
   const float mean = SumOfSquares(x, count) / static_cast<float>(count);
+  // The square root is an instruction, so nothing calls libm here (kernels/math.h).
   const float factor = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
   ForLanes(count, [&](int64_t i, int lanes) {
     const F16 y = LoadSome(x + i, lanes) * Set1(factor) * LoadSome(weight + i, lanes);
@@ -79,6 +86,7 @@ void ToBF16Row(const float* x, int64_t count, BF16* out) {
 void SiluMultiply(const float* gate, const float* up, int64_t count, BF16* out) {
   ForLanes(count, [&](int64_t i, int lanes) {
     const F16 g = LoadSome(gate + i, lanes);
+    // An estimate of the reciprocal would have other bits on other CPUs, so this divides.
     const F16 silu = g / (Set1(1.0f) + ExpLanes(Negative(g)));
     StoreBF16Some(out + i, silu * LoadSome(up + i, lanes), lanes);
   });
@@ -86,6 +94,7 @@ void SiluMultiply(const float* gate, const float* up, int64_t count, BF16* out) 
 
 void Add(const float* x, int64_t count, float* into) {
   ForLanes(count, [&](int64_t i, int lanes) {
+    // The residual takes the whole sum at once, with one rounding.
     StoreN(into + i, LoadSome(into + i, lanes) + LoadSome(x + i, lanes), lanes);
   });
 }
