@@ -52,7 +52,7 @@ EPIC_HOST_DEVICE inline float E4M3ToFloat(uint8_t code) {
   return sign != 0 ? -magnitude : magnitude;
 }
 
-// To nearest even; what is larger becomes 448, NaN stays NaN.
+// Rounds to nearest even; a value beyond 448 becomes 448, NaN stays NaN.
 EPIC_HOST_DEVICE inline uint8_t ToE4M3(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80u);

@@ -38,8 +38,8 @@ class PairsByExpert {
     }
   }
 
-  // Of the last Sort: indices of its pairs, by expert, ascending within one; and the experts that
-  // have any.
+  // Results of the last Sort: pairs() has the indices of its pairs, by expert, ascending within
+  // one; groups() the experts that have any.
   std::span<const int32_t> pairs() const { return pairs_; }
   std::span<const Group> groups() const { return groups_; }
 

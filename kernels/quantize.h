@@ -32,7 +32,8 @@ constexpr DType PackedDType(DType source, int64_t cols, Quantization quantizatio
   return source == DType::kF8E4M3 ? DType::kF8E4M3 : DType::kBF16;
 }
 
-// Of weights and activations, for a numeric profile. INT8 weights have INT8 activations.
+// Names the types of weights and activations in a numeric profile. INT8 weights have INT8
+// activations.
 constexpr const char* ProfileTypes(Quantization quantization) {
   switch (quantization) {
     case Quantization::kInt8:
@@ -44,7 +45,7 @@ constexpr const char* ProfileTypes(Quantization quantization) {
   }
 }
 
-// To nearest even; |x| ≤ 2²².
+// Rounds to nearest even; |x| ≤ 2²².
 inline int RoundToInt(float x) { return static_cast<int>((x + 0x1.8p23f) - 0x1.8p23f); }
 
 // Returns the scale.

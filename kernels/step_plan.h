@@ -34,7 +34,7 @@ struct StepPlan {
   std::vector<int32_t> token_ids;     // [rows]
   std::vector<int32_t> positions;     // [rows]
   std::vector<int32_t> row_sequence;  // [rows] index into `sequences`
-  std::vector<RowRole> roles;         // [rows]; empty: nobody asks
+  std::vector<RowRole> roles;         // [rows]; empty: no caller asks
   std::vector<SequenceRows> sequences;
   std::vector<int32_t> pages;       // page tables, one after another
   std::vector<int32_t> logit_rows;  // rows whose logits are wanted, ascending

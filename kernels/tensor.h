@@ -1,6 +1,6 @@
-// Number types and views of matrices. Views own nothing: who makes one keeps the memory alive while
-// it is used. An activation is a Tensor in backend memory; a weight of a checkpoint is a
-// SourceMatrix in mapped files, until a backend packs it.
+// Number types and views of matrices. Views own nothing: the maker of one keeps the memory alive
+// while the view is used. An activation is a Tensor in backend memory; a weight of a checkpoint is
+// a SourceMatrix in mapped files, until a backend packs it.
 #pragma once
 
 #include <cstddef>
@@ -58,9 +58,8 @@ struct Tensor {
   }
 };
 
-// FP8 weights have one scale per block of so many outputs by so many inputs (DeepSeek-V3's format);
-// INT4 weights one per so many inputs of an output (compressed-tensors, as Kimi-K2-Thinking has
-// it).
+// FP8 weights have one scale per block of 128 outputs by 128 inputs (DeepSeek-V3's format); INT4
+// weights have one per 32 inputs of an output (compressed-tensors, as Kimi-K2-Thinking has it).
 inline constexpr int kScaleBlock = 128;
 inline constexpr int kInt4Group = 32;
 

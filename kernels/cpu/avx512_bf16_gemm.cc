@@ -11,9 +11,9 @@
 namespace epic::kernels {
 namespace {
 
-// Up to so many rows weights go straight from memory into products; what is decoded up to twice as
-// many, since more rows first store it in scratch memory. Chosen, not measured apart:
-// gemm_benchmark has the speed of either way.
+// Up to kFewRows rows weights go straight from memory into products, and decoded weights up to
+// twice as many rows, since more rows first store them in scratch memory. Chosen, not measured
+// apart: gemm_benchmark has the speed of either way.
 constexpr int kFewRows = 4;
 // 6 rows by 4 panels are 24 sums in registers; 4 rows of weights and an input are the rest of 32.
 constexpr int kRowTile = 6;
@@ -51,8 +51,8 @@ template <int kRows>
   }
 }
 
-// acc continues over tile t of panels; `a` stands at its inputs. What is decoded comes by quarters;
-// what is read as it is comes by rows, so that sums and inputs fit in registers.
+// acc continues over tile t of panels; `a` stands at its inputs. Weights that are decoded come by
+// quarters, all others by rows, so that sums and inputs fit in registers.
 template <class Weight, int kRows, int kPanels>
 [[gnu::always_inline]] inline void AddTile(const std::byte* const (&panels)[kPanels],
                                            const std::byte* a, int64_t row_bytes, int64_t t,
@@ -254,7 +254,7 @@ template <class Weight>
 void LargeGemm(const GemmArguments& g, const Panels& panels) {
   const int64_t end = (g.n_end + kTilePanel - 1) / kTilePanel;
   int64_t panel = g.n_begin / kTilePanel;
-  // Panels left over go two and one at a time: who computes a column changes no bit.
+  // Panels left over go two and one at a time: the grouping changes no bit.
   for (; panel + kGroup <= end; panel += kGroup) LargeGroup<Weight, kGroup>(g, panels, panel);
   for (; panel + 2 <= end; panel += 2) LargeGroup<Weight, 2>(g, panels, panel);
   for (; panel < end; ++panel) LargeGroup<Weight, 1>(g, panels, panel);

@@ -93,8 +93,9 @@ void AttentionRunner::RunTile(const Tile& tile, const Keys& keys, std::byte* scr
   ops_.attention_finish(tile.lanes, total, tile.out);
 }
 
-// Tiles are many: each is one task, its splits one after another. Tasks are drawn from a counter,
-// so that threads with short sequences take more; who computes a tile changes no bit.
+// Where tiles are many, each is one task with its splits one after another. Tasks are drawn from a
+// counter, so that threads with short sequences take more; which thread computes a tile changes no
+// bit.
 void AttentionRunner::AddTiles(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost) {
   next_task_ = 0;
   gemms_.Part(cost, [&, this](int thread, int) {
@@ -110,7 +111,7 @@ void AttentionRunner::AddTiles(const std::vector<Tile>& tiles, const Keys& keys,
   });
 }
 
-// Tiles are few: each split of each is a task, then they are merged in order: the same merges, in
+// Where tiles are few, each split of each is a task, and then they are merged: the same merges, in
 // the same order, as RunTile makes. So both ways give the same bits.
 void AttentionRunner::AddSplits(const std::vector<Tile>& tiles, const Keys& keys, int64_t cost) {
   tasks_.clear();

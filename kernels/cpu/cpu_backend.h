@@ -27,7 +27,7 @@ struct CpuOptions {
   PromptAttention prompt_attention = PromptAttention::kAbsorbed;
   int threads = 0;   // 0: the cores that this process may use
   bool pin = false;  // each compute thread to its core, where this is the only rank
-  int ranks = 1;     // that share these cores: nobody spins where their threads are more
+  int ranks = 1;     // on these cores: if their threads are more than the cores, none spins
 };
 
 struct CpuBackendResult {

@@ -6,7 +6,8 @@
 namespace epic::kernels {
 namespace {
 
-// Of every head, by all threads: W_UKᵀ [kv_rank, nope], W_UV [v, kv_rank], and W_UK if wanted.
+// The parts of kv_b for every head, made by all threads: W_UKᵀ [kv_rank, nope], W_UV [v, kv_rank],
+// and W_UK if wanted.
 struct AllOfKvB {
   std::vector<BF16> keys_transposed;
   std::vector<BF16> keys;

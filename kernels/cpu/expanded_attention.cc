@@ -41,7 +41,7 @@ struct ExpandedAttention::Sequence {
   const Tensor query;
   BF16* const values;
   const ExpandedLayout layout;
-  const int row_count;  // that attend so
+  const int row_count;  // that attend expanded
 
   const AttentionShape& shape() const { return attention.shape; }
   int keys() const { return rows.first_position + row_count; }

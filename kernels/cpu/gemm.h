@@ -2,7 +2,7 @@
 //
 // C[m, n] = Σ_k A[m, k]·W[n, k]: A is BF16, W is packed once at loading, C is FP32. All state is in
 // the arguments: every function is const, touches no other memory and may run on any number of
-// threads at once. Who computes which columns is the caller's choice and changes no bit.
+// threads at once. Which thread computes which columns is the caller's choice and changes no bit.
 //
 // The bits of C[m, n] depend on row m of A, on row n of W, on (N, K) and on the family: never on M,
 // on the column range of a call, or on the other rows. The tree is fixed: either one accumulator

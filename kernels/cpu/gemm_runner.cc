@@ -15,20 +15,20 @@ namespace {
 // has read them.
 constexpr int64_t kBlockRows = 256;
 constexpr int64_t kBlockFloats = int64_t{96} << 10;
-// Blocks and threads' shares begin at multiples of so many columns: families go over several panels
-// of 16 outputs side by side, and fewer would leave their widest loops unused.
+// Blocks and threads' shares begin at multiples of 64 columns: families go over several panels of
+// 16 outputs side by side, and fewer would leave their widest loops unused.
 constexpr int64_t kGroupColumns = 64;
-// With more rows than a block has, a thread passes over its weights once for each block of rows. So
-// many bytes of them stay in the second-level cache from one pass to the next, beside C.
+// With more rows than a block has, a thread passes over its weights once for each block of rows.
+// This many bytes of them stay in the second-level cache from one pass to the next, beside C.
 constexpr int64_t kBlockWeightBytes = int64_t{384} << 10;
 // Work on fewer bytes stays on the calling thread: at the bandwidth of one core (some 20 GB/s) they
 // take 3 µs, about as long as to start and end a parallel region.
 constexpr int64_t kRegionBytes = int64_t{64} << 10;
-// The model of cost by which threads share work: up to so many rows a product takes as long as
-// reading its weight from memory, and then as long again for each so many more.
+// The model of cost by which threads share work: up to 6 rows a product takes as long as reading
+// its weight from memory, and then as long again for every 6 rows more.
 constexpr int64_t kRowsPerRead = 6;
 
-// In bytes that could be read meanwhile.
+// The cost of a panel, in bytes that could be read meanwhile.
 int64_t PanelCost(const GemmFamily& family, const GemmJob& job) {
   const int64_t bytes =
       family.panel_bytes(job.weight.k, job.weight.dtype) * (job.second.data != nullptr ? 2 : 1);
@@ -39,8 +39,8 @@ int64_t JobCost(const GemmFamily& family, const GemmJob& job) {
   return PanelCount(family, job.weight.n) * PanelCost(family, job);
 }
 
-// Where the share of thread `thread` begins among the panels of a job that costs `before` .. of
-// `total`: at a group of columns where there are many.
+// Returns the panel at which the share of thread `thread` begins. The jobs before this one cost
+// `before` of `total`. Shares begin at a group of columns where there are many.
 int64_t FirstPanel(const GemmFamily& family, const GemmJob& job, int64_t before, int64_t total,
                    int thread, int threads) {
   const int64_t panels = PanelCount(family, job.weight.n);

@@ -23,7 +23,7 @@ constexpr int64_t Int4Groups(int64_t k) { return (k + kInt4Group - 1) / kInt4Gro
 constexpr int64_t Int4PanelBytes(int64_t k) {
   return (Int4Groups(k) + 1) / 2 * (2 * kInt4GroupBytes);
 }
-// Where in its panel a group's scales stand, and its lines.
+// The places of a group's scales and of its lines in the panel.
 constexpr int64_t Int4ScalesAt(int64_t group) {
   return group / 2 * (2 * kInt4GroupBytes) + group % 2 * kInt4ScaleBytes;
 }

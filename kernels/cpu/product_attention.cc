@@ -18,10 +18,10 @@ constexpr int64_t kWeightRowBytes = TileRowBytes(kSplitTokens);
 
 constexpr int64_t Padded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
-// Of keys and of packed queries.
+// Bytes of a row of keys, and of a packed query.
 int64_t RowBytes(int64_t width) { return Padded(width, kBf16TileInputs) * 2; }
 
-// Into the second level: the first is full of what is packed now.
+// Fetches into the second level of cache: the first is full of values that are packed now.
 void Prefetch(const std::byte* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
@@ -131,7 +131,8 @@ ProductAttention::Rows ProductAttention::Records(const AttentionTile& tile, cons
   return rows;
 }
 
-// Those of keys [first, first + rows.count) of a split's `keys`, and zeros up to the end of a tile.
+// Packs the values of keys [first, first + rows.count) of a split's `keys`, and zeros up to the end
+// of a tile.
 void ProductAttention::PackValues(const AttentionTile& tile, const Rows& rows, int first, int keys,
                                   const std::byte* next, const Buffers& buffers) const {
   constexpr int kTilePairs = kBf16TileInputs / 2;
@@ -191,7 +192,8 @@ bool ProductAttention::AllSeenOrFinite(const AttentionTile& tile, const std::byt
   return true;
 }
 
-// The lanes of each row by themselves, so that they meet no key after them, not even as 0 · NaN.
+// Takes the lanes of each row by themselves, so that they meet no key after them, not even as 0 ·
+// NaN.
 void ProductAttention::SplitByRow(const AttentionTile& tile, const std::byte* const* pages,
                                   int key_begin, int key_end, std::byte* scratch,
                                   float* partial) const {

@@ -15,8 +15,8 @@ namespace {
 constexpr int kWideColumns = kLargeTilePanels * kFmaPanel;
 
 // kUnit inputs of a panel are read at a time: Offset(k) is where those from k on stand, and Pair
-// gives the weights of the inputs 2j and 2j + 1 of what Load read. kSpan: so many inputs have a
-// scale of their sum; 0: there are none.
+// gives the weights of the inputs 2j and 2j + 1 of a unit that Load has read. The sum of kSpan
+// inputs has a scale; 0: there are no scales.
 struct BF16Weight {
   static constexpr int64_t kSpan = 0, kUnit = 2;
   static constexpr int64_t Offset(int64_t k) { return k * 32; }

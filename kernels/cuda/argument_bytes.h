@@ -45,7 +45,7 @@ void AppendFields(const T& value, std::string& to) {
     constexpr int kCount = argument_bytes::CountFields<T>();
     static_assert(kCount > 0 && kCount <= 24, "add a line for so many fields");
     const auto append = [&to](const auto&... field) { (AppendFields(field, to), ...); };
-// A structured binding needs its number of names: one line for each number.
+// A structured binding needs its number of names, so there is one line for each number.
 #define EPIC_APPEND(count, ...)        \
   if constexpr (kCount == (count)) {   \
     const auto& [__VA_ARGS__] = value; \

@@ -1,6 +1,6 @@
-// The router in one launch: scores, groups, the k best experts, their weights, what physical slot
-// of each expert serves the row, and how many rows each slot gets. A warp per row; the same bits as
-// GateChooser (kernels/gate_choice.h).
+// The router in one launch: scores, groups, the k best experts, their weights, the physical slot of
+// each expert that serves the row, and how many rows each slot gets. A warp serves a row, with the
+// same bits as GateChooser (kernels/gate_choice.h).
 #pragma once
 
 #include <cstdint>

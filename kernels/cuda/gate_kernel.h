@@ -51,7 +51,7 @@ struct GateKernel {
     if (sound && a.shape.group_score != GroupScore::kNone && a.shape.groups > 1) {
       KeepBestGroups(a.shape, choice);
     }
-    // An unsound row still names experts that exist, so that whoever reads them stays in range.
+    // An unsound row still names experts that exist, so that all readers stay in range.
     uint32_t taken = sound ? TakeBest(a.shape, choice) : FirstExperts(a.shape.top_k);
     if (LaneIndex() == 0) a.faults[row] = sound ? 0 : 1;
     // V2's masked probabilities weigh nothing; V3 weighs by the unbiased score (gate_choice.cc).

@@ -93,7 +93,7 @@ struct MlaSplitKernel {
   }
 
   // The 64 records from `record` on, a page of the cache. Those past the sequence's end are copied
-  // too: the stage's barrier counts whole boxes, and consumers clear what nobody may multiply.
+  // too: the stage's barrier counts whole boxes, and consumers clear those.
   EPIC_DEVICE static void CopyRecords(const Params& params, int at, int stage, int record) {
     if constexpr (Layout::kDecoded) {
       for (int c = 0; c < kLatent / Layout::kCodeBox; ++c) {
@@ -140,7 +140,7 @@ struct MlaSplitKernel {
         // Records past the tile's last position may hold another sequence's bytes, or anything.
         const int records = unit.key_end - key < kKeys ? unit.key_end - key : kKeys;
         if constexpr (Layout::kDecoded) {
-          // Nobody multiplies the records decoded before any more.
+          // The barrier says that no warp still multiplies the records decoded before.
           SyncThreads(Layout::kTailBarrier, kConsumers);
           MlaFp8Records<kLatent>::Decode(at, records);
           FenceAsyncProxy();

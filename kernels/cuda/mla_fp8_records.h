@@ -21,8 +21,8 @@ struct MlaFp8Records {
     return static_cast<int>(byte / kTileRowBytes * Layout::kChunkBytes + Swizzled(in_chunk)) / 16;
   }
 
-  // The records at `at` → BF16 in the decoded tile; zeros from the `records`-th on, which nobody
-  // may multiply. All consumers call it.
+  // Writes the records at `at` as BF16 to the decoded tile, and zeros from the `records`-th on,
+  // which no product may meet. All consumers call it.
   EPIC_DEVICE static void Decode(int at, int records) {
     const auto codes = SharedAt<Chunk>(at, Layout::kCodeBytes / 16);
     const auto ends = SharedAt<Chunk>(at + Layout::kCodeBytes, 64 * Layout::kEndBytes / 16);

@@ -1,4 +1,4 @@
-// Where the blocks of MlaSplitKernel keep what in shared memory, and the barriers by which its
+// The places of MlaSplitKernel's data in a block's shared memory, and the barriers by which its
 // producer and its consumers hand tiles to each other.
 //
 //   [queries | stages of records | decoded records (FP8) | weights | maxima | sums | barriers]

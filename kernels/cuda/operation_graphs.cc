@@ -8,7 +8,8 @@ namespace epic::kernels::cuda {
 namespace {
 
 // A model of 61 layers has two sequences in each, and some for its experts, in each of 5 buckets.
-// More come only from callers who bring ever new memory; their old ones are worth nothing.
+// More come only from callers who bring new memory again and again, and whose old recordings are
+// worth nothing.
 constexpr size_t kRecordingsMax = 2048;
 
 }  // namespace

@@ -31,7 +31,7 @@ namespace epic::kernels::cuda {
 // Used by one thread, the one that launches. At most one per heap.
 class OperationGraphs {
  public:
-  // Not `enabled`: every kernel is launched at once.
+  // If not `enabled`, every kernel is launched at once.
   OperationGraphs(DeviceHeap& heap, bool enabled);
   ~OperationGraphs();
   OperationGraphs(const OperationGraphs&) = delete;

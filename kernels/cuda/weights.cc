@@ -10,7 +10,7 @@ namespace epic::kernels::cuda {
 namespace {
 
 constexpr int64_t kRowBytesUnit = 16;  // of a row of K, for bulk copies
-// What is converted on the host goes to the device in pieces of 2 MiB. Chosen.
+// Values that are converted on the host go to the device in pieces of 2 MiB. Chosen.
 constexpr int64_t kChunkValues = int64_t{1} << 20;
 constexpr int kRouterPartsMax = 3;  // of 8 bits each: FP32
 

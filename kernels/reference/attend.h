@@ -14,7 +14,7 @@ struct KeyAndValue {
   Row key;
   Row value;
 };
-// What stands at a position; valid until the next call.
+// Returns the key and the value at a position; they are valid until the next call.
 using KeyAt = std::function<const KeyAndValue&(int position)>;
 
 // The state of a query over some keys: the largest score, Σ weights and Σ weight · value, where a

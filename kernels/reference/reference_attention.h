@@ -40,7 +40,7 @@ class ReferenceAttentionRunner {
            Tensor residual) const;
 
  private:
-  // By sequence, head and position.
+  // Keyed by sequence, head and position.
   using ExpandedKeys = std::map<std::tuple<int, int, int>, KeyAndValue>;
 
   Row Round(Row values) const;

@@ -40,7 +40,7 @@ ReferenceMatrix MakeReferenceF32Matrix(const SourceMatrix& source);
 ReferenceMatrix SliceKvB(const SourceMatrix& kv_b, int64_t row, int64_t count, bool transpose,
                          bool rounded);
 
-// Handles of the reference backend: MakeReference… filled them.
+// Handles of the reference backend. MakeReference… makes their matrices.
 struct ReferenceMlp : Mlp {
   ReferenceMatrix gate, up, down;
 };

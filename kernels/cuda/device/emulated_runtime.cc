@@ -22,7 +22,8 @@ constexpr int64_t kAlignment = 256;
 
 int64_t RoundUp(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Pages of exactly one allocation, which ends where they do; then one that nobody may touch.
+// Pages of exactly one allocation, which ends where they do. The page behind them may not be
+// touched.
 struct Pages {
   std::byte* begin;
   int64_t bytes;
@@ -41,7 +42,7 @@ struct Pages {
 
 using Work = std::function<void(uint64_t seed)>;
 
-// What a CUDA graph is: the launches with the parameters they had when they were recorded.
+// This stands for a CUDA graph: the launches with the parameters they had when they were recorded.
 class RecordedWork : public DeviceRuntime::Recording, public LaunchQueue {
  public:
   explicit RecordedWork(LaunchQueue& to) : to_(to) {}

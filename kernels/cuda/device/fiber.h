@@ -21,7 +21,7 @@ class Fiber {
   void Start(std::function<void()> body);
   // Runs the fiber until it calls Yield (true) or returns (false). Not from within a fiber.
   bool Resume();
-  // From within: back to whoever resumed this fiber.
+  // Called from within: goes back to the caller of Resume.
   void Yield();
 
  private:

@@ -40,7 +40,7 @@ class DeviceRuntime {
   };
   virtual ProblemSize tile_test() const = 0;
 
-  // Where kernels are launched.
+  // The stream for launches; while the launching thread records, the recording's.
   virtual Stream stream() = 0;
 
   // Launches with the parameters that they had when they were recorded; Launch may be called as

@@ -5,8 +5,8 @@
 namespace epic::kernels::cuda {
 namespace {
 
-// One word per byte tells who wrote it: nobody, the copy engine, or a thread with the number of
-// fences it had made, as kFirstTag + fences · kThreadsMax + thread.
+// One word per byte tells its writer: none, the copy engine, or a thread with the number of fences
+// it had made, as kFirstTag + fences · kThreadsMax + thread.
 constexpr uint32_t kUnwritten = 0;
 constexpr uint32_t kAsync = 1;
 constexpr uint32_t kFirstTag = 2;
