@@ -24,7 +24,7 @@ using ControlDialer = std::function<std::unique_ptr<cluster::ControlLink>(
 class Connection {
  public:
   struct Handlers {
-    // What this worker says of itself in the next hello.
+    // The identity that this worker gives in the next hello.
     std::function<v1::WorkerIdentity()> identity;
     std::function<void(const v1::ControlMessage&)> on_message;
     // A link to a coordinator that knows nothing of this process; null: none for now.
@@ -41,7 +41,7 @@ class Connection {
   // From now on the end of the link is the end of the connection: nothing is dialled any more.
   void Retire() { retired_ = true; }
 
-  // Of the present link.
+  // The generation of the present link.
   uint64_t generation() const { return generation_; }
   // Why the coordinator will never take this worker.
   const absl::Status& refusal() const { return refusal_; }

@@ -1,4 +1,4 @@
-// What a rank computes on: the cores of this machine, or a card.
+// The device that a rank computes on: the cores of this machine, or a card.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +23,12 @@ struct Device {
 // not take what the flags or the model ask for; each names the flag.
 absl::StatusOr<Device> OpenDevice(const WorkerOptions& options, const model::ModelConfig& config);
 
-// What the backend takes of the device for steps of so many rows, beside what the caller allocates.
+// The memory of the device that the backend takes for steps of `rows` rows, beside what the caller
+// allocates.
 int64_t ScratchBytes(const WorkerOptions& options, const model::ModelConfig& config, int rows,
                      int logit_rows);
 
-// --quantization and --prompt-attention.
+// The values of --quantization and --prompt-attention.
 kernels::Quantization QuantizationOf(const WorkerOptions& options);
 kernels::PromptAttention PromptAttentionOf(const WorkerOptions& options);
 

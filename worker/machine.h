@@ -1,4 +1,4 @@
-// What a process can learn of the machine that it runs on.
+// Facts about the machine that this process runs on.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,10 @@
 
 namespace epic::worker {
 
-// Equal for processes of one machine, until it starts again.
+// Processes of one machine get the same name, until the machine starts again.
 std::string HostName();
 
-// Memory of this process that is in RAM now.
+// The memory of this process that is in RAM now.
 int64_t ResidentBytes();
 
 }  // namespace epic::worker

@@ -47,15 +47,15 @@ struct WorkerOptions {
 
 // All flags of epic-worker, ready to be parsed.
 void AddWorkerOptions(CLI::App& app, WorkerOptions& options);
-// Those of them that `epic serve` has too, and gives to each of its workers.
+// The flags of epic-worker that `epic serve` has too and gives to each of its workers.
 void AddComputeOptions(CLI::App& app, WorkerOptions& options);
 
-// Where the values of the flags go that `epic bench` has too.
+// The places for the values of the flags that `epic bench` has too.
 struct CpuFlagValues {
   int* threads;
   std::string *pin_threads, *numerics, *quantization, *kv_cache_dtype, *prompt_attention;
 };
-// Those of them that say how a CPU computes. All values are set.
+// The flags that say how a CPU computes. All values are set.
 void AddCpuOptions(CLI::App& app, const CpuFlagValues& values);
 
 }  // namespace epic::worker

@@ -29,10 +29,10 @@ struct RankPlan {
   MemoryPlan memory;
 
   ExchangeShape exchange_shape() const;
-  // What the coordinator is told of this process first. The caller adds its roles, and where other
-  // ranks reach it.
+  // The first that the coordinator hears of this process. The caller adds its roles, and where
+  // other ranks reach it.
   v1::WorkerIdentity identity() const;
-  // What the coordinator is told once attention is loaded.
+  // The message that tells the coordinator that attention is loaded.
   v1::WorkerReady ready() const;
 };
 

@@ -87,7 +87,7 @@ v1::WorkerIdentity IdentityOf(const WorkerOptions& options, const RankPlan& plan
   return identity;
 }
 
-// Of a rank that other ranks send rows to: its identity also says where they reach it.
+// The identity of a rank that other ranks send rows to. It also says where they reach the rank.
 v1::WorkerIdentity IdentityOf(const WorkerOptions& options, const RankPlan& plan,
                               const cluster::PeerTransport& transport) {
   v1::WorkerIdentity identity = IdentityOf(options, plan);

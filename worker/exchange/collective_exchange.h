@@ -37,13 +37,13 @@
 
 namespace epic::worker {
 
-// What a rank brings to the vote before a step.
+// The vote of one rank before a step.
 struct WaveVote {
   int rows = 0;       // of the step that it wants to make; 0: it has no work
   bool ends = false;  // it wants to leave: it will have no work any more
 };
 
-// What the vote gave; the same on all ranks.
+// The outcome of a vote, which is the same on all ranks.
 struct Wave {
   enum class Kind : uint8_t {
     kStep,  // a rank has work: all make a step
@@ -61,8 +61,8 @@ class CollectiveExchange : public model::ExpertExchange {
   // Rows of a tile on each rank; the same on all.
   static constexpr int kTileRows = 512;
 
-  // What the buffers take for steps of up to `rows_max` rows in a world of `rank_count`: room for
-  // the case that all ranks want all experts of this one.
+  // The memory that the buffers take for steps of up to `rows_max` rows in a world of `rank_count`:
+  // room for the case that all ranks want all experts of this one.
   static int64_t BufferBytes(const ExchangeShape& shape, int rows_max, int rank_count);
 
   // All outlive the exchange. `experts` holds what the maps give to collective.rank(): ranks of a
@@ -79,7 +79,7 @@ class CollectiveExchange : public model::ExpertExchange {
 
   // Between steps. No other vote may be open.
   void StartVote(const WaveVote& vote);
-  // Of the open vote; empty: not all ranks have voted.
+  // The outcome of the open vote, or none until all ranks have voted.
   absl::StatusOr<std::optional<Wave>> Outcome();
 
   // Tickets are worked on one after another, in the order of Begin, which is the same on all ranks;
@@ -96,7 +96,7 @@ class CollectiveExchange : public model::ExpertExchange {
     int32_t rows = 0;
     int32_t pairs = 0;
   };
-  // What goes to one rank in one tile.
+  // The rows that go to one rank in one tile.
   struct Parcel {
     std::vector<int32_t> rows;              // of the dispatch
     std::vector<kernels::ExpertRow> pairs;  // row: index into `rows`
@@ -109,7 +109,7 @@ class CollectiveExchange : public model::ExpertExchange {
   };
   enum class Stage : uint8_t { kIdle, kCounts, kRows, kAnswers, kComplete };
 
-  // Of the first open exchange: how its rows travel, and its operations in order.
+  // The stages of the first open exchange, in order: how its rows travel, and its operations.
   absl::Status Route();
   void Start();
   void StartCounts();

@@ -1,4 +1,4 @@
-// What the exchange's frames carry (docs/exchange.md), and its shape and limits.
+// The content of the exchange's frames (docs/exchange.md), and the shape and limits that they keep.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 
 namespace epic::worker {
 
-// What an exchange must know of the model.
+// The facts about the model that an exchange needs.
 struct ExchangeShape {
   int layer_count = 0;
   int expert_count = 0;  // in each layer with experts
@@ -42,7 +42,7 @@ struct FramePair {
   uint16_t expert = 0;
 };
 
-// A dispatch's payload, as views.
+// The payload of a dispatch, as views into it.
 struct DispatchFrame {
   std::span<const FramePair> pairs;
   int row_count = 0;
@@ -50,11 +50,12 @@ struct DispatchFrame {
 };
 
 int64_t PayloadBytesMax(const ExchangeShape& shape, const ExchangeLimits& limits);
-// What stands before the rows, padded so that they are aligned to 64 bytes if the payload is.
+// Writes the part of a payload before the rows. It is padded, so that the rows are aligned to 64
+// bytes if the payload is.
 void WriteDispatchHead(std::span<const FramePair> pairs, int row_count,
                        std::vector<std::byte>& head);
-// None if anything of it is out of range, out of order, or does not fit. `payload` is aligned to 4
-// bytes.
+// Returns none if any number is out of range or out of order, or if the length does not fit.
+// `payload` is aligned to 4 bytes.
 std::optional<DispatchFrame> ReadDispatch(const ExchangeShape& shape, const ExchangeLimits& limits,
                                           cluster::Bytes payload);
 

@@ -3,7 +3,7 @@
 //
 //   while (true) {
 //     … until epochs.collective() is there …
-//     … step with the others; whoever cannot go on calls epochs.Abort …
+//     … step with the others; a rank that cannot go on calls epochs.Abort …
 //     while (!epochs.Left()) loop.RunOnce(…);   // then free what the collective had been given
 //   }
 //
@@ -28,15 +28,16 @@ class EpochSource {
 
   // Ranks of every epoch.
   virtual int size() const = 0;
-  // Adds what the coordinator is to know of it when this rank joins.
+  // Adds what the coordinator must know about this rank's epochs when the rank joins.
   virtual void Introduce(v1::WorkerIdentity& identity) const = 0;
-  // Whether an epoch goes on when the coordinator has given this rank up, or is gone itself.
+  // Whether an epoch goes on when the coordinator has revoked this rank, or is gone itself.
   virtual bool outlives_links() const = 0;
   // Each new link to the coordinator, or null, and each of its messages.
   virtual void OnLink(cluster::ControlLink* link) {}
   virtual void OnMessage(const v1::ControlMessage& message) {}
 
-  // Of this epoch; null while there is none. An error: there will be none in this process.
+  // The collective of this epoch, or null while there is none. After an error this process will
+  // have no other epoch.
   virtual absl::StatusOr<cluster::Collective*> collective() = 0;
   // Ends the epoch for all ranks, if it has not ended. Does not return where the process ends.
   virtual void Abort(const std::string& reason) = 0;

@@ -18,7 +18,7 @@ using kernels::Tensor;
 
 namespace {
 
-// What the kernels want of a tensor's rows (kernels/backend.h).
+// The alignment that kernels require of a tensor's rows (kernels/backend.h).
 constexpr uintptr_t kTensorAlignment = 64;
 
 }  // namespace

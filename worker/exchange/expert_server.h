@@ -41,7 +41,7 @@ class ExpertServer {
     int ticket = 0;
     int32_t pair = 0;
   };
-  // What becomes of a rank's own rows; called at the end of Commit, and may add rows.
+  // Handlers for a rank's own rows. They are called at the end of Commit, and may add rows.
   struct LocalHandlers {
     // `count` more products of the ticket are in its `out`.
     std::function<void(int ticket, int64_t count)> on_done;
@@ -89,7 +89,7 @@ class ExpertServer {
     std::vector<int32_t> pairs;
     size_t next_pair = 0;
   };
-  // What a job gives to the group being computed.
+  // The pairs of one job that are in the group being computed.
   struct Part {
     Job* job = nullptr;
     size_t first_pair = 0;  // index into the job's pairs

@@ -34,14 +34,14 @@
 
 namespace epic::worker {
 
-// What an exchange waits for, as RankReport tells it.
+// The wait of an exchange, as RankReport tells it.
 struct ExchangeWait {
   int rank = -1;  // whose answer, credit or connection; -1: a map that hosts the expert
   int layer = 0;
   absl::Time since;
 };
 
-// What the exchange holds at this moment.
+// Gauges: values at this moment.
 struct ExchangeGauges {
   int outstanding_dispatches = 0;
   int64_t credits = 0;  // granted to this rank and not used
@@ -101,7 +101,8 @@ class MessageExchange : public model::ExpertExchange {
   // Whether an open ticket is ready: what waits for it can go on.
   bool has_ready_ticket() const;
 
-  // What the oldest open ticket waits for; none if all is here or is to be computed here.
+  // The wait of the oldest open ticket. None if all its answers are here or are to be computed
+  // here.
   std::optional<ExchangeWait> waiting() const;
   ExchangeGauges gauges() const;
   const ExchangeCounters& counters() const { return counters_; }

@@ -1,5 +1,5 @@
-// RankClass: whether all ranks of an epoch are of one class: numeric profile, checkpoint, build. It
-// is asked when a rank is ready to serve, so it is also the moment at which all are.
+// RankClass: whether all ranks of an epoch are of one class (numeric profile and checkpoint). A
+// rank asks when it is ready to serve, so the answer also says that all ranks are.
 #pragma once
 
 #include <array>

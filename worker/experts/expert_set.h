@@ -36,14 +36,14 @@ class ExpertSet {
                        kernels::Tensor out) = 0;
 };
 
-// What the coordinator wants to be held (PlaceExperts).
+// The experts that the coordinator wants a rank to hold (PlaceExperts).
 struct ExpertOrder {
   uint64_t order = 0;
   // All of it, with the proof that another holder gave (0: none is known).
   std::map<ExpertName, uint64_t> wanted;
 };
 
-// What became of an order.
+// The outcome of an order.
 struct ExpertOutcome {
   uint64_t order = 0;
   absl::Status status;                    // not OK: what was loaded before stays
@@ -66,7 +66,7 @@ class ExpertSlots : public ExpertSet {
 
   // How many experts there is room for.
   virtual int slots() const = 0;
-  // Of the order under way: checkpoint bytes read, and of all that it was to load.
+  // The bytes of the checkpoint that the present order has read, and that it reads in all.
   virtual int64_t order_bytes() const = 0;
   virtual int64_t order_total_bytes() const = 0;
 };

@@ -40,7 +40,7 @@ class LockStepPolicy : public ExchangePolicy {
 
   // `attention` outlives this.
   void Start(LoadedAttention& attention) { attention_ = &attention; }
-  // What the rank loads at most: the weights, and experts for all of its slots.
+  // The most that the rank loads: the weights, and experts for all of its slots.
   int64_t bytes_to_load() const;
 
   void Attach(Rank& rank) override { rank_ = &rank; }
@@ -72,12 +72,12 @@ class LockStepPolicy : public ExchangePolicy {
   absl::StatusOr<bool> TurnStage();
   absl::StatusOr<bool> Enter();
   absl::StatusOr<bool> Load();
-  // Loads one expert, if one is to be loaded, and tells the outcome of an order at its end.
+  // Loads one expert if an order wants one, and tells the outcome of the order at its end.
   absl::Status LoadOneExpert();
   absl::StatusOr<bool> Agree();
   absl::StatusOr<bool> Step();
   absl::StatusOr<bool> Leave();
-  // What computes in this epoch.
+  // Makes the exchange, the models and the engine of this epoch.
   absl::Status BuildEngine();
   // Aborted: this rank was revoked and the world stands still. A world that outlives the revocation
   // goes on; one with a rank that hangs never does.

@@ -24,9 +24,9 @@ class MessagePolicy : public ExchangePolicy {
 
   MessageExchange& exchange() { return exchange_; }
   const MessageExchange& exchange() const { return exchange_; }
-  // Of the weights apart from experts, for the coordinator's progress.
+  // The bytes of the weights apart from experts, for the progress that the coordinator is told.
   void set_base_bytes(int64_t bytes) { service_.set_base_bytes(bytes); }
-  // Turns that served rows.
+  // The number of turns that served rows.
   int64_t turns_served() const { return turns_served_; }
 
   void Connect(cluster::ControlLink* link) override { service_.Connect(link); }

@@ -42,7 +42,7 @@ struct RankOptions {
 
 // All are optional.
 struct RankHandlers {
-  // The coordinator calls this process `rank` from now on; nobody knows it yet.
+  // The coordinator calls this process `rank` from now on; no other rank knows that yet.
   std::function<void(int rank, uint64_t generation)> on_welcome;
   // Adds to a report what only the process knows: its memory and its wires.
   std::function<void(v1::RankReport& report)> add_gauges;

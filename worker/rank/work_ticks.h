@@ -19,7 +19,7 @@ class WorkTicks {
   // A turn begins, with the one before it ended; `idle`: there was nothing to do before.
   void Tick(bool idle);
   uint64_t count() const { return count_; }
-  // Of the last kGaps turns.
+  // The 99th percentile of the last kGaps turns.
   absl::Duration GapP99() const;
 
  private:

@@ -61,7 +61,7 @@ class EpochPlacement {
     ExpertOrder order;
     uint64_t after_map = 0;  // the map that no longer names what the order drops
   };
-  // What is known of an epoch, and has not been handed on.
+  // The facts about an epoch that have not been handed on yet.
   struct Epoch {
     uint64_t number = 0;
     int position = 0;              // this rank's

@@ -31,14 +31,14 @@ class RankService {
   void Connect(cluster::ControlLink* link);
   // False: the message is not of the rank's kind.
   bool OnMessage(const v1::ControlMessage& message);
-  // For ExchangeHandlers. A link that was down is said to be up when it is.
+  // For ExchangeHandlers. A link is reported as up only if it was reported as down before.
   void OnLinkDown(const cluster::RankEntry& rank, const absl::Status& why);
   void OnLinkUp(const cluster::RankEntry& rank);
 
   bool loading() const { return slots_ != nullptr && slots_->loading(); }
-  // Loads one expert of an order, and tells its outcome at its end.
+  // Loads one expert of an order, and tells the outcome when the order has ended.
   void Advance();
-  // Of the weights apart from experts, for the coordinator's progress.
+  // The bytes of the weights apart from experts, for the progress that the coordinator is told.
   void set_base_bytes(int64_t bytes) { base_bytes_ = bytes; }
 
   // Adds what is known here: the wait for another rank, or the experts being loaded, as the
