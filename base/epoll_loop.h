@@ -38,7 +38,8 @@ class EpollLoop : public Loop {
   void Watch(int fd, std::function<void()> ready);
   void Unwatch(int fd);
 
-  // At most one; null: none. Outlives its being set. Loop thread only.
+  // The loop has at most one sleeper; null takes it away. The sleeper must live until it is taken
+  // away. Loop thread only.
   void SetSleeper(Sleeper* sleeper) { sleeper_ = sleeper; }
 
   // Runs until Stop; the calling thread is the loop's thread.

@@ -1,5 +1,5 @@
-// EpollSet: descriptors and what to do when they are ready. It can itself be watched: its own
-// descriptor is readable while one of its is ready. One thread.
+// EpollSet: descriptors and what to do when they are ready. A set can itself be watched: its own
+// descriptor is readable while one of the descriptors in it is ready. One thread.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ class EpollSet {
 
  private:
   UniqueFd epoll_;
-  // Shared, so that one that is unwatched by itself lives to its end.
+  // The handlers are shared, so that one that unwatches itself lives until it returns.
   std::unordered_map<int, std::shared_ptr<Ready>> watched_;
 };
 

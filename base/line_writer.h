@@ -24,11 +24,12 @@ namespace epic {
 // Thread-safe.
 class LineWriter {
  public:
-  // Lines that wait for the disk, at most; beyond that they are lost. Events come in bursts of one
-  // for each rank, and a world has up to a thousand of those.
+  // At most so many lines wait for the disk, and those beyond are lost. Events come in bursts of
+  // one for each rank, and a world has up to a thousand ranks.
   static constexpr size_t kQueuedMax = 4096;
 
-  // An error, naming the file, if it cannot be written. `storage` and `threads` outlive the writer.
+  // Returns an error, which names the file, if the file cannot be written. `storage` and `threads`
+  // outlive the writer.
   static absl::StatusOr<std::unique_ptr<LineWriter>> Open(Storage& storage, Threads& threads,
                                                           const std::string& path);
   // Writes what is queued.

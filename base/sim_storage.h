@@ -33,8 +33,8 @@ class SimStorage : public Storage {
   // Bytes that all files may have together. An append that does not fit fills the disk with its
   // first bytes, and fails.
   void SetCapacity(uint64_t bytes);
-  // The power goes during the operation before which `count` others are made; that one may have
-  // been done, in part or not at all. It fails, as do all later ones until Restart.
+  // After `count` more operations the power goes during the next one, which may then have been
+  // done, in part or not at all. That operation fails, as do all later ones until Restart.
   void LosePowerAt(int count);
   // The power is lost (now, if it was not before) and is there again. Each file keeps what was
   // synced, and a random part of the rest; a file that was created and never renamed may be gone.

@@ -72,7 +72,7 @@ double BestPassBytesPerSecond(std::byte* buffer, int64_t share, int threads) {
         barrier.arrive_and_wait();
         if (pass == 0) {
           // Each thread writes its own share first: the kernel places a page at the memory node of
-          // the thread that touches it, and a worker's threads read near memory too.
+          // the thread that touches it, and only near memory gives the ceiling.
           std::memset(mine, 0x21 + t, share);
         } else {
           sink = kReaders[pass % std::size(kReaders)](mine, share);

@@ -11,9 +11,10 @@
 
 namespace epic::coordinator {
 
-// Keys, one a line or between commas. `epic serve` hands --api-key to the coordinator in it.
+// Holds keys, one a line or between commas. `epic serve` hands --api-key to the coordinator in this
+// variable.
 inline constexpr const char* kApiKeysVariable = "EPIC_API_KEYS";
-// One key, as the command line had it before there were several.
+// Holds one key: this is also the variable of --api-key (base/flags.h).
 inline constexpr const char* kApiKeyVariable = "EPIC_API_KEY";
 
 struct ApiKeySources {
@@ -23,9 +24,9 @@ struct ApiKeySources {
   const char* single = nullptr;    // the value of EPIC_API_KEY; null: not set
 };
 
-// All keys of all sources; empty if no source is given. InvalidArgument, naming the source, for one
-// that is given without a key (a mistake must not let everybody in), and for a key that is not
-// visible ASCII or has a comma. FailedPrecondition if the file cannot be read.
+// Returns the keys of all sources; none if no source is given. A source that is given without a key
+// is an InvalidArgument, since a mistake must not let everybody in; so is a key that is not visible
+// ASCII or has a comma. The error names the source. FailedPrecondition if the file cannot be read.
 absl::StatusOr<std::vector<std::string>> ReadApiKeys(const ApiKeySources& sources);
 
 }  // namespace epic::coordinator

@@ -24,6 +24,8 @@ void AddKeyOptions(CLI::App& app, CoordinatorOptions& options) {
       ->check(CheckNotEmpty);
 }
 
+// A web page of anybody can make the browser of its reader send requests here, and can make its own
+// name point to a loopback address. These options say which pages and which names are trusted.
 void AddBrowserOptions(CLI::App& app, CoordinatorOptions& options) {
   app.add_option("--cors-origins", options.cors_origins,
                  "The origins of the web pages that may use the HTTP interface, or * for all. By "

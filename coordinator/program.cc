@@ -162,6 +162,7 @@ class Program {
   }
 
   void Stop() {
+    // First, so that links which end from now on are not taken for workers that were lost.
     control_.Close();
     core_.Close();
     // Tasks that were posted before run now: operators wait for some, and afterwards no task may be

@@ -6,9 +6,9 @@
 
 namespace epic::coordinator {
 
-// Runs until a signal (SIGINT, SIGTERM) that can be read from the descriptor `signals`, and then
-// until the requests that are left have ended, or time is up for them; a second signal ends them.
-// An error, naming the flag or the file, if it cannot start.
+// Runs until a signal (SIGINT, SIGTERM) can be read from the descriptor `signals`, and then until
+// the requests that are left have ended or their time is up; a second signal ends them. Returns an
+// error, which names the flag or the file, if the coordinator cannot start.
 absl::Status RunProgram(const CoordinatorOptions& options, int signals);
 
 }  // namespace epic::coordinator

@@ -20,16 +20,17 @@ namespace epic::coordinator {
 std::vector<std::string> ServedNames(const CoordinatorOptions& options);
 // host:port, with an IPv6 address in brackets.
 std::string AddressOf(const std::string& host, int port);
-// `scale` stretches what counts as too late, 1 to 1000 times, for sanitizers and crowded machines;
-// null, and what is no such number, changes nothing.
+// `scale` (1 to 1000) stretches the times after which something counts as too late, for sanitizers
+// and crowded machines. Null, or a text that is no such number, changes nothing.
 LivenessLimits ScaledLimits(const char* scale);
-// None: there is no token, and none is needed. InvalidArgument, naming the flag that is missing, if
-// other machines reach --control without one.
+// Returns no token if none was given and none is needed. Returns InvalidArgument, which names the
+// flag that is missing, if other machines reach --control without a token.
 absl::StatusOr<std::optional<cluster::JoinToken>> ReadToken(const CoordinatorOptions& options);
-// As coordinator/term.h, for --state-dir. Once for each life.
+// Returns the term of this life by coordinator/term.h, from --state-dir or from the clock. Must be
+// called once in each life.
 absl::StatusOr<uint64_t> TermOf(const CoordinatorOptions& options, Storage& storage,
                                 absl::Time now);
-// `secret` is of this life; empty: pairs of ranks prove nothing to each other.
+// `secret` belongs to this life alone. If it is empty, pairs of ranks prove nothing to each other.
 WorldOptions WorldOptionsOf(const CoordinatorOptions& options, uint64_t term,
                             const LivenessLimits& liveness, std::string secret);
 // 32 random bytes.

@@ -23,16 +23,18 @@ class ControlServer {
  public:
   static constexpr absl::Duration kRedialTime = absl::Milliseconds(300);
 
-  // Called for each new generation: takes the link, and returns what happens on it, or why the
-  // worker is not taken; it is told so, and does not try again.
+  // Called for each new generation. It takes the link and returns the handlers of what happens on
+  // the link, or the reason why the worker is not taken. The worker is told the reason and does not
+  // try again.
   using OnWorker = std::function<absl::StatusOr<ControlLinkHandlers>(
       const v1::ControlHello& hello, std::unique_ptr<ControlLink> link)>;
 
   struct Options {
-    // Told to workers; one of another build or protocol version is refused with both named.
+    // Workers are told both. A worker of another build or protocol version is refused, and the
+    // refusal names both builds and versions.
     uint64_t term = 0;
     std::string build_id;
-    // Workers must prove that they have it. None: all are let in.
+    // Workers must prove that they have the token. Without a token all workers are let in.
     std::optional<JoinToken> token;
   };
   ControlServer(Env env, Options options, OnWorker on_worker);
@@ -41,8 +43,8 @@ class ControlServer {
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
 
-  // To be registered with a grpc::ServerBuilder; lives as long as this, and both outlive the
-  // server.
+  // The service, which must be registered with a grpc::ServerBuilder. It lives as long as this
+  // object, and both must outlive the gRPC server.
   grpc::Service* service();
   // Ends all streams, and every later one at once; links stay quiet. Before grpc::Server::Shutdown.
   void Close();

@@ -77,7 +77,7 @@ class ReactorStream : public ControlStream,
  protected:
   // Lets gRPC finish the call; nothing is started after it.
   virtual void End(const grpc::Status& status) = 0;
-  // The mailbox is closed: nobody will.
+  // The mailbox is closed, so nobody will call Close any more. May run on a thread of gRPC's.
   virtual void Orphaned() = 0;
   virtual void Lost(grpc::Status status) {
     if (!events_.on_closed) return;

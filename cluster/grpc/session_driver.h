@@ -13,7 +13,8 @@ namespace epic::cluster {
 // Loop thread only.
 class SessionDriver {
  public:
-  // `on_message`: each message once. `on_broken`: the stream is of no use; it has been closed.
+  // `on_message` is called once for each message. `on_broken` is called when the stream is of no
+  // use any more and has been closed.
   SessionDriver(std::function<void(const v1::ControlMessage&)> on_message,
                 std::function<void(grpc::Status)> on_broken)
       : on_message_(std::move(on_message)), on_broken_(std::move(on_broken)) {}
@@ -23,8 +24,8 @@ class SessionDriver {
   }
 
   absl::Status Send(v1::ControlMessage message);
-  // Goes on over `stream`, whose peer has sent a hello with `peer_acknowledged`. `write_busy`: a
-  // frame (this end's hello) is being written.
+  // Goes on over `stream`, whose peer has sent a hello with `peer_acknowledged`. `write_busy` says
+  // that a frame (this end's hello or proof) is still being written.
   absl::Status Attach(std::shared_ptr<ControlStream> stream, uint64_t peer_acknowledged,
                       bool write_busy);
   // Closes the stream, if there is one.

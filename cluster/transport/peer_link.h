@@ -20,21 +20,22 @@ class PeerLink {
 
   // See Transport::Send.
   virtual void Send(const FrameHeader& header, std::span<const Bytes> parts) = 0;
-  // What Send was given and the wire had no room for so far.
+  // The bytes that Send was given and for which the wire had no room so far.
   virtual size_t unsent_bytes() const = 0;
-  // Its socket is ready (epoll's events).
+  // Must be called when the link's socket is ready (`events` are epoll's).
   virtual void OnEvents(uint32_t events, FrameReader::OnFrame on_frame) = 0;
   // Hands over what came without an event.
   virtual void Poll(FrameReader::OnFrame on_frame) {}
 
-  // Around a sleep of this thread. Arm: news will make the socket ready; true if there is news
-  // already. Disarm: true if there is news of which a sleep that timed out was not told.
+  // These two stand around a sleep of this thread. From Arm on, news makes the socket ready; Arm
+  // returns true if there is news already. Disarm returns true if there is news of which a sleep
+  // that timed out was not told.
   virtual bool Arm() { return false; }
   virtual bool Disarm(bool timed_out) { return false; }
-  // There is news, as far as a look at memory tells.
+  // Whether there is news, as far as a look at memory tells.
   virtual bool HasNews() { return false; }
 
-  // Not OK: the connection is over. Unavailable or DataLoss; the first reason stays.
+  // Unavailable or DataLoss once the connection is over, else OK. The first reason stays.
   const absl::Status& broken() const { return broken_; }
   void Break(absl::Status why) {
     if (broken_.ok()) broken_ = std::move(why);

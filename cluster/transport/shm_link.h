@@ -31,7 +31,7 @@ class ShmLink : public PeerLink {
   void Publish();
   void WriteQueued();
   void Ring();
-  // Whether anything was read; false once broken.
+  // Returns whether anything was read, and false once the link is broken.
   bool ReadOnce(FrameReader::OnFrame on_frame);
   void ReadAll(FrameReader::OnFrame on_frame);
 

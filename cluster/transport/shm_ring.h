@@ -22,7 +22,7 @@ namespace epic::cluster {
 inline constexpr size_t kRingBytesMin = 64 << 10;
 inline constexpr size_t kRingBytesMax = 64 << 20;
 
-// In shared memory; counts of bytes since the beginning.
+// Lies in shared memory. The indices count bytes since the beginning.
 struct RingControl {
   alignas(64) std::atomic<uint64_t> tail;  // written, of the writer
   std::atomic<uint64_t> checked;           // the tail for which the writer has rung if it had to
@@ -39,8 +39,8 @@ class SharedRings {
   // InvalidArgument unless it is a power of two within the limits above.
   static absl::Status CheckSize(size_t ring_bytes);
   static absl::StatusOr<SharedRings> Create(size_t ring_bytes);
-  // Of a descriptor from elsewhere. InvalidArgument if it is no memfd of just that size, sealed
-  // against shrinking.
+  // Maps a descriptor that another process has sent. InvalidArgument if the descriptor is no memfd
+  // of just that size which is sealed against shrinking.
   static absl::StatusOr<SharedRings> Map(UniqueFd fd, size_t ring_bytes);
 
   SharedRings(SharedRings&& other) noexcept;
@@ -69,15 +69,16 @@ class RingWriter {
  public:
   RingWriter(const SharedRings& rings, int ring);
 
-  // Writes what fits of `parts` without their first `skip` bytes; the bytes written. DataLoss for
-  // an impossible index of the reader. Nothing is seen by the reader before Publish.
+  // Writes as much as fits of `parts`, without their first `skip` bytes, and returns how many bytes
+  // it wrote. DataLoss for an impossible index of the reader. The reader sees nothing of this
+  // before Publish.
   absl::StatusOr<size_t> Write(std::span<const Bytes> parts, size_t skip);
   // True: the reader sleeps and must be rung now; then call Checked.
   bool Publish();
   void Checked();
 
-  // It will be rung for when half of the ring is free (less would cost more wakes than it is
-  // worth). True: it is already.
+  // The reader will ring when half of the ring is free; to ring for less would cost more wakes than
+  // the room is worth. Returns true if half is free already.
   bool Arm();
   void Disarm();
 
@@ -105,11 +106,11 @@ class RingReader {
   // More was published than Readable last told.
   bool HasMore() const { return control_.tail.load(std::memory_order_acquire) != tail_seen_; }
 
-  // It will be rung for when there is more. True: there is more already.
+  // The writer will ring when there is more. Returns true if there is more already.
   bool Arm();
   void Disarm();
-  // Beyond what Readable last told there are bytes for which the writer has rung, if it had to. One
-  // that dies or is delayed between publishing and ringing has not said so yet.
+  // Whether there are bytes beyond what Readable last told for which the writer has rung if it had
+  // to. A writer that dies or is delayed between publishing and ringing has not said so yet.
   bool HasChecked() const;
 
  private:

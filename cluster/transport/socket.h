@@ -31,22 +31,23 @@ std::string HostPort(const std::string& host, int port);
 // TCP_NODELAY, TCP_USER_TIMEOUT, and keepalive for connections that are silent.
 absl::Status SetTcpOptions(int socket, absl::Duration user_timeout);
 
-// The socket is there once it can be connected to: it is bound elsewhere and then given its name.
+// Nobody finds the path before the socket can be connected to: it is bound under another name, and
+// then renamed.
 absl::StatusOr<UniqueFd> ListenUnix(const std::string& path);
 absl::StatusOr<UniqueFd> DialUnix(const std::string& path);
 // PermissionDenied unless the other end's process runs as this one's user.
 absl::Status CheckPeerUser(int socket);
 
-// Of a connect that has ended: why it failed.
+// Says why a connect that has ended has failed; OK if it has not.
 absl::Status ConnectError(int socket);
-// Numeric address of the other end, without its port; process and user for a unix socket.
+// Names the other end: its numeric address without the port, or process and user for a unix socket.
 std::string RemoteName(int socket);
 
-// All `bytes`, and `descriptor` with them unless it is -1. Unavailable if the socket does not take
-// them at once.
+// Sends all `bytes`, and `descriptor` with them unless it is -1. Unavailable if the socket does not
+// take them at once.
 absl::Status SendAll(int socket, Bytes bytes, int descriptor);
-// Up to `into.size()` bytes; 0: none are there now. Descriptors that come along are added.
-// Unavailable at the end of the stream.
+// Receives up to `into.size()` bytes and returns how many; 0 means that none are there now.
+// Descriptors that come along are added. Unavailable at the end of the stream.
 absl::StatusOr<size_t> ReceiveSome(int socket, std::span<std::byte> into,
                                    std::vector<UniqueFd>* descriptors);
 

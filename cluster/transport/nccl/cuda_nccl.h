@@ -8,9 +8,9 @@
 
 namespace epic::cluster {
 
-// On card `card` of those that CUDA_VISIBLE_DEVICES leaves, with libnccl.so.2 of the system, else
-// of the toolkit that this was built with. Unavailable, saying why, without the card or a libnccl
-// that is as new as its header was.
+// Opens NCCL on card `card` of those that CUDA_VISIBLE_DEVICES leaves, with libnccl.so.2 of the
+// system, else of the toolkit that this was built with. Returns Unavailable, and says why, if there
+// is no such card, or no libnccl that is as new as the header of the build.
 absl::StatusOr<std::unique_ptr<NcclApi>> OpenCudaNccl(int card);
 
 }  // namespace epic::cluster
