@@ -243,7 +243,16 @@ def check_sampling(path: str, text: str):
 
 CHECKS = [check_arrows, check_sub_arrows, check_world, check_edges, check_lines, check_size, check_mutexes,
           check_functions]
-TEXT_CHECKS = [check_references, check_sampling]
+def check_width(path: str, text: str):
+    """Pages are read in terminals too: lines as in sources, but for tables, code and addresses."""
+    if not path.endswith(".md") or "/" in path and not path.startswith("docs/"):
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > LINE_LENGTH_MAX and not line.startswith(("|", "    ")) and "http" not in line:
+            yield f"line {number} has {len(line)} characters, at most {LINE_LENGTH_MAX}"
+
+
+TEXT_CHECKS = [check_references, check_sampling, check_width]
 TEXTS = (".h", ".cc", ".cu", ".cuh", ".proto", ".py", ".rs", ".md", ".cmake", ".txt", ".yml", ".yaml")
 
 

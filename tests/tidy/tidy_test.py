@@ -49,6 +49,11 @@ class TheChecks(unittest.TestCase):
         self.assertTrue(found(tidy.check_functions, "base/a.cc", body))
         self.assertFalse(found(tidy.check_functions, "base/a.cc", "namespace a {\n" + "int x;\n" * 90 + "}\n"))
 
+    def test_see_wide_pages(self):
+        self.assertTrue(found(tidy.check_width, "docs/a.md", "word " * 21))
+        self.assertFalse(found(tidy.check_width, "docs/a.md", "| cell " * 21))
+        self.assertFalse(found(tidy.check_width, "models/tiny-r1/README.md", "word " * 21))
+
     def test_see_long_files(self):
         self.assertTrue(found(tidy.check_size, "base/a.cc", "int x;\n" * 351))
         self.assertFalse(found(tidy.check_size, "base/a_test.cc", "int x;\n" * 351))
