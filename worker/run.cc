@@ -109,9 +109,8 @@ absl::StatusOr<std::unique_ptr<LoadedAttention>> Load(const Surroundings& around
 }
 
 absl::Status RunUntilOver(const Surroundings& around, Rank& rank) {
-  const Clock& clock = around.env.clock;
   while (!rank.over()) {
-    around.loop.RunOnce(std::max(absl::ZeroDuration(), rank.NextWake() - clock.Now()));
+    around.loop.RunOnce(rank.wait_max());
     rank.Turn();
   }
   return rank.status();

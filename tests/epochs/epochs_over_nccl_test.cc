@@ -3,7 +3,6 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -107,7 +106,7 @@ class EpochsOverNcclTest : public testing::Test {
     });
     policy.Start(*attention);
     while (!rank.over()) {
-      loop.RunOnce(std::max(absl::ZeroDuration(), rank.NextWake() - env.clock.Now()));
+      loop.RunOnce(rank.wait_max());
       rank.Turn();
     }
     ended_[index] = rank.status();

@@ -109,8 +109,9 @@ void Process::Turn() {
 
 void Process::PlanTurn() {
   const absl::Time now = clock_.Now();
-  absl::Time next = rank_.NextWake();
-  if (next <= now) {
+  const absl::Duration wait = rank_.wait_max();
+  absl::Time next = now + wait;
+  if (wait == absl::ZeroDuration()) {
     next = now + dice_.Between(absl::Microseconds(100), absl::Microseconds(600)) * slowness_;
     // Nothing else goes on while an expert is loaded.
     if (slots_.loading()) next = std::max(next, slots_.due());

@@ -71,9 +71,8 @@ bool Rank::CanGoOn() const {
   return stepping || policy_.CanGoOn();
 }
 
-absl::Time Rank::NextWake() const {
-  const absl::Time now = env_.clock.Now();
-  return over_ || CanGoOn() ? now : now + policy_.wait_max();
+absl::Duration Rank::wait_max() const {
+  return over_ || CanGoOn() ? absl::ZeroDuration() : policy_.wait_max();
 }
 
 void Rank::Turn() {

@@ -6,7 +6,7 @@
 //   … load, with rank.ReportLoading …
 //   rank.Serve(engine, model, ready);              // ranks with the attention role
 //   while (!rank.over()) {
-//     loop.RunOnce(rank.NextWake() - clock.Now());  // handlers are called from here
+//     loop.RunOnce(rank.wait_max());         // handlers are called from here
 //     rank.Turn();
 //   }
 //   return rank.status();
@@ -71,8 +71,10 @@ class Rank {
   // Whether the next turn would do something although nothing arrives. It is asked of every owner
   // of work, here alone: the step under way, and the exchange with its rows and experts.
   bool CanGoOn() const;
-  // When the next turn is due if nothing arrives before; now, if something can go on.
-  absl::Time NextWake() const;
+  // How long the loop may sleep before the next turn if nothing arrives; zero, exactly, if
+  // something can go on. It is no point in time: a difference of two readings of a clock would be a
+  // little more than zero, and a loop that waits in milliseconds would sleep for one.
+  absl::Duration wait_max() const;
 
   // The process is told to end. A second call waits no longer to be let go.
   void Drain();

@@ -99,9 +99,9 @@ TEST_F(RankTest, SaysWhoItIsAndLearnsItsNumber) {
 
 TEST_F(RankTest, SleepsOnlyWhileNothingCanGoOn) {
   EXPECT_FALSE(rank_->CanGoOn());
-  EXPECT_EQ(rank_->NextWake(), loop_.Now() + kWaitMax);
+  EXPECT_EQ(rank_->wait_max(), kWaitMax);
   policy_.can_go_on = true;
-  EXPECT_EQ(rank_->NextWake(), loop_.Now());
+  EXPECT_EQ(rank_->wait_max(), absl::ZeroDuration());
   policy_.can_go_on = false;
 
   model_.set_turns(4);  // the first one waits
@@ -111,7 +111,28 @@ TEST_F(RankTest, SleepsOnlyWhileNothingCanGoOn) {
   EXPECT_FALSE(rank_->CanGoOn());
   policy_.ready_ticket = true;
   EXPECT_TRUE(rank_->CanGoOn());
-  EXPECT_EQ(rank_->NextWake(), loop_.Now());
+  EXPECT_EQ(rank_->wait_max(), absl::ZeroDuration());
+}
+
+// A clock that moves whenever it is read, as real ones do.
+class MovingClock : public Clock {
+ public:
+  absl::Time Now() const override { return now_ += absl::Nanoseconds(30); }
+
+ private:
+  mutable absl::Time now_ = absl::UnixEpoch();
+};
+
+TEST_F(RankTest, ARankThatCanGoOnDoesNotSleepAtAll) {
+  MovingClock clock;
+  v1::WorkerIdentity identity;
+  identity.set_attention(true);
+  FakePolicy policy;
+  Rank rank({clock, loop_, random_, RealThreads()}, identity, coordinator_.dialer(), policy, {});
+  policy.can_go_on = true;
+  EXPECT_EQ(rank.wait_max(), absl::ZeroDuration());
+  policy.can_go_on = false;
+  EXPECT_EQ(rank.wait_max(), kWaitMax);
 }
 
 TEST_F(RankTest, MeasuresHowLongItSleptOnWork) {
