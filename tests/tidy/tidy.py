@@ -124,7 +124,7 @@ def check_sub_arrows(path: str, text: str):
 
 
 def check_world(path: str, text: str):
-    if path.startswith(("base/", "cli/", "tools/")) or path.endswith("/main.cc") or is_test(path) or path in WORLD_EXCEPTIONS:
+    if path.startswith(("base/", "cli/", "cmake/", "tools/")) or path.endswith("/main.cc") or is_test(path) or path in WORLD_EXCEPTIONS:
         return
     for number, line in enumerate(code_of(text).split("\n"), 1):
         for pattern, what in WORLD:
